@@ -1,0 +1,147 @@
+"""Measures peak memory and CPU time of a conversion on synthetic Mixtral checkpoints of growing depth.
+
+Run: python benchmarks/memory_and_time.py [--layers 8 32] [--json FILE]
+
+Every conversion runs in a fresh process with one thread; the figures are that process's own peak resident set and its
+user plus system time, imports included. Half of the experts are kept. Weights are random: only sizes matter here.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+HIDDEN, INTERMEDIATE, EXPERTS, HEADS, VOCABULARY = 1024, 3584, 8, 16, 1024
+SEQUENCES, LENGTH = 8, 512
+
+
+def write_checkpoint(folder: Path, layers: int) -> int:
+    """Writes a random bf16 Mixtral, one shard per layer; returns the bytes of its weights."""
+    config = {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS // 2,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 4096,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(0)
+    weight_map, size = {}, 0
+    for number in range(layers + 1):
+        shapes = outer_shapes() if number == layers else layer_shapes(number)
+        tensors = {
+            name: torch.ones(shape, dtype=torch.bfloat16)
+            if len(shape) == 1
+            else (torch.randn(shape, generator=generator) * 0.02).bfloat16()
+            for name, shape in shapes.items()
+        }
+        shard = f"model-{number + 1:05d}-of-{layers + 1:05d}.safetensors"
+        save_file(tensors, folder / shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, shard)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    np.save(folder / "ids.npy", np.random.default_rng(0).integers(0, VOCABULARY, (SEQUENCES, LENGTH)))
+    return size
+
+
+def outer_shapes() -> dict[str, tuple[int, ...]]:
+    """Shapes of everything outside the decoder layers."""
+    table = (VOCABULARY, HIDDEN)
+    return {"model.embed_tokens.weight": table, "lm_head.weight": table, "model.norm.weight": (HIDDEN,)}
+
+
+def layer_shapes(layer: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of one decoder layer."""
+    prefix = f"model.layers.{layer}."
+    attention = {"q_proj": HIDDEN, "k_proj": HIDDEN // 2, "v_proj": HIDDEN // 2}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{prefix}self_attn.{name}.weight": (rows, HIDDEN) for name, rows in attention.items()
+    }
+    shapes[f"{prefix}self_attn.o_proj.weight"] = (HIDDEN, HIDDEN)
+    shapes[f"{prefix}input_layernorm.weight"] = (HIDDEN,)
+    shapes[f"{prefix}post_attention_layernorm.weight"] = (HIDDEN,)
+    shapes[f"{prefix}block_sparse_moe.gate.weight"] = (EXPERTS, HIDDEN)
+    for expert in range(EXPERTS):
+        for name, shape in (("w1", (INTERMEDIATE, HIDDEN)), ("w2", (HIDDEN, INTERMEDIATE)), ("w3", (INTERMEDIATE, HIDDEN))):
+            shapes[f"{prefix}block_sparse_moe.experts.{expert}.{name}.weight"] = shape
+    return shapes
+
+
+def convert(source: str, output: str) -> None:
+    """The measured process: one conversion, then its own resources on stdout."""
+    from hcsmoe_hub import CalibrationOptions, ConvertOptions
+    from hcsmoe_hub import convert as run
+
+    torch.set_num_threads(1)
+    calibration = CalibrationOptions(dataset=f"{source}/ids.npy")
+    run(source, ConvertOptions(experts=EXPERTS // 2, output=Path(output), device="cpu", calibration=calibration))
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    unit = 1 if sys.platform == "darwin" else 1024
+    result = {"peak_bytes": usage.ru_maxrss * unit, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+def measure(layers: int) -> dict[str, float]:
+    """Converts one synthetic checkpoint in a fresh process."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        source.mkdir()
+        size = write_checkpoint(source, layers)
+        command = [sys.executable, __file__, "--convert", str(source), f"{folder}/result"]
+        start = time.perf_counter()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        wall = time.perf_counter() - start
+    return {"layers": layers, "weights_bytes": size, "wall_seconds": wall, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def main() -> None:
+    """Measures every depth and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--convert", nargs=2, metavar=("SOURCE", "OUTPUT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.convert:
+        convert(*arguments.convert)
+        return
+    print("| layers | weights | peak memory | CPU time | wall time |")
+    print("|---|---|---|---|---|")
+    results = []
+    for layers in arguments.layers:
+        found = measure(layers)
+        results.append(found)
+        print(
+            f"| {layers} | {found['weights_bytes'] / 1e9:.2f} GB | {found['peak_bytes'] / 2**30:.2f} GiB "
+            f"| {found['cpu_seconds']:.1f} s | {found['wall_seconds']:.1f} s |",
+            flush=True,
+        )
+    growth = results[-1]["peak_bytes"] / results[0]["peak_bytes"] - 1
+    print(f"\nPeak memory, {results[-1]['layers']} against {results[0]['layers']} layers: {growth:+.1%}")
+    if arguments.json:
+        machine = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
+        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""hcsmoe: fewer experts for Sparse-Mixture-of-Experts checkpoints, without training."""
+
+from hcsmoe_hub.convert import convert, execute, plan_conversion
+from hcsmoe_hub.errors import HcsmoeError
+from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, MethodOptions
+
+__all__ = [
+    "CalibrationOptions",
+    "ConvertOptions",
+    "HcsmoeError",
+    "MethodOptions",
+    "convert",
+    "execute",
+    "plan_conversion",
+]

@@ -1,0 +1,1 @@
+"""Calibration: text to packed tokens, and what is accumulated while they pass through a layer."""

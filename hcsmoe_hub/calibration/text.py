@@ -1,0 +1,227 @@
+"""Calibration text to token ids: packed sequences of equal length, without padding.
+
+Padding tokens would count in every expert's statistics, so documents are joined and cut instead.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hcsmoe_hub.errors import CalibrationError, PlanError
+from hcsmoe_hub.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions
+
+BUNDLED = "bundled"
+C4 = "c4"
+# The papers' protocol: the first shard of C4's English part, shuffled, cut into 32 blocks of 2048 tokens.
+C4_FILES = {"path": "allenai/c4", "data_files": {"train": "en/c4-train.00000-of-01024.json.gz"}, "split": "train"}
+SHUFFLE_BUFFER = 10_000
+FORMATS: Mapping[str, str] = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".gz": "json",
+    ".txt": "text",
+    ".parquet": "parquet",
+    ".csv": "csv",
+}
+TEXT_COLUMNS = ("messages", "text", "content")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationPlan:
+    """What will be fed to the model.
+
+    Attributes:
+        dataset: As the user named it.
+        sequences: Number of sequences, at most.
+        sequence_length: Tokens per sequence.
+        seed: Seed of the document shuffle.
+        text_column: Column with the text, ``None`` to find one.
+        is_token_ids: Whether the file holds token ids, which are used as they are.
+    """
+
+    dataset: str
+    sequences: int
+    sequence_length: int
+    seed: int
+    text_column: str | None
+    is_token_ids: bool
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, at most."""
+        return self.sequences * self.sequence_length
+
+
+def plan_calibration(
+    options: CalibrationOptions, *, max_positions: int | None, has_tokenizer: bool, label: str
+) -> CalibrationPlan:
+    """Checks the calibration options against the model, without reading text.
+
+    Raises:
+        PlanError: If a tokenizer is missing or the sequences are longer than the model takes.
+        CalibrationError: If a file does not exist or is of no known kind.
+    """
+    path = Path(options.dataset).expanduser()
+    if path.suffix == ".npy":
+        sequences, length = _open_token_ids(path).shape
+    else:
+        _check_dataset(options.dataset, path)
+        if not has_tokenizer:
+            raise PlanError(
+                f"{label} has no tokenizer, so calibration text cannot be turned into tokens.",
+                hint="add the tokenizer files, or pass token ids with --calibration IDS.npy",
+            )
+        sequences = options.samples
+        length = options.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, max_positions or DEFAULT_SEQUENCE_LENGTH)
+    if max_positions is not None and length > max_positions:
+        raise PlanError(
+            f"sequences of {length} tokens are longer than the {max_positions} positions of {label}.",
+            hint=f"use --sequence-length {max_positions} or less",
+        )
+    return CalibrationPlan(
+        dataset=options.dataset,
+        sequences=sequences,
+        sequence_length=length,
+        seed=options.seed,
+        text_column=options.text_column,
+        is_token_ids=path.suffix == ".npy",
+    )
+
+
+def _check_dataset(dataset: str, path: Path) -> None:
+    if dataset in (BUNDLED, C4) or path.is_file() and path.suffix in FORMATS:
+        return
+    if path.is_file():
+        raise CalibrationError(
+            f"{dataset} is of no known kind.", hint=f"known endings are {', '.join(FORMATS)} and .npy for token ids"
+        )
+    if path.suffix in FORMATS or dataset.count("/") != 1 or dataset.startswith((".", "~")):
+        raise CalibrationError(
+            f"there is no calibration file {dataset}.",
+            hint=f"pass {BUNDLED}, {C4}, a file, or a Hub dataset written as org/name",
+        )
+
+
+def _open_token_ids(path: Path) -> np.ndarray[Any, Any]:
+    hint = "save it with numpy.save as an int64 array of shape [sequences, length]"
+    if not path.is_file():
+        raise CalibrationError(f"there is no calibration file {path}.", hint="check the path")
+    try:
+        ids = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise CalibrationError(f"{path} is no array of numbers: {error}.", hint=hint) from None
+    if ids.ndim != 2 or ids.dtype != np.int64 or 0 in ids.shape:
+        raise CalibrationError(f"{path} holds {ids.dtype} values of shape {list(ids.shape)}.", hint=hint)
+    return ids
+
+
+def load_token_ids(plan: CalibrationPlan, *, tokenizer_folder: Path, vocab_size: int) -> Tensor:
+    """Loads the calibration tokens.
+
+    Args:
+        plan: What to load.
+        tokenizer_folder: Folder with the source's tokenizer files.
+        vocab_size: Ids must be below this.
+
+    Returns:
+        ``[sequences, sequence_length]`` int64. Fewer sequences than planned if the text is short.
+
+    Raises:
+        CalibrationError: If there is no text, too little for one sequence, or an id outside the vocabulary.
+    """
+    if plan.is_token_ids:
+        ids = torch.from_numpy(np.array(_open_token_ids(Path(plan.dataset).expanduser())))
+    else:
+        ids = _pack(plan, tokenizer_folder)
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        raise CalibrationError(
+            f"{plan.dataset} holds token ids from {ids.min()} to {ids.max()}, the vocabulary ends at {vocab_size - 1}.",
+            hint="use ids made with this model's own tokenizer",
+        )
+    return ids
+
+
+def _pack(plan: CalibrationPlan, tokenizer_folder: Path) -> Tensor:
+    """Tokenises documents, joins them, and cuts the result into sequences."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    # C4 follows the papers, which join documents without a separator.
+    separator = [] if plan.dataset == C4 or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stream: list[int] = []
+    for content in _documents(plan):
+        if isinstance(content, str):
+            # A document may exceed the model's context: it is cut below, so the tokenizer need not warn.
+            stream += tokenizer(content, verbose=False)["input_ids"] + separator
+        elif tokenizer.chat_template is None:
+            raise CalibrationError(
+                f"{plan.dataset} holds chat messages, but the model's tokenizer has no chat template.",
+                hint="pass plain text, or name a text column with --text-column",
+            )
+        else:
+            stream += tokenizer.apply_chat_template(content, tokenize=True, return_dict=False)
+        if len(stream) >= plan.tokens:
+            break
+    sequences = min(len(stream) // plan.sequence_length, plan.sequences)
+    if sequences == 0:
+        raise CalibrationError(
+            f"{plan.dataset} gives {len(stream)} tokens, fewer than one sequence of {plan.sequence_length}.",
+            hint="pass more text, or a smaller --sequence-length",
+        )
+    return torch.tensor(stream[: sequences * plan.sequence_length]).view(sequences, plan.sequence_length)
+
+
+def _documents(plan: CalibrationPlan) -> Iterator[Any]:
+    """Documents in shuffled order: strings, or lists of chat messages."""
+    column = plan.text_column
+    for row in _rows(plan):
+        if column is None:
+            column = next((name for name in TEXT_COLUMNS if row.get(name)), None)
+            if column is None:
+                raise CalibrationError(
+                    f"{plan.dataset} has no text: its columns are {', '.join(row)}.",
+                    hint="name the column that holds the text with --text-column",
+                )
+        if column not in row:
+            raise CalibrationError(
+                f"{plan.dataset} has no column {column!r}: its columns are {', '.join(row)}.",
+                hint="name one of them with --text-column",
+            )
+        if row[column]:
+            yield row[column]
+
+
+def _rows(plan: CalibrationPlan) -> Iterator[Mapping[str, Any]]:
+    import datasets
+
+    path = Path(plan.dataset).expanduser()
+    if plan.dataset == C4:
+        arguments: dict[str, Any] = dict(C4_FILES)
+    elif plan.dataset == BUNDLED:
+        arguments = {"path": "json", "data_files": str(package_files(__package__) / "data" / "bundled.jsonl")}
+    elif path.is_file():
+        arguments = {"path": FORMATS[path.suffix], "data_files": str(path)}
+        if path.suffix == ".txt":
+            arguments["sample_by"] = "paragraph"
+    else:
+        arguments = {"path": plan.dataset}
+    try:
+        rows = datasets.load_dataset(**{"split": "train", **arguments}, streaming=True)
+        yield from rows.shuffle(seed=plan.seed, buffer_size=SHUFFLE_BUFFER)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise CalibrationError(
+            f"{plan.dataset} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}",
+            hint=f"check the file, or the name of the dataset; '--calibration {BUNDLED}' needs no network",
+        ) from error
+
+
+def fingerprint(ids: Tensor) -> str:
+    """SHA-256 of the token ids as little-endian int64, row by row."""
+    return hashlib.sha256(ids.contiguous().numpy().astype("<i8").tobytes()).hexdigest()

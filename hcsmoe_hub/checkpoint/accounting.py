@@ -1,0 +1,135 @@
+"""Accounts for every stored tensor: copied as it is, merged with the experts, computed anew, or dropped with a reason."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from hcsmoe_hub.checkpoint.skeleton import Group, Skeleton
+from hcsmoe_hub.checkpoint.tensors import StoredTensor
+from hcsmoe_hub.errors import SourceError, UnsupportedModelError
+from hcsmoe_hub.moe.blocks import MoEBlock
+
+Output = tuple[str, torch.dtype, tuple[int, ...]]
+
+
+@dataclass(slots=True)
+class Account:
+    """What becomes of the stored tensors.
+
+    Attributes:
+        copied: Keys whose bytes go to the result as they are.
+        unread: Copied keys that the model does not load (a vision tower, say).
+        rewritten: Layer (``None`` outside the layers) to the parameters that are written from memory.
+        dropped: Keys that are left out, each with its reason.
+        outputs: Name, dtype and shape of every tensor of the result, in writing order.
+    """
+
+    copied: set[str] = field(default_factory=set)
+    unread: list[str] = field(default_factory=list)
+    rewritten: dict[int | None, list[str]] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    outputs: list[Output] = field(default_factory=list)
+
+
+def check_against_config(
+    skeleton: Skeleton, groups: Mapping[int | None, Group], stored: Mapping[str, StoredTensor]
+) -> None:
+    """Checks that the stored tensors are those that the config describes.
+
+    Raises:
+        SourceError: If a tensor is missing or has another shape than the config says.
+    """
+    hint = "config.json and the weights do not belong together, or the download is incomplete"
+    for layer, group in groups.items():
+        parameters = set(group.targets.values()) - group.dequantized
+        state = {name: skeleton.state[name] for name in parameters}
+        described = skeleton.to_stored(state, group.conversions)
+        for name, tensor in described.items():
+            found = stored.get(name)
+            if found is None or found.shape != tuple(tensor.shape):
+                where = "outside the layers" if layer is None else f"of layer {layer}"
+                has = "is missing" if found is None else f"has the shape {list(found.shape)} in {found.shard}"
+                raise SourceError(
+                    f"tensor {name!r} {where} {has}; config.json describes {list(tensor.shape)}.", hint=hint
+                )
+        quantized = {key for key, target in group.targets.items() if target in group.dequantized}
+        extra = group.targets.keys() - described.keys() - quantized
+        if extra:
+            raise SourceError(f"tensor {sorted(extra)[0]!r} is more than config.json describes.", hint=hint)
+    loaded = {target for group in groups.values() for target in group.targets.values()}
+    missing = skeleton.state.keys() - loaded - skeleton.model.all_tied_weights_keys.keys()
+    if missing:
+        raise SourceError(f"the checkpoint lacks the tensor for {sorted(missing)[0]!r}.", hint=hint)
+
+
+def _is_multi_token_prediction(key: str, skeleton: Skeleton) -> bool:
+    """Whether a key belongs to a prediction head beyond the decoder: ``mtp.*``, or a layer after the last one."""
+    layer = re.search(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.", key)
+    beyond = layer is not None and int(layer.group(1)) >= len(skeleton.layers)
+    return beyond or re.search(r"(?:^|\.)mtp(?:_\w+)?\.", key) is not None
+
+
+def _sort_unused(account: Account, unused: Sequence[str], skeleton: Skeleton, *, keep_mtp: bool) -> None:
+    """Decides about the keys that the model does not load."""
+    for key in unused:
+        if _is_multi_token_prediction(key, skeleton):
+            if keep_mtp:
+                account.unread.append(key)
+            else:
+                account.dropped[key] = "multi-token prediction layer: it has experts of its own that no model loads"
+        elif re.search(r"\.(experts|router)\.", key):
+            raise UnsupportedModelError(
+                f"tensor {key!r} looks like a part of an expert, but the model does not use it; "
+                "copying it would leave a checkpoint that contradicts itself.",
+                hint="report this checkpoint; it needs support of its own",
+            )
+        else:
+            account.unread.append(key)
+    account.copied.update(account.unread)
+
+
+def take_account(
+    source: tuple[Skeleton, Mapping[str, StoredTensor]],
+    groups: Mapping[int | None, Group],
+    unused: Sequence[str],
+    reduced: Skeleton,
+    blocks: Sequence[MoEBlock],
+    *,
+    keep_mtp: bool,
+) -> Account:
+    """Decides what becomes of every stored tensor, and names every tensor of the result.
+
+    Args:
+        source: Skeleton of the source and its stored tensors.
+        groups: Its keys by decoder layer.
+        unused: Keys that the model does not load.
+        reduced: Skeleton of the result.
+        blocks: MoE blocks of the source.
+        keep_mtp: Whether multi-token prediction layers still fit the result.
+
+    Raises:
+        UnsupportedModelError: If an expert-sized tensor cannot be written under a name of the source.
+    """
+    skeleton, stored = source
+    account = Account()
+    _sort_unused(account, unused, skeleton, keep_mtp=keep_mtp)
+    edited = set().union(*(block.edited for block in blocks))
+    for layer in sorted(groups, key=lambda layer: -1 if layer is None else layer):
+        group = groups[layer]
+        rewritten = [name for name in dict.fromkeys(group.targets.values()) if name in edited | group.dequantized]
+        account.rewritten[layer] = rewritten
+        copied = [key for key in group.targets if group.targets[key] not in rewritten]
+        account.copied.update(copied)
+        tensors = reduced.to_stored({name: reduced.state[name] for name in rewritten}, group.conversions)
+        for name, tensor in tensors.items():
+            is_kept = name in stored and group.targets.get(name) not in group.dequantized
+            dtype = stored[name].dtype if is_kept else tensor.dtype
+            account.outputs.append((name, dtype, tuple(tensor.shape)))
+        account.outputs.extend((key, stored[key].dtype, stored[key].shape) for key in copied)
+        unknown = tensors.keys() - group.targets.keys()
+        if unknown and not group.dequantized:
+            raise UnsupportedModelError(f"the result would need a tensor {sorted(unknown)[0]!r} that the source lacks.")
+    account.outputs.extend((key, stored[key].dtype, stored[key].shape) for key in account.unread)
+    return account

@@ -1,0 +1,106 @@
+"""Reads stored tensors with plain file reads: each byte once, and none of it mapped into this process.
+
+A memory map would count the source's pages as resident for as long as any tensor of a shard lives, and a weight that
+transformers keeps as a view of the map would pin the shard. Reading into fresh memory makes the peak predictable.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from hcsmoe_hub.checkpoint.source import Source
+from hcsmoe_hub.checkpoint.tensors import DTYPE_NAMES, StoredTensor
+from hcsmoe_hub.errors import SourceError
+
+
+class TensorReader:
+    """Reads tensors of a source; keeps one open file per shard and counts the bytes.
+
+    Safe to use from several threads: ``os.preadv`` has no shared position.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._files: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self.bytes_read = 0
+
+    def _file(self, shard: str) -> int:
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = os.open(self._source.fetch(shard), os.O_RDONLY)
+            return self._files[shard]
+
+    def read(self, tensor: StoredTensor) -> Tensor:
+        """Reads one tensor into new memory, in its stored dtype.
+
+        Raises:
+            SourceError: If the file ends before the tensor does.
+        """
+        content = torch.empty(tensor.nbytes, dtype=torch.uint8)
+        buffer = memoryview(content.numpy())
+        file, position = self._file(tensor.shard), 0
+        while position < tensor.nbytes:
+            count = os.preadv(file, [buffer[position:]], tensor.offset + position)
+            if count == 0:
+                raise SourceError(
+                    f"{tensor.shard} ends inside tensor {tensor.name!r}; it changed while it was read.",
+                    hint="download this shard again",
+                )
+            position += count
+        with self._lock:
+            self.bytes_read += tensor.nbytes
+        return content.view(tensor.dtype).view(tensor.shape)
+
+    def close(self) -> None:
+        """Closes every open shard."""
+        with self._lock:
+            for file in self._files.values():
+                os.close(file)
+            self._files.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class LazyTensor:
+    """A stored tensor that transformers' loader reads when, and only when, it indexes it.
+
+    Args:
+        tensor: What to read.
+        reader: Where to read it.
+        on_read: Called with the tensor as stored, before any conversion or cast.
+    """
+
+    def __init__(
+        self, tensor: StoredTensor, reader: TensorReader, on_read: Callable[[StoredTensor, Tensor], None]
+    ) -> None:
+        self.tensor = tensor
+        self._reader = reader
+        self._on_read = on_read
+
+    def __getitem__(self, index: object) -> Tensor:
+        assert index is Ellipsis, "transformers reads whole tensors"
+        content = self._reader.read(self.tensor)
+        self._on_read(self.tensor, content)
+        return content
+
+    def get_shape(self) -> list[int]:
+        """Shape, as a safetensors slice reports it."""
+        return list(self.tensor.shape)
+
+    def get_dtype(self) -> str:
+        """Dtype name, as a safetensors slice reports it."""
+        return DTYPE_NAMES[self.tensor.dtype]
+
+

@@ -1,0 +1,60 @@
+"""Loads a checkpoint as a user would, in a process of its own, and says what transformers noticed.
+
+Run as ``python -m hcsmoe_hub.checkpoint.reload FOLDER TOKENS``; prints one JSON object.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from hcsmoe_hub.checkpoint.skeleton import build_config, model_class
+from hcsmoe_hub.checkpoint.source import LocalSource
+
+# Any short prompt will do: it is the strictness of the load that counts, and that the result computes.
+PROMPT_LENGTH = 8
+
+
+def reload(folder: Path, tokens: int) -> dict[str, Any]:
+    """Loads with plain ``from_pretrained`` and generates greedily.
+
+    Returns:
+        The loading info as lists of names, the generated token ids, and whether the logits were finite.
+    """
+    source = LocalSource(folder)
+    loader: Any = AutoModelForCausalLM
+    if type(AutoConfig.from_pretrained(folder)) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        loader = model_class(build_config(source.config))
+    size = sum(source.fetch(shard).stat().st_size for shard in source.shards)
+    with tempfile.TemporaryDirectory() as offload:
+        # A model that does not fit is spread over devices, memory and disk by accelerate.
+        spread = {"device_map": "auto", "offload_folder": offload} if size > psutil.virtual_memory().available else {}
+        model, info = loader.from_pretrained(folder, output_loading_info=True, **spread)
+        vocab_size = model.config.get_text_config().vocab_size
+        prompt = torch.arange(PROMPT_LENGTH)[None] % vocab_size
+        with torch.no_grad():
+            finite = bool(model(prompt.to(model.device)).logits.isfinite().all())
+            output = model.generate(
+                prompt.to(model.device), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
+            )
+    names = {kind: sorted(str(name) for name in found) for kind, found in info.items()}
+    return {"error_msgs": [], **names, "finite": finite, "generated": output[0, PROMPT_LENGTH:].tolist()}
+
+
+def main() -> None:
+    """Entry point of the fresh process."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    folder, tokens = sys.argv[1:]
+    sys.stdout.write(json.dumps(reload(Path(folder), int(tokens))) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Where a checkpoint comes from: a local folder, or a Hub repository at one commit."""
+
+from abc import ABC, abstractmethod
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hcsmoe_hub.checkpoint.tensors import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    StoredTensor,
+    check_index,
+    local_header,
+    parse_config,
+    read_index,
+    stored_tensors,
+)
+from hcsmoe_hub.errors import SourceError
+
+# Weights in formats that are never opened: pickles can run code, and the others are not safetensors.
+FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.gguf", "*.onnx")
+
+
+class Source(ABC):
+    """A checkpoint that can be planned from its headers and read shard by shard.
+
+    Attributes:
+        name: Short name for a person and for the default output folder.
+        repo_id: Hub repository, or ``None`` for a folder.
+        path: Local folder, or ``None`` for a repository.
+        revision: Commit of the repository, or ``None`` for a folder.
+    """
+
+    name: str
+    repo_id: str | None = None
+    path: Path | None = None
+    revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What a message calls this source."""
+        return self.repo_id if self.repo_id is not None else str(self.path)
+
+    @abstractmethod
+    def files(self) -> list[str]:
+        """Names of the files at the top level and in sub-folders, sorted."""
+
+    @abstractmethod
+    def fetch(self, file: str) -> Path:
+        """Local path of ``file``, downloaded when it has to be."""
+
+    @abstractmethod
+    def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
+        """Tensors of one shard, from its header alone."""
+
+    @abstractmethod
+    def download_bytes(self) -> int:
+        """Bytes of weights that are not on this machine yet."""
+
+    def text(self, file: str) -> str:
+        """Content of a small text file."""
+        return self.fetch(file).read_text(encoding="utf-8")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The raw ``config.json``."""
+        if "config.json" not in self.files():
+            raise SourceError(
+                f"{self.label} has no config.json, so it is no transformers checkpoint.",
+                hint="pass the folder or repository that holds config.json and the safetensors shards",
+            )
+        return parse_config(self.text("config.json"), where=f"{self.label}/config.json")
+
+    @cached_property
+    def weight_map(self) -> dict[str, str] | None:
+        """Tensor name to shard name as the index gives it, ``None`` for a single file."""
+        if SINGLE_FILE in self.files() or INDEX_FILE not in self.files():
+            return None
+        return read_index(self.text(INDEX_FILE), where=f"{self.label}/{INDEX_FILE}")
+
+    @cached_property
+    def shards(self) -> list[str]:
+        """Names of the safetensors files that hold the weights, sorted.
+
+        Raises:
+            SourceError: If there are none, or one that the index names is missing.
+        """
+        files = self.files()
+        if self.weight_map is None:
+            if SINGLE_FILE in files:
+                return [SINGLE_FILE]
+            foreign = [file for file in files if any(fnmatch(file, pattern) for pattern in FOREIGN_WEIGHTS)]
+            found = f"only {', '.join(foreign[:3])}" if foreign else "no weights at all"
+            raise SourceError(
+                f"{self.label} holds {found}: hcsmoe reads safetensors and never opens a pickle.",
+                hint="convert the weights to safetensors first, or use a revision that has them",
+            )
+        shards = sorted(set(self.weight_map.values()))
+        missing = [shard for shard in shards if shard not in files]
+        if missing:
+            raise SourceError(
+                f"{self.label} lacks {len(missing)} of {len(shards)} shards that its index names: {', '.join(missing[:3])}.",
+                hint="download the missing shards",
+            )
+        return shards
+
+    @cached_property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Every stored tensor, shard by shard, in the order of the file."""
+        tensors: dict[str, StoredTensor] = {}
+        for shard in self.shards:
+            found = self.shard_tensors(shard)
+            twice = tensors.keys() & found.keys()
+            if twice:
+                raise SourceError(f"{self.label} stores {sorted(twice)[0]!r} twice.", hint="download it again")
+            tensors |= dict(sorted(found.items(), key=lambda item: item[1].offset))
+        if self.weight_map is not None:
+            check_index(self.weight_map, tensors)
+        return tensors
+
+
+class LocalSource(Source):
+    """A checkpoint in a folder of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.resolve().name
+
+    def files(self) -> list[str]:
+        assert self.path is not None
+        return sorted(file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
+
+    def fetch(self, file: str) -> Path:
+        assert self.path is not None
+        return self.path / file
+
+    def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
+        path = self.fetch(shard)
+        metadata, data_start = local_header(path)
+        return stored_tensors(metadata, shard=shard, data_start=data_start, file_bytes=path.stat().st_size)
+
+    def download_bytes(self) -> int:
+        return 0
+
+
+def open_source(
+    source: str, *, revision: str | None = None, token: str | None = None, cache_dir: Path | None = None
+) -> Source:
+    """Opens a local folder if there is one of that name, otherwise a Hub repository.
+
+    Args:
+        source: Folder, ``org/name``, ``hf://org/name`` or ``hf://org/name@revision``.
+        revision: Branch, tag or commit of the repository; ``main`` when ``None``.
+        token: Access token; ``None`` uses the stored login.
+        cache_dir: Hub cache; ``None`` uses the default one.
+
+    Raises:
+        SourceError: If neither a folder nor a repository of that name can be opened.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise SourceError(
+                f"--revision {revision} was given, but {source} is a local folder, which has no revisions.",
+                hint=f"drop --revision, or write hf://{source} if you mean the Hub repository",
+            )
+        return LocalSource(path)
+    if path.exists():
+        raise SourceError(f"{source} is a file.", hint="pass the folder that holds config.json and the shards")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 and not source.startswith("hf://"):
+        raise SourceError(f"there is no folder {source}.", hint="check the path")
+    from hcsmoe_hub.checkpoint.hub import open_hub_source
+
+    return open_hub_source(source, revision=revision, token=token, cache_dir=cache_dir)

@@ -1,0 +1,173 @@
+"""Proves that a written checkpoint holds what it promises: structure, numbers, a strict reload, generation."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hcsmoe_hub.checkpoint.reader import TensorReader
+from hcsmoe_hub.checkpoint.source import LocalSource, Source
+from hcsmoe_hub.checkpoint.tensors import total_bytes
+from hcsmoe_hub.checkpoint.writer import INCOMPLETE
+from hcsmoe_hub.errors import VerificationError
+from hcsmoe_hub.plan import Model, read_model
+from hcsmoe_hub.report import REPORT_FILE
+
+GENERATED_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was checked and found in order.
+
+    Attributes:
+        tensors: Number of tensors.
+        weights_bytes: Their size.
+        experts: Experts per MoE layer.
+        moe_layers: Number of MoE layers.
+        generated: Token ids that the reloaded model generated.
+        identical: Tensors that are bit-identical to the source's; ``None`` without a source to compare with.
+    """
+
+    tensors: int
+    weights_bytes: int
+    experts: int
+    moe_layers: int
+    generated: list[int]
+    identical: int | None = None
+
+
+def check_structure(folder: Path) -> Model:
+    """Checks index, headers, names, shapes, expert numbering and config against each other; reads no weights.
+
+    Raises:
+        VerificationError: If they disagree.
+        SourceError: If the folder is no readable checkpoint.
+    """
+    source = LocalSource(folder)
+    files = source.files()
+    unfinished = [file for file in files if file.endswith(INCOMPLETE)]
+    if unfinished:
+        raise VerificationError(f"{folder} holds unfinished files: {', '.join(unfinished[:3])}.", hint="convert again")
+    stray = {file for file in files if file.endswith(".safetensors") and "/" not in file} - set(source.shards)
+    if stray:
+        raise VerificationError(
+            f"{folder} holds shards that its index does not name: {', '.join(sorted(stray)[:3])}. Several programs load "
+            "every shard of a folder.",
+            hint="delete them",
+        )
+    if source.weight_map is not None:
+        unlisted = source.tensors.keys() - source.weight_map.keys()
+        if unlisted:
+            raise VerificationError(
+                f"the index of {folder} does not name {len(unlisted)} stored tensors, the first is {sorted(unlisted)[0]!r}.",
+                hint="convert again",
+            )
+    model = read_model(source)
+    if REPORT_FILE in files:
+        after = json.loads(source.text(REPORT_FILE))["experts"]["after"]
+        if after != model.settings.experts:
+            raise VerificationError(
+                f"{REPORT_FILE} speaks of {after} experts, config.json of {model.settings.experts}.", hint="convert again"
+            )
+    return model
+
+
+def verify(folder: Path, *, against: Source | None = None, on_tensor: Callable[[str], None] | None = None) -> Verification:
+    """Checks everything about a checkpoint, ending with a reload and a generation in a fresh process.
+
+    Args:
+        folder: The checkpoint.
+        against: The source it was made from: everything that no merge touches must be bit-identical.
+        on_tensor: Called with the name of every tensor that was read.
+
+    Raises:
+        VerificationError: With the first thing that is wrong.
+        SourceError: If the folder, or the source, is no readable checkpoint.
+    """
+    model = check_structure(folder)
+    tensors = model.source.tensors
+    with TensorReader(model.source) as reader:
+        for name, stored in tensors.items():
+            content = reader.read(stored)
+            if content.is_floating_point() and not _is_finite(content):
+                raise VerificationError(f"tensor {name!r} in {stored.shard} is not finite.", hint="convert again")
+            if on_tensor is not None:
+                on_tensor(name)
+    identical = None if against is None else _compare(model, against)
+    return Verification(
+        tensors=len(tensors),
+        weights_bytes=total_bytes(tensors.values()),
+        experts=model.settings.experts,
+        moe_layers=len(model.blocks),
+        generated=_reload(model),
+        identical=identical,
+    )
+
+
+def _is_finite(content: Tensor) -> bool:
+    wide = content.float() if content.dtype.itemsize < 2 else content
+    return bool(wide.isfinite().all())
+
+
+def _compare(model: Model, against: Source) -> int:
+    """Compares every tensor that is no part of an expert or a router; returns how many there are.
+
+    Raises:
+        VerificationError: If one differs.
+    """
+    sized = {name for block in model.blocks for name in block.edited}
+    if read_model(against).settings.experts == model.settings.experts:
+        sized = set()
+    changed = {key for group in model.groups.values() for key, target in group.targets.items() if target in sized}
+    untouched = [name for name in model.source.tensors if name not in changed and name in against.tensors]
+    known = {key for group in model.groups.values() for key in group.targets}
+    missing = [name for name in known - changed if name not in against.tensors]
+    if missing and not against.config.get("quantization_config"):
+        raise VerificationError(f"{against.label} has no tensor {sorted(missing)[0]!r}, so it is not the source.")
+    with TensorReader(model.source) as ours, TensorReader(against) as theirs:
+        for name in untouched:
+            stored, original = model.source.tensors[name], against.tensors[name]
+            if stored.dtype != original.dtype and against.config.get("quantization_config"):
+                continue
+            same_kind = stored.dtype == original.dtype and stored.shape == original.shape
+            if not same_kind or not torch.equal(_bits(ours.read(stored)), _bits(theirs.read(original))):
+                raise VerificationError(
+                    f"tensor {name!r} differs from {against.label}, although no merge touches it.", hint="convert again"
+                )
+    return len(untouched)
+
+
+def _bits(content: Tensor) -> Tensor:
+    return content.reshape(-1).view(torch.uint8)
+
+
+def _reload(model: Model) -> list[int]:
+    """Loads the checkpoint in a fresh process and generates; returns the generated tokens."""
+    assert model.source.path is not None
+    command = [sys.executable, "-m", "hcsmoe_hub.checkpoint.reload", str(model.source.path), str(GENERATED_TOKENS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise VerificationError(f"transformers cannot load {model.source.path}: {lines[-1]}", hint="convert again")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        # Tensors that the source already had and the model never loads (a vision tower) are no surprise.
+        found = [name for name in result[kind] if name not in model.unused]
+        if found:
+            raise VerificationError(
+                f"transformers reports {len(found)} {kind.replace('_', ' ')}, the first is {found[0]!r}.",
+                hint="convert again",
+            )
+    if not result["finite"] or len(result["generated"]) != GENERATED_TOKENS:
+        raise VerificationError(f"the reloaded model does not generate: {result['generated']}.", hint="convert again")
+    generated: list[int] = result["generated"]
+    return generated
+
+

@@ -1,0 +1,174 @@
+"""Writes the planned shards while the layers pass: no shard is ever held in memory.
+
+The plan knows every name, dtype and shape beforehand, so each shard's header is written first and each tensor goes
+straight to its own place in the file. (safetensors itself can only save a shard that is complete in memory.)
+A shard bears a temporary name until its last tensor is in; the index comes last of all.
+"""
+
+import json
+import os
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from torch import Tensor
+
+from hcsmoe_hub.checkpoint.tensors import DTYPE_NAMES, INDEX_FILE, StoredTensor, total_bytes
+
+INCOMPLETE = ".incomplete"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLayout:
+    """Where every tensor of the result will lie.
+
+    Attributes:
+        shards: Shard name to its tensors, in the order of their bytes.
+        headers: Shard name to the bytes that come before the first tensor.
+    """
+
+    shards: Mapping[str, tuple[StoredTensor, ...]]
+    headers: Mapping[str, bytes]
+
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Tensor name to its place."""
+        return {tensor.name: tensor for shard in self.shards.values() for tensor in shard}
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of all shards together, headers included."""
+        return sum(len(header) for header in self.headers.values()) + total_bytes(self.tensors.values())
+
+
+def lay_out(outputs: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], *, max_shard_size: str) -> ShardLayout:
+    """Plans shards for ``(name, dtype, shape)`` triples, filled in the given order.
+
+    Args:
+        outputs: Tensors of the result.
+        max_shard_size: Upper size of one shard, such as ``5GB``; one larger tensor gets a shard of its own.
+    """
+    specs = {
+        name: StoredTensor(name=name, dtype=dtype, shape=shape, shard="", offset=0) for name, dtype, shape in outputs
+    }
+    split = split_state_dict_into_shards_factory(
+        specs,  # type: ignore[type-var]
+        get_storage_size=lambda spec: spec.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    shards, headers = {}, {}
+    for shard, names in split.filename_to_tensors.items():
+        # Widest dtypes first keeps every tensor aligned to its own element size, as safetensors' own writer does.
+        ordered = sorted((specs[name] for name in names), key=lambda spec: -spec.dtype.itemsize)
+        headers[shard], shards[shard] = _encode(shard, ordered)
+    return ShardLayout(shards=shards, headers=headers)
+
+
+def _encode(shard: str, specs: Sequence[StoredTensor]) -> tuple[bytes, tuple[StoredTensor, ...]]:
+    """Header bytes of a shard, and its tensors with their final offsets."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for spec in specs:
+        offsets = [position, position + spec.nbytes]
+        entries[spec.name] = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
+        position += spec.nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = struct.pack("<Q", len(text)) + text
+    placed = tuple(
+        StoredTensor(
+            name=spec.name,
+            dtype=spec.dtype,
+            shape=spec.shape,
+            shard=shard,
+            offset=len(header) + entries[spec.name]["data_offsets"][0],
+        )
+        for spec in specs
+    )
+    return header, placed
+
+
+class ShardWriter:
+    """Puts tensors into their planned places, from any thread and in any order."""
+
+    def __init__(self, folder: Path, layout: ShardLayout) -> None:
+        self._folder = folder
+        self._layout = layout
+        self._tensors = layout.tensors
+        self._missing = {shard: {tensor.name for tensor in tensors} for shard, tensors in layout.shards.items()}
+        self._files: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self.bytes_written = 0
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Writes one tensor; the shard gets its final name when this was its last one.
+
+        Raises:
+            AssertionError: If the tensor was not planned so, or was written before: a defect of the caller.
+        """
+        planned = self._tensors[name]
+        assert tensor.shape == planned.shape and tensor.dtype == planned.dtype, (name, tensor.shape, tensor.dtype, planned)
+        content = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+        file, buffer, position = self._file(planned.shard), memoryview(content), 0
+        while position < planned.nbytes:
+            position += os.pwrite(file, buffer[position:], planned.offset + position)
+        with self._lock:
+            self.bytes_written += planned.nbytes
+            self._missing[planned.shard].remove(name)
+            if not self._missing[planned.shard]:
+                self._publish(planned.shard)
+
+    def _file(self, shard: str) -> int:
+        with self._lock:
+            if shard not in self._files:
+                path = self._folder / (shard + INCOMPLETE)
+                self._files[shard] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+                os.pwrite(self._files[shard], self._layout.headers[shard], 0)
+            return self._files[shard]
+
+    def _publish(self, shard: str) -> None:
+        file = self._files.pop(shard)
+        os.fsync(file)
+        os.close(file)
+        os.replace(self._folder / (shard + INCOMPLETE), self._folder / shard)
+
+    def finish(self) -> None:
+        """Writes the index, the sign that the weights are complete.
+
+        Raises:
+            AssertionError: If a planned tensor was never written: a defect of the caller.
+        """
+        missing = sorted(name for names in self._missing.values() for name in names)
+        assert not missing, f"{len(missing)} planned tensors were not written, the first is {missing[0]}"
+        if len(self._layout.shards) > 1:
+            total = total_bytes(self._tensors.values())
+            weight_map = {name: self._tensors[name].shard for name in sorted(self._tensors)}
+            write_json(self._folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+    def abandon(self) -> None:
+        """Removes every shard, finished or not, after a failure."""
+        with self._lock:
+            for file in self._files.values():
+                os.close(file)
+            self._files.clear()
+        for shard in self._layout.shards:
+            (self._folder / shard).unlink(missing_ok=True)
+            (self._folder / (shard + INCOMPLETE)).unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON under a temporary name, then renames it."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name, then renames it."""
+    temporary = path.with_name(path.name + INCOMPLETE)
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,31 @@
+"""Agglomerative clustering: the closest two clusters become one until K are left."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import cut_tree, linkage
+from scipy.spatial.distance import squareform
+
+from hcsmoe_hub.clustering.clusters import Clusters
+from hcsmoe_hub.options import Linkage
+
+
+def hierarchical(distances_EE: NDArray[np.float64], clusters: int, method: Linkage) -> Clusters:
+    """Groups experts by hierarchical clustering (HC-SMoE, algorithm 1).
+
+    The linkage of two clusters A and B over the distances d of their members (eq. 6 to 8): single ``min d``, complete
+    ``max d``, average ``1/(|A||B|) sum d``; ward is the increase of the squared error, defined for Euclidean distances.
+
+    Args:
+        distances_EE: Symmetric distances with a zero diagonal.
+        clusters: K, between 1 and E.
+        method: The linkage.
+
+    Returns:
+        Exactly K clusters, and the E - K linkage distances at which they were merged.
+    """
+    experts = len(distances_EE)
+    if clusters == experts:
+        return Clusters.of(range(experts))
+    tree = linkage(squareform(distances_EE, checks=False), method=method.value)
+    labels = cut_tree(tree, n_clusters=clusters)[:, 0]
+    return Clusters.of(labels.tolist(), tree[: experts - clusters, 2].tolist())

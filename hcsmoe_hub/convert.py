@@ -1,0 +1,221 @@
+"""The whole story: plan, stream (observe, cluster, merge, route), write, verify.
+
+Importing this module is cheap; torch and transformers are imported when a conversion begins.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hcsmoe_hub.events import Listener, Stage, StageFinished, StageStarted, Warned, ignore
+from hcsmoe_hub.options import ConvertOptions
+from hcsmoe_hub.report import ConversionReport, LayerReport
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hcsmoe_hub.checkpoint.source import Source
+    from hcsmoe_hub.plan import ConversionPlan
+
+
+def convert(
+    source: "str | Path | Source",
+    options: ConvertOptions,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    listener: Listener = ignore,
+) -> ConversionReport:
+    """Converts a checkpoint to fewer experts and writes the result.
+
+    Args:
+        source: Local folder, Hub repository id, or an opened source.
+        options: What to do.
+        revision: Branch, tag or commit of a repository.
+        token: Hub token; ``None`` uses the stored login.
+        cache_dir: Hub cache; ``None`` uses the default one.
+        listener: Called with every event.
+
+    Returns:
+        What was done; the same as ``hcsmoe.json`` in the output folder.
+
+    Raises:
+        HcsmoeError: For every known failure. Nothing is left that looks finished.
+    """
+    return execute(plan_conversion(source, options, revision=revision, token=token, cache_dir=cache_dir), listener=listener)
+
+
+def plan_conversion(
+    source: "str | Path | Source",
+    options: ConvertOptions,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    measure_speed: bool = False,
+) -> "ConversionPlan":
+    """Plans a conversion from the source's config and headers; reads no weights and writes nothing.
+
+    Args:
+        measure_speed: Time a small matrix product on the device, so that the plan can estimate the duration.
+
+    Raises:
+        HcsmoeError: Every refusal of a conversion happens here.
+    """
+    from hcsmoe_hub.checkpoint.source import Source, open_source
+    from hcsmoe_hub.device import measure_flops, resolve_device
+    from hcsmoe_hub.plan import make_plan
+
+    device = resolve_device(options.device)
+    if not isinstance(source, Source):
+        source = open_source(str(source), revision=revision, token=token, cache_dir=cache_dir)
+    plan = make_plan(source, options, on_device=device.type != "cpu")
+    if not measure_speed:
+        return plan
+    speed = measure_flops(device, plan.model.skeleton.dtype)
+    return make_plan(source, options, on_device=device.type != "cpu", flops_per_second=speed)
+
+
+def execute(plan: "ConversionPlan", *, listener: Listener = ignore) -> ConversionReport:
+    """Carries out a plan.
+
+    Raises:
+        HcsmoeError: If calibration text, a download or the disk fails; everything written so far is removed.
+    """
+    from hcsmoe_hub.checkpoint.verify import check_structure
+    from hcsmoe_hub.output import claim_output, write_result
+
+    seconds: dict[str, float] = {}
+    warnings = list(plan.warnings)
+
+    def emit(event: Any) -> None:
+        if isinstance(event, Warned):
+            warnings.append(event.message)
+        listener(event)
+
+    for message in plan.warnings:
+        listener(Warned(message))
+    with _timed(Stage.CALIBRATION, 1, emit, seconds):
+        token_ids = _load_tokens(plan, emit)
+    with claim_output(plan) as writer:
+        with _timed(Stage.CONVERT, len(plan.model.skeleton.layers), emit, seconds):
+            layers, peak = _stream(plan, writer, token_ids, emit)
+        report = _report(plan, token_ids, layers, warnings, seconds, peak)
+        write_result(plan, writer, report)
+    with _timed(Stage.VERIFY, 1, emit, seconds):
+        check_structure(plan.output)
+    return report
+
+
+@contextmanager
+def _timed(stage: Stage, total: int, emit: Listener, seconds: dict[str, float]) -> Iterator[None]:
+    emit(StageStarted(stage, total))
+    start = time.perf_counter()
+    yield
+    seconds[stage.value] = round(time.perf_counter() - start, 3)
+    emit(StageFinished(stage, seconds[stage.value]))
+
+
+def _load_tokens(plan: "ConversionPlan", emit: Listener) -> "Tensor":
+    from hcsmoe_hub.calibration.text import load_token_ids
+
+    source = plan.model.source
+    folder = source.fetch("config.json").parent
+    for file in plan.sidecars:
+        source.fetch(file)
+    vocab_size = plan.model.skeleton.config.get_text_config().vocab_size
+    token_ids = load_token_ids(plan.calibration, tokenizer_folder=folder, vocab_size=vocab_size)
+    if len(token_ids) < plan.calibration.sequences:
+        emit(
+            Warned(
+                f"{plan.calibration.dataset} fills {len(token_ids)} of {plan.calibration.sequences} calibration sequences."
+            )
+        )
+    return token_ids
+
+
+def _stream(plan: "ConversionPlan", writer: Any, token_ids: "Tensor", emit: Listener) -> tuple[list[LayerReport], Any]:
+    """Runs the pass; returns a report per MoE layer and the peak memory."""
+    from hcsmoe_hub.checkpoint.layers import LayerLoader, sequential_loading
+    from hcsmoe_hub.checkpoint.reader import TensorReader
+    from hcsmoe_hub.device import peak_memory, resolve_device
+    from hcsmoe_hub.reduction import LayerReducer
+    from hcsmoe_hub.streaming import make_batcher, stream
+
+    model, account, device = plan.model, plan.account, resolve_device(plan.options.device)
+    kept = {tensor.name for block in model.blocks for tensor in block.router}
+    kept |= {name for block in model.blocks for name in block.tables}
+    batcher = make_batcher(model.skeleton, token_ids, batch_tokens=plan.options.batch_tokens, device=device)
+    with TensorReader(model.source) as reader, sequential_loading():
+        loader = LayerLoader(
+            model.skeleton,
+            model.groups,
+            reader,
+            writer,
+            stored=model.source.tensors,
+            copied=account.copied,
+            kept=kept,
+            device=device,
+        )
+        reducer = LayerReducer(plan, writer, batcher, emit)
+        try:
+            stream(model.skeleton, loader, reducer, token_ids, batcher=batcher)
+        finally:
+            loader.close()
+        for key in account.unread:
+            writer.write(key, reader.read(model.source.tensors[key]))
+    return reducer.reports, peak_memory(device)
+
+
+def _report(
+    plan: "ConversionPlan",
+    token_ids: "Tensor",
+    layers: list[LayerReport],
+    warnings: list[str],
+    seconds: dict[str, float],
+    peak: dict[str, int],
+) -> ConversionReport:
+    from hcsmoe_hub.calibration.text import fingerprint
+    from hcsmoe_hub.checkpoint.tensors import total_bytes
+    from hcsmoe_hub.versions import installed_versions, tool
+
+    source, before, after = plan.model.source, plan.model.settings, plan.settings
+    name = {"repo_id": source.repo_id} if source.repo_id is not None else {"path": str(source.path)}
+    sequences, length = token_ids.shape
+    return ConversionReport(
+        tool=tool(),
+        source={**name, "revision": source.revision, "model_type": source.config["model_type"]},
+        experts={
+            "before": before.experts,
+            "after": after.experts,
+            "per_token_before": before.experts_per_token,
+            "per_token_after": after.experts_per_token,
+            "moe_layers": len(plan.model.blocks),
+        },
+        parameters={"before": plan.model.parameters, "after": plan.parameters_after},
+        weights_bytes={
+            "before": total_bytes(source.tensors.values()),
+            "after": total_bytes(plan.layout.tensors.values()),
+        },
+        method={key: str(value) for key, value in asdict(plan.options.method).items()},
+        calibration={
+            "dataset": plan.calibration.dataset,
+            "sequences": sequences,
+            "sequence_length": length,
+            "tokens": sequences * length,
+            "seed": plan.calibration.seed,
+            "sha256": fingerprint(token_ids),
+        },
+        layers=layers,
+        dropped_tensors=plan.account.dropped,
+        warnings=warnings,
+        timings_seconds=seconds,
+        peak_memory_bytes=peak,
+        versions=installed_versions(),
+    )
+
+

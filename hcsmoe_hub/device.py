@@ -1,0 +1,58 @@
+"""Which device runs the layers, how fast it multiplies, and how much memory was used."""
+
+import resource
+import sys
+import time
+
+import torch
+
+from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.options import Device
+
+_PROBE_ROWS, _PROBE_SIZE = 512, 1024
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turns ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device of this machine.
+
+    Raises:
+        PlanError: If there is no such device.
+    """
+    if name == Device.AUTO:
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind == Device.CPU and not index:
+        return torch.device("cpu")
+    if kind != Device.CUDA or index and not index.isdigit():
+        raise PlanError(f"unknown device {name!r}.", hint="use auto, cpu, cuda, or cuda:0 and the like")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        found = f"{count} CUDA devices" if count else "no CUDA device"
+        raise PlanError(f"device {name} was asked for, but torch sees {found} here.", hint="use --device auto or cpu")
+    return torch.device(f"cuda:{int(index or 0)}")
+
+
+def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a small matrix product, after a warm-up."""
+    left = torch.ones(_PROBE_ROWS, _PROBE_SIZE, dtype=dtype, device=device)
+    right = torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype, device=device)
+    repeats = 8
+    for warm in (True, False):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            product = left @ right
+        # Reading one element waits for the device.
+        product[0, 0].item()
+        if not warm:
+            elapsed = time.perf_counter() - start
+    return 2 * repeats * _PROBE_ROWS * _PROBE_SIZE**2 / elapsed
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Peak resident bytes of this process, and peak allocated bytes of the accelerator if there is one."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak[str(device)] = torch.cuda.max_memory_allocated(device)
+    return peak

@@ -1,0 +1,55 @@
+"""What the library tells the outside while it works; the command line renders these, the library never prints."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """The stages of a conversion, in order."""
+
+    PLAN = "plan"
+    CALIBRATION = "calibration"
+    CONVERT = "convert"
+    VERIFY = "verify"
+
+
+@dataclass(frozen=True, slots=True)
+class StageStarted:
+    """A stage begins; ``total`` counts its steps (decoder layers while converting)."""
+
+    stage: Stage
+    total: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageAdvanced:
+    """One step of a stage is done; ``bytes_read`` is the running total of weight bytes."""
+
+    stage: Stage
+    detail: str = ""
+    bytes_read: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StageFinished:
+    """A stage is done."""
+
+    stage: Stage
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """The user's wish was bent, or the result deserves a second look."""
+
+    message: str
+
+
+Event = StageStarted | StageAdvanced | StageFinished | Warned
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The listener of those who do not listen."""

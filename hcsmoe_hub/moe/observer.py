@@ -1,0 +1,112 @@
+"""What is seen of a layer's experts while calibration text passes: every expert on every token, and the real routing.
+
+E experts, T tokens of one micro-batch, H hidden size, I expert intermediate size, K experts per token.
+"""
+
+import torch
+from torch import Tensor
+
+from hcsmoe_hub.calibration.statistics import ExpertStatistics
+from hcsmoe_hub.moe.experts import Experts
+
+# A CPU matrix product in bf16 compiles a kernel for every new row count; few distinct counts keep it fast.
+ROW_MULTIPLE = 64
+
+
+def _padded(token: Tensor) -> Tensor:
+    """Token numbers, the first one repeated up to a multiple of ``ROW_MULTIPLE``."""
+    missing = -len(token) % ROW_MULTIPLE
+    return torch.cat([token, token[:1].expand(missing)]) if missing else token
+
+
+class RoutedObserver:
+    """Runs the experts that the router chose, and remembers the choice and the result.
+
+    Attributes:
+        top_k: One ``[T, K]`` int16 tensor per micro-batch, on the CPU; -1 where the router chose no expert.
+        outputs: One ``[T, H]`` tensor per micro-batch, on the CPU: the router-weighted sum of expert outputs.
+    """
+
+    def __init__(self) -> None:
+        self.top_k: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        # An index beyond the experts, or a weight of exactly zero, is how routers say "no expert".
+        is_routed = (weight_TK != 0) & (index_TK < experts.num_experts)
+        chosen_TK = torch.where(is_routed, index_TK, -1)
+        output_TH = torch.zeros(tokens_TH.shape, dtype=torch.float32, device=tokens_TH.device)
+        for expert in range(experts.num_experts):
+            hidden_TI = self._all_tokens(experts, expert, tokens_TH)
+            token, slot = torch.where(chosen_TK == expert)
+            if len(token):
+                weight_N1 = weight_TK[token, slot, None].float()
+                routed_NH = self._routed(experts, expert, tokens_TH, hidden_TI, token, weight_N1)
+                self._on_routed(expert, routed_NH)
+                output_TH.index_add_(0, token, routed_NH)
+        output_TH = output_TH.to(tokens_TH.dtype)
+        self.top_k.append(chosen_TK.to("cpu", torch.int16))
+        self.outputs.append(output_TH.to("cpu"))
+        return output_TH
+
+    def _all_tokens(self, experts: Experts, expert: int, tokens_TH: Tensor) -> Tensor | None:
+        """Hidden activation of all tokens if somebody needs it anyway."""
+        return None
+
+    def _on_routed(self, expert: int, routed_NH: Tensor) -> None:
+        """Sees the router-weighted outputs of one expert."""
+
+    def _routed(
+        self,
+        experts: Experts,
+        expert: int,
+        tokens_TH: Tensor,
+        hidden_TI: Tensor | None,
+        token: Tensor,
+        weight_N1: Tensor,
+    ) -> Tensor:
+        """Router-weighted outputs ``[N, H]``, float32, of one expert on the N tokens that visit it."""
+        rows = _padded(token)
+        if experts.scales_input:
+            inputs = tokens_TH[token] * weight_N1.to(tokens_TH.dtype)
+            return experts.project(expert, experts.hidden(expert, inputs)).float()
+        hidden_NI = experts.hidden(expert, tokens_TH[rows]) if hidden_TI is None else hidden_TI[rows]
+        return experts.project(expert, hidden_NI)[: len(token)].float() * weight_N1
+
+
+class CalibrationObserver(RoutedObserver):
+    """Also runs every expert on every token, and accumulates what clustering and merging need."""
+
+    def __init__(self, statistics: ExpertStatistics) -> None:
+        super().__init__()
+        self.statistics = statistics
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        output_TH = super().__call__(experts, tokens_TH, index_TK, weight_TK)
+        self.statistics.count(self.top_k[-1])
+        return output_TH
+
+    def _all_tokens(self, experts: Experts, expert: int, tokens_TH: Tensor) -> Tensor:
+        hidden_TI = experts.hidden(expert, tokens_TH)
+        features = hidden_TI if experts.is_affine else experts.project(expert, hidden_TI)
+        self.statistics.add_features(expert, features)
+        return hidden_TI
+
+    def _on_routed(self, expert: int, routed_NH: Tensor) -> None:
+        self.statistics.add_saliency(expert, routed_NH)
+
+
+def mean_outputs(experts: Experts, statistics: ExpertStatistics) -> Tensor:
+    """Mean output of every expert over all calibration tokens.
+
+    ``o_i = (1/T) sum_x E_i(x)`` (HC-SMoE, eq. 4), unweighted and over all tokens, whether routed there or not. Where
+    the output is affine in the hidden activation, the mean activation is projected once, which is exact.
+
+    Returns:
+        ``[E, H]`` float32 on the CPU.
+    """
+    mean_EF = statistics.mean_features()
+    if not experts.is_affine:
+        return mean_EF.float().cpu()
+    rows = [experts.project(expert, mean_EF[expert, None].float()) for expert in range(experts.num_experts)]
+    return torch.cat(rows).cpu()

@@ -1,0 +1,49 @@
+"""The output folder: claimed before the first byte, complete with the last one, and never half-finished looking."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hcsmoe_hub.checkpoint.sidecars import copy_sidecars
+from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
+from hcsmoe_hub.checkpoint.writer import INCOMPLETE, ShardWriter, write_json
+from hcsmoe_hub.plan import ConversionPlan
+from hcsmoe_hub.report import REPORT_FILE, ConversionReport
+
+
+def _clear(folder: Path) -> None:
+    """Removes an old checkpoint; what makes it look complete goes first. Other files of the user stay."""
+    for name in (INDEX_FILE, "config.json", REPORT_FILE):
+        (folder / name).unlink(missing_ok=True)
+    for pattern in ("*.safetensors", f"*{INCOMPLETE}"):
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+@contextmanager
+def claim_output(plan: ConversionPlan) -> Iterator[ShardWriter]:
+    """Creates or clears the output folder and opens the writer; after a failure nothing of this run remains."""
+    folder = plan.output
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    _clear(folder)
+    writer = ShardWriter(folder, plan.layout)
+    try:
+        yield writer
+    except BaseException:
+        writer.abandon()
+        _clear(folder)
+        for file in plan.sidecars:
+            (folder / file).unlink(missing_ok=True)
+        for path in created:
+            if not any(path.iterdir()):
+                path.rmdir()
+        raise
+
+
+def write_result(plan: ConversionPlan, writer: ShardWriter, report: ConversionReport) -> None:
+    """Writes everything beside the weights; the config and the index come last, as the sign of completeness."""
+    copy_sidecars(plan.model.source, plan.sidecars, plan.output)
+    write_json(plan.output / REPORT_FILE, report.as_dict())
+    write_json(plan.output / "config.json", plan.config)
+    writer.finish()
