@@ -34,10 +34,7 @@ WORD = re.compile(r"\w+")
 
 def has_odd_characters(text: str) -> bool:
     """Tell whether text holds control, format, private, unassigned or replacement characters."""
-    return any(
-        char == "\ufffd" or (char not in "\n\t" and unicodedata.category(char).startswith("C"))
-        for char in text
-    )
+    return any(char == "\ufffd" or (char not in "\n\t" and unicodedata.category(char).startswith("C")) for char in text)
 
 
 def is_eligible(record: Record) -> bool:

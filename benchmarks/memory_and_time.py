@@ -82,7 +82,11 @@ def layer_shapes(layer: int) -> dict[str, tuple[int, ...]]:
     shapes[f"{prefix}post_attention_layernorm.weight"] = (HIDDEN,)
     shapes[f"{prefix}block_sparse_moe.gate.weight"] = (EXPERTS, HIDDEN)
     for expert in range(EXPERTS):
-        for name, shape in (("w1", (INTERMEDIATE, HIDDEN)), ("w2", (HIDDEN, INTERMEDIATE)), ("w3", (INTERMEDIATE, HIDDEN))):
+        for name, shape in (
+            ("w1", (INTERMEDIATE, HIDDEN)),
+            ("w2", (HIDDEN, INTERMEDIATE)),
+            ("w3", (INTERMEDIATE, HIDDEN)),
+        ):
             shapes[f"{prefix}block_sparse_moe.experts.{expert}.{name}.weight"] = shape
     return shapes
 

@@ -2,4 +2,8 @@
 
 
 def main() -> None:
-    """Entry point."""
+    """Runs ``hcsmoe``; the process ends with 0 done, 1 a known failure, 2 usage or 130 interrupted."""
+    # Imported here so that the name ``hcsmoe_hub.cli.app`` stays the module.
+    from hcsmoe_hub.cli.app import app
+
+    app()

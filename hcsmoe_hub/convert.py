@@ -46,7 +46,9 @@ def convert(
     Raises:
         HcsmoeError: For every known failure. Nothing is left that looks finished.
     """
-    return execute(plan_conversion(source, options, revision=revision, token=token, cache_dir=cache_dir), listener=listener)
+    return execute(
+        plan_conversion(source, options, revision=revision, token=token, cache_dir=cache_dir), listener=listener
+    )
 
 
 def plan_conversion(
@@ -143,13 +145,15 @@ def _stream(plan: "ConversionPlan", writer: Any, token_ids: "Tensor", emit: List
     from hcsmoe_hub.checkpoint.layers import LayerLoader, sequential_loading
     from hcsmoe_hub.checkpoint.reader import TensorReader
     from hcsmoe_hub.device import peak_memory, resolve_device
+    from hcsmoe_hub.memory import map_large_tensors
     from hcsmoe_hub.reduction import LayerReducer
     from hcsmoe_hub.streaming import make_batcher, stream
 
     model, account, device = plan.model, plan.account, resolve_device(plan.options.device)
     kept = {tensor.name for block in model.blocks for tensor in block.router}
     kept |= {name for block in model.blocks for name in block.tables}
-    batcher = make_batcher(model.skeleton, token_ids, batch_tokens=plan.options.batch_tokens, device=device)
+    map_large_tensors()
+    batcher = make_batcher(model.skeleton, token_ids, batch_tokens=plan.batch_tokens, device=device)
     with TensorReader(model.source) as reader, sequential_loading():
         loader = LayerLoader(
             model.skeleton,
@@ -217,5 +221,3 @@ def _report(
         peak_memory_bytes=peak,
         versions=installed_versions(),
     )
-
-

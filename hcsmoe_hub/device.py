@@ -23,13 +23,18 @@ def resolve_device(name: str) -> torch.device:
     kind, _, index = name.partition(":")
     if kind == Device.CPU and not index:
         return torch.device("cpu")
-    if kind != Device.CUDA or index and not index.isdigit():
+    if kind != Device.CUDA or (index and not index.isdigit()):
         raise PlanError(f"unknown device {name!r}.", hint="use auto, cpu, cuda, or cuda:0 and the like")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
         found = f"{count} CUDA devices" if count else "no CUDA device"
         raise PlanError(f"device {name} was asked for, but torch sees {found} here.", hint="use --device auto or cpu")
     return torch.device(f"cuda:{int(index or 0)}")
+
+
+def default_batch_tokens(*, on_device: bool) -> int:
+    """Tokens per micro-batch: as few as keep the processor's caches warm, as many as keep an accelerator busy."""
+    return 8192 if on_device else 1024
 
 
 def measure_flops(device: torch.device, dtype: torch.dtype) -> float:

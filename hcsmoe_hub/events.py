@@ -25,11 +25,11 @@ class StageStarted:
 
 @dataclass(frozen=True, slots=True)
 class StageAdvanced:
-    """One step of a stage is done; ``bytes_read`` is the running total of weight bytes."""
+    """One step of a stage is done; ``bytes_written`` is the running total."""
 
     stage: Stage
     detail: str = ""
-    bytes_read: int = 0
+    bytes_written: int = 0
 
 
 @dataclass(frozen=True, slots=True)

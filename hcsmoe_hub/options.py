@@ -6,7 +6,6 @@ from pathlib import Path
 
 DEFAULT_SAMPLES = 32
 DEFAULT_SEQUENCE_LENGTH = 2048
-DEFAULT_BATCH_TOKENS = 4096
 DEFAULT_MAX_SHARD_SIZE = "5GB"
 
 
@@ -110,7 +109,8 @@ class ConvertOptions:
         max_shard_size: Upper size of one written shard, such as ``5GB``.
         overwrite: Replace a checkpoint that is already in the output folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        batch_tokens: Tokens per micro-batch while a layer runs; halves itself when memory runs out.
+        batch_tokens: Tokens per micro-batch while a layer runs, ``None`` for what suits the device; halves itself when
+            memory runs out.
         max_memory_bytes: Refuse a plan whose estimated peak is above this many bytes.
     """
 
@@ -122,5 +122,5 @@ class ConvertOptions:
     max_shard_size: str = DEFAULT_MAX_SHARD_SIZE
     overwrite: bool = False
     device: str = Device.AUTO
-    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    batch_tokens: int | None = None
     max_memory_bytes: int | None = None

@@ -18,6 +18,7 @@ from hcsmoe_hub.checkpoint.skeleton import Group, Skeleton, build_config, quanti
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.checkpoint.tensors import total_bytes
 from hcsmoe_hub.checkpoint.writer import ShardLayout, lay_out
+from hcsmoe_hub.device import default_batch_tokens
 from hcsmoe_hub.errors import OutputError, PlanError, UnsupportedModelError
 from hcsmoe_hub.estimate import LayerCost, Needs, estimate
 from hcsmoe_hub.moe.architectures import ARCHITECTURES
@@ -71,6 +72,7 @@ class ConversionPlan:
         config: ``config.json`` of the result.
         sidecars: Files that are copied byte for byte.
         calibration: What the experts are observed on.
+        batch_tokens: Tokens per micro-batch.
         output: Folder of the result.
         needs: Download, disk, memory, time.
         warnings: Where the user's wish was bent, or a second look is due.
@@ -85,6 +87,7 @@ class ConversionPlan:
     config: dict[str, Any]
     sidecars: list[str]
     calibration: CalibrationPlan
+    batch_tokens: int
     output: Path
     needs: Needs
     warnings: list[str]
@@ -144,9 +147,7 @@ def make_plan(
     keep_mtp = before.experts == after.experts
     account_of = (model.skeleton, source.tensors)
     is_quantized = model.skeleton.quantizer is not None
-    plain = config_json.edit(
-        source.config, model.skeleton.config, before, after, without_quantization=is_quantized
-    )
+    plain = config_json.edit(source.config, model.skeleton.config, before, after, without_quantization=is_quantized)
     reduced = Skeleton(plain, model.skeleton.dtype)
     _check_reduced(model, reduced, after)
     account = take_account(account_of, model.groups, model.unused, reduced, model.blocks, keep_mtp=keep_mtp)
@@ -165,6 +166,7 @@ def make_plan(
         has_tokenizer=has_tokenizer(source.files()),
         label=source.label,
     )
+    batch_tokens = options.batch_tokens or default_batch_tokens(on_device=on_device)
     output = options.output or Path(f"{source.name}-hcsmoe-{after.experts}e")
     plan = ConversionPlan(
         model=model,
@@ -176,8 +178,9 @@ def make_plan(
         config=config,
         sidecars=sidecar_files(source.files()),
         calibration=calibration,
+        batch_tokens=batch_tokens,
         output=output,
-        needs=_needs(model, reduced, layout, calibration, options, after, flops_per_second, on_device),
+        needs=_needs(model, reduced, layout, calibration, batch_tokens, after, flops_per_second, on_device),
         warnings=_warnings(model, after, account),
     )
     _check_room(plan)
@@ -261,7 +264,9 @@ def _check_reduced(model: Model, reduced: Skeleton, after: MoESettings) -> None:
             raise PlanError(
                 f"with {after.experts} experts and {after.experts_per_token} per token the model would need {found} for "
                 f"{name}, the conversion makes {expected}.",
-                hint="keep --experts-per-token as it is" if model.settings.experts_per_token != after.experts_per_token else "",
+                hint="keep --experts-per-token as it is"
+                if model.settings.experts_per_token != after.experts_per_token
+                else "",
             )
 
 
@@ -289,7 +294,7 @@ def _needs(
     reduced: Skeleton,
     layout: ShardLayout,
     calibration: CalibrationPlan,
-    options: ConvertOptions,
+    batch_tokens: int,
     after: MoESettings,
     flops_per_second: float | None,
     on_device: bool,
@@ -315,7 +320,7 @@ def _needs(
     return estimate(
         cost,
         tokens=calibration.tokens,
-        batch_tokens=options.batch_tokens,
+        batch_tokens=batch_tokens,
         token_bytes=itemsize,
         hidden_size=model.skeleton.config.get_text_config().hidden_size,
         download_bytes=source.download_bytes(),

@@ -1,6 +1,6 @@
 """What happens to one layer while it is in memory: observe, cluster, merge, route, measure, write."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,10 @@ from hcsmoe_hub.checkpoint.writer import ShardWriter
 from hcsmoe_hub.clustering import Clusters, hierarchical, pairwise_distances
 from hcsmoe_hub.errors import VerificationError
 from hcsmoe_hub.events import Listener, Stage, StageAdvanced, Warned
+from hcsmoe_hub.memory import return_freed_memory
 from hcsmoe_hub.merging import member_weights, merge_rows
 from hcsmoe_hub.moe.blocks import MoEBlock
-from hcsmoe_hub.moe.experts import PROBE, experts_of, observe, register_probe
+from hcsmoe_hub.moe.experts import PROBE, experts_of, observe, register_probe, stop_observing
 from hcsmoe_hub.moe.observer import CalibrationObserver, RoutedObserver, mean_outputs
 from hcsmoe_hub.options import MethodOptions
 from hcsmoe_hub.plan import ConversionPlan
@@ -111,6 +112,7 @@ class LayerReducer(Visitor):
         assert self._seen is not None
         seen, self._seen = self._seen, None
         method, model = self._plan.options.method, self._plan.model.skeleton.model
+        stop_observing(model.get_submodule(block.path), model.get_submodule(block.experts_path))
         experts = experts_of(model.get_submodule(block.experts_path))
         statistics = seen.observer.statistics
         clusters = cluster_experts(mean_outputs(experts, statistics), self._plan.settings.experts, method)
@@ -122,8 +124,10 @@ class LayerReducer(Visitor):
         for tensor in block.experts:
             rows_E, extra = tensor.split(state[tensor.name])
             changed[tensor.name] = tensor.join(merge_rows(rows_E, clusters, share_E), extra)
-            if not changed[tensor.name].isfinite().all():
-                raise VerificationError(f"{tensor.name} is not finite after the merge; the source holds broken weights.")
+            if not all(bound.isfinite() for bound in changed[tensor.name].aminmax()):
+                raise VerificationError(
+                    f"{tensor.name} is not finite after the merge; the source holds broken weights."
+                )
         for tensor in block.router:
             rows_E, extra = tensor.split(state[tensor.name])
             changed[tensor.name] = tensor.join(reduce_rows(rows_E, clusters, usage_E, method.router), extra)
@@ -142,13 +146,18 @@ class LayerReducer(Visitor):
                 output_error=error,
             )
         )
+        # The source's experts are not needed any more; writing briefly holds parts of the merged ones twice.
+        free(model.get_submodule(block.experts_path))
+        return_freed_memory()
         return changed
 
     def _warn(self, block: MoEBlock, clusters: Clusters, usage_E: list[int]) -> None:
         for members in clusters.members:
             if len(members) > 1 and not any(usage_E[expert] for expert in members):
                 names = ", ".join(map(str, members))
-                self._emit(Warned(f"layer {block.layer}: no calibration token reached experts {names}; merged equally."))
+                self._emit(
+                    Warned(f"layer {block.layer}: no calibration token reached experts {names}; merged equally.")
+                )
 
     def _measure(
         self, block: MoEBlock, changed: Mapping[str, Tensor], clusters: Clusters, seen: _Observation
@@ -172,10 +181,13 @@ class LayerReducer(Visitor):
             observe(moe, reduced.get_submodule(block.experts_path), observers[0])
 
         start()
-        run: Callable[..., Any] = self._batcher.wrap(moe.forward, start) if self._is_whole_layer(block) else moe
         with torch.no_grad():
             for args, kwargs in seen.calls:
-                run(*send_to_device(args, device), **send_to_device(kwargs, device))
+                if self._is_whole_layer(block):
+                    self._batcher.wrap(moe.forward, start)(*args, **kwargs)
+                else:
+                    moe(*send_to_device(args, device), **send_to_device(kwargs, device))
+        stop_observing(moe, reduced.get_submodule(block.experts_path))
         free(moe)
         agreement = top_k_agreement(torch.cat(seen.observer.top_k), torch.cat(observers[0].top_k), clusters)
         return agreement, relative_error(seen.observer.outputs, observers[0].outputs)
@@ -197,4 +209,3 @@ def relative_error(old: list[Tensor], new: list[Tensor]) -> float:
     difference = sum(float((b.double() - a.double()).square().sum()) for a, b in zip(old, new, strict=True))
     size = sum(float(a.double().square().sum()) for a in old)
     return (difference / size) ** 0.5 if size else 0.0
-

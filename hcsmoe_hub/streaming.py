@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hcsmoe_hub.checkpoint.layers import LayerLoader, free
 from hcsmoe_hub.checkpoint.microbatch import MicroBatcher
 from hcsmoe_hub.checkpoint.skeleton import Skeleton
+from hcsmoe_hub.memory import return_freed_memory
 
 
 class Visitor(ABC):
@@ -56,9 +57,12 @@ class _LayerHook(ModelHook):  # type: ignore[misc]
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
+        self._loader.settle()
+        return_freed_memory()
         self._visitor.leave(self._layer, module, self._originals)
         self._originals = {}
         free(module)
+        return_freed_memory()
         return output
 
 

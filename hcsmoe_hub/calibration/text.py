@@ -96,7 +96,7 @@ def plan_calibration(
 
 
 def _check_dataset(dataset: str, path: Path) -> None:
-    if dataset in (BUNDLED, C4) or path.is_file() and path.suffix in FORMATS:
+    if dataset in (BUNDLED, C4) or (path.is_file() and path.suffix in FORMATS):
         return
     if path.is_file():
         raise CalibrationError(

@@ -5,14 +5,19 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+import httpx2
 import huggingface_hub
 from huggingface_hub import HfApi, constants, errors
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
+from hcsmoe_hub.checkpoint.sidecars import SIDECARS
 from hcsmoe_hub.checkpoint.source import Source
-from hcsmoe_hub.checkpoint.tensors import StoredTensor, local_header, stored_tensors
+from hcsmoe_hub.checkpoint.tensors import StoredTensor, local_header, read_header, stored_tensors
 from hcsmoe_hub.errors import SourceError
 
-# Most specific first: GatedRepoError is a RepositoryNotFoundError, and most are HfHubHTTPErrors.
+# What a conversion may read: a snapshot in the cache is complete with these, whatever else the repository holds.
+READ_FILES = ("config.json", "model*.safetensors*", *SIDECARS)
+# Most specific first: GatedRepoError is a RepositoryNotFoundError, most are HfHubHTTPErrors, and those are OSErrors.
 EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         errors.GatedRepoError,
@@ -32,7 +37,7 @@ EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         errors.RevisionNotFoundError,
         "{repo} has no revision {revision}",
-        "drop --revision, or list the branches and tags with 'hf repos branch list {repo}'",
+        "drop --revision, or look up the branches and tags on https://huggingface.co/{repo}/tree/main",
     ),
     (
         errors.HFValidationError,
@@ -54,14 +59,33 @@ EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
         "{repo} lacks a file that its index names",
         "tell the owners of the repository, or pass another --revision",
     ),
-    (
-        errors.SafetensorsParsingError,
-        "{repo} holds a safetensors file with an unreadable header",
-        "tell the owners of the repository, or pass another --revision",
-    ),
     (errors.HfHubHTTPError, "the Hub refused a request for {repo}: {error}", "try again later"),
-    (ConnectionError, "the Hub cannot be reached for {repo}: {error}", "check the network, or HF_ENDPOINT"),
+    (
+        errors.RevisionResolutionError,
+        "the Hub cannot be reached for {repo}: {error}",
+        "check the network, or HF_ENDPOINT",
+    ),
+    (httpx2.HTTPError, "the Hub cannot be reached for {repo}: {error}", "check the network, or HF_ENDPOINT"),
+    (
+        OSError,
+        "{repo} cannot be downloaded: {error}",
+        "check the network and the free disk space, or choose another --cache-dir",
+    ),
 )
+KNOWN = tuple(kind for kind, _, _ in EXPLANATIONS)
+# The client wraps the real reason in these when it finds nothing in the cache to fall back on.
+WRAPPERS = (errors.LocalEntryNotFoundError, errors.RevisionResolutionError)
+TOKEN_REFUSED = (
+    "the Hub refused the access token for {repo}: {error}",
+    "run 'hf auth login' again, or pass another --token",
+)
+
+
+def _explanation(error: BaseException) -> tuple[str, str]:
+    """Message and hint for a known error."""
+    if type(error) is errors.HfHubHTTPError and error.response.status_code in (401, 403):
+        return TOKEN_REFUSED
+    return next((message, hint) for kind, message, hint in EXPLANATIONS if isinstance(error, kind))
 
 
 @contextmanager
@@ -73,19 +97,21 @@ def explained(repo_id: str, revision: str | None) -> Iterator[None]:
     """
     try:
         yield
-    except tuple(kind for kind, _, _ in EXPLANATIONS) as error:
-        for kind, message, hint in EXPLANATIONS:
-            if isinstance(error, kind):
-                first_line = (str(error).splitlines() or [type(error).__name__])[0]
-                values = {"repo": repo_id, "revision": revision or "main", "error": first_line}
-                raise SourceError(message.format(**values) + ".", hint=hint.format(**values)) from error
-        raise
+    except KNOWN as error:
+        cause = error.__cause__
+        reason = cause if isinstance(error, WRAPPERS) and isinstance(cause, KNOWN) else error
+        message, hint = _explanation(reason)
+        first_line = (str(reason).splitlines() or [type(reason).__name__])[0].rstrip(".")
+        values = {"repo": repo_id, "revision": revision or "main", "error": first_line}
+        raise SourceError(message.format(**values) + ".", hint=hint.format(**values)) from error
 
 
 class HubSource(Source):
     """A repository at one commit, read through the Hub client and its cache."""
 
-    def __init__(self, repo_id: str, *, commit: str, files: list[str], token: str | None, cache_dir: Path | None) -> None:
+    def __init__(
+        self, repo_id: str, *, commit: str, files: list[str], token: str | None, cache_dir: Path | None
+    ) -> None:
         self.repo_id = repo_id
         self.revision = commit
         self.name = repo_id.split("/")[-1]
@@ -93,6 +119,10 @@ class HubSource(Source):
         self._token = token
         self._cache_dir = cache_dir
         self._api = HfApi(token=token)
+        if constants.HF_HUB_OFFLINE:
+            self.missing_hint = f"the Hub is switched off: unset HF_HUB_OFFLINE, or run 'hf download {repo_id}' first"
+        else:
+            self.missing_hint = "tell the owners of the repository, or pass another --revision"
 
     def files(self) -> list[str]:
         return self._files
@@ -130,13 +160,25 @@ class HubSource(Source):
         file_bytes = self.shard_bytes[shard]
         path = self.cached(shard)
         if path is not None:
-            metadata, data_start = local_header(path)
+            header, data_start = local_header(path)
         else:
-            with explained(self.repo_id, self.revision):
-                metadata = self._api.parse_safetensors_file_metadata(self.repo_id, shard, revision=self.revision)
-            # The format allows no bytes after the data, so the data begin this far from the end of the file.
-            data_start = file_bytes - max((info.data_offsets[1] for info in metadata.tensors.values()), default=0)
-        return stored_tensors(metadata, shard=shard, data_start=data_start, file_bytes=file_bytes)
+            header, data_start = read_header(
+                lambda start, end: self._read_remote(shard, start, min(end, file_bytes)), shard=shard
+            )
+        return stored_tensors(header, shard=shard, data_start=data_start, file_bytes=file_bytes)
+
+    def _read_remote(self, file: str, start: int, end: int) -> bytes:
+        """Bytes of a file that is not on this machine."""
+        assert self.repo_id is not None
+        if start >= end:
+            return b""
+        url = huggingface_hub.hf_hub_url(self.repo_id, file, revision=self.revision)
+        headers = {**build_hf_headers(token=self._token), "Range": f"bytes={start}-{end - 1}"}
+        with explained(self.repo_id, self.revision):
+            response = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            hf_raise_for_status(response)
+        # A mirror may ignore the range and answer with the whole file.
+        return response.content if response.status_code == 206 else response.content[start:end]
 
     def download_bytes(self) -> int:
         return sum(size for shard, size in self.shard_bytes.items() if self.cached(shard) is None)
@@ -145,12 +187,20 @@ class HubSource(Source):
 def _resolve(repo_id: str, revision: str | None, api: HfApi, cache_dir: Path | None) -> tuple[str, list[str]]:
     """Commit and file list of a repository; from the cache when the Hub is switched off."""
     if not constants.HF_HUB_OFFLINE:
-        info = api.model_info(repo_id, revision=revision)
-        return str(info.sha), sorted(sibling.rfilename for sibling in info.siblings or ())
-    snapshot = Path(
-        huggingface_hub.snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True)
-    )
-    return snapshot.name, sorted(file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file())
+        # This also leaves the name of the revision in the cache, without which offline mode finds nothing there.
+        commit = api.resolve_revision(repo_id, revision=revision, cache_dir=cache_dir).resolved
+        info = api.model_info(repo_id, revision=commit)
+        return commit, sorted(sibling.rfilename for sibling in info.siblings or ())
+    try:
+        snapshot = Path(
+            huggingface_hub.snapshot_download(
+                repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True, allow_patterns=list(READ_FILES)
+            )
+        )
+    except errors.LocalEntryNotFoundError as error:
+        raise errors.OfflineModeIsEnabled(str(error)) from error
+    files = [file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file()]
+    return snapshot.name, sorted(files)
 
 
 def open_hub_source(source: str, *, revision: str | None, token: str | None, cache_dir: Path | None) -> HubSource:
@@ -161,14 +211,19 @@ def open_hub_source(source: str, *, revision: str | None, token: str | None, cac
         revision: Branch, tag or commit; must agree with one written into ``source``.
 
     Raises:
-        SourceError: If the repository cannot be reached, or two revisions were given.
+        SourceError: If the repository cannot be reached, two revisions were given, or the token is none.
     """
     repo_id, _, written = source.removeprefix("hf://").partition("@")
     if written and revision is not None and written != revision:
         raise SourceError(f"two revisions were given: {written} and {revision}.", hint="keep one of them")
-    revision = revision or written or None
+    revision, token = revision or written or None, token or None
+    sent = token or huggingface_hub.get_token() or ""
+    if not sent.isascii() or not sent.isprintable() or " " in sent:
+        # Refused here: the transport's own error would repeat the token.
+        raise SourceError(
+            "the access token holds characters that no token has.",
+            hint="copy it again from https://huggingface.co/settings/tokens",
+        )
     with explained(repo_id, revision):
         commit, files = _resolve(repo_id, revision, HfApi(token=token), cache_dir)
     return HubSource(repo_id, commit=commit, files=files, token=token, cache_dir=cache_dir)
-
-

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import torch
@@ -122,6 +122,10 @@ class LayerLoader:
         """Waits for a decoder layer, loading it now if nobody prefetched it."""
         pending = self._pending.pop(layer, None)
         return self.load(layer) if pending is None else pending.result()
+
+    def settle(self) -> None:
+        """Waits until nothing is being loaded: loading and merging at once would add up to a higher peak."""
+        wait(self._pending.values())
 
     def close(self) -> None:
         """Ends the background thread."""

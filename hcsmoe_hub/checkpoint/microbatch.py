@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import find_executable_batch_size, send_to_device
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from hcsmoe_hub.errors import PlanError
@@ -65,8 +66,13 @@ class MicroBatcher:
                 starts = range(0, self.sequences, batch_size)
                 return join([self._run(forward, args, kwargs, slice(start, start + batch_size)) for start in starts])
 
+            try:
+                return attempt(self.batch)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
             return find_executable_batch_size(
-                attempt, starting_batch_size=self.batch, reduce_batch_size_fn=self._halve
+                attempt, starting_batch_size=self._halve(), reduce_batch_size_fn=self._halve
             )()
 
         return forward_all

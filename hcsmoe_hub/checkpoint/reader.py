@@ -16,6 +16,7 @@ from torch import Tensor
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.checkpoint.tensors import DTYPE_NAMES, StoredTensor
 from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.memory import mapped_tensor
 
 
 class TensorReader:
@@ -42,8 +43,9 @@ class TensorReader:
         Raises:
             SourceError: If the file ends before the tensor does.
         """
-        content = torch.empty(tensor.nbytes, dtype=torch.uint8)
-        buffer = memoryview(content.numpy())
+        if tensor.nbytes == 0:
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        content, buffer = mapped_tensor(tensor.nbytes)
         file, position = self._file(tensor.shard), 0
         while position < tensor.nbytes:
             count = os.preadv(file, [buffer[position:]], tensor.offset + position)
@@ -102,5 +104,3 @@ class LazyTensor:
     def get_dtype(self) -> str:
         """Dtype name, as a safetensors slice reports it."""
         return DTYPE_NAMES[self.tensor.dtype]
-
-

@@ -30,12 +30,14 @@ class Source(ABC):
         repo_id: Hub repository, or ``None`` for a folder.
         path: Local folder, or ``None`` for a repository.
         revision: Commit of the repository, or ``None`` for a folder.
+        missing_hint: What to do about a shard that is not there.
     """
 
     name: str
     repo_id: str | None = None
     path: Path | None = None
     revision: str | None = None
+    missing_hint: str = "download the missing shards"
 
     @property
     def label(self) -> str:
@@ -59,8 +61,17 @@ class Source(ABC):
         """Bytes of weights that are not on this machine yet."""
 
     def text(self, file: str) -> str:
-        """Content of a small text file."""
-        return self.fetch(file).read_text(encoding="utf-8")
+        """Content of a small text file.
+
+        Raises:
+            SourceError: If it is no text.
+        """
+        try:
+            return self.fetch(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"{self.label}/{file} is no text: {error}.", hint="download the checkpoint again"
+            ) from None
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -100,8 +111,9 @@ class Source(ABC):
         missing = [shard for shard in shards if shard not in files]
         if missing:
             raise SourceError(
-                f"{self.label} lacks {len(missing)} of {len(shards)} shards that its index names: {', '.join(missing[:3])}.",
-                hint="download the missing shards",
+                f"{self.label} lacks {len(missing)} of {len(shards)} shards that its index names: "
+                f"{', '.join(missing[:3])}.",
+                hint=self.missing_hint,
             )
         return shards
 
@@ -137,8 +149,8 @@ class LocalSource(Source):
 
     def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
         path = self.fetch(shard)
-        metadata, data_start = local_header(path)
-        return stored_tensors(metadata, shard=shard, data_start=data_start, file_bytes=path.stat().st_size)
+        header, data_start = local_header(path)
+        return stored_tensors(header, shard=shard, data_start=data_start, file_bytes=path.stat().st_size)
 
     def download_bytes(self) -> int:
         return 0
@@ -168,7 +180,7 @@ def open_source(
         return LocalSource(path)
     if path.exists():
         raise SourceError(f"{source} is a file.", hint="pass the folder that holds config.json and the shards")
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 and not source.startswith("hf://"):
+    if source.startswith((".", "/", "~")) or (source.count("/") > 1 and not source.startswith("hf://")):
         raise SourceError(f"there is no folder {source}.", hint="check the path")
     from hcsmoe_hub.checkpoint.hub import open_hub_source
 

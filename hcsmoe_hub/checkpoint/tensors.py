@@ -2,19 +2,21 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from huggingface_hub.errors import SafetensorsParsingError
-from huggingface_hub.utils import SafetensorsFileMetadata
 
 from hcsmoe_hub.errors import SourceError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+# Nearly every header fits into this, so that one read, or one request, is enough.
+FIRST_READ_BYTES = 100_000
+# The limit of the safetensors format itself.
+MAX_HEADER_BYTES = 100_000_000
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -85,72 +87,116 @@ def read_index(text: str, *, where: str) -> dict[str, str]:
     Raises:
         SourceError: If it is no index, or names a file outside the folder.
     """
-    try:
-        index = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SourceError(f"{where} is not valid JSON: {error}.", hint="download the checkpoint again") from None
+    index = _parse_json(text, where=where)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{where} has no weight_map.", hint="download the checkpoint again")
     return {str(name): check_file_name(str(shard), where=where) for name, shard in weight_map.items()}
 
 
-def local_header(path: Path) -> tuple[SafetensorsFileMetadata, int]:
-    """Reads the header of a local safetensors file.
+def _parse_json(text: str, *, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise SourceError(f"{where} is not valid JSON: {error}.", hint="download the checkpoint again") from None
+
+
+def read_header(read: Callable[[int, int], bytes], *, shard: str) -> tuple[dict[str, Any], int]:
+    """Reads the header of a safetensors file, wherever the file is.
+
+    Args:
+        read: Returns the bytes from one position up to another; fewer if the file ends before.
+        shard: Name of the file.
 
     Returns:
-        The parsed header and the offset of the first data byte.
+        The header, unchecked, and the offset of the first data byte.
 
     Raises:
         SourceError: If the file has no readable header.
     """
-    from huggingface_hub.hf_api import parse_local_safetensors_file_metadata
-
+    start = read(0, FIRST_READ_BYTES)
+    header_bytes = int.from_bytes(start[:8], "little")
+    content = start[8 : 8 + header_bytes]
+    if len(content) < header_bytes <= MAX_HEADER_BYTES:
+        content = read(8, 8 + header_bytes)
     try:
-        metadata = parse_local_safetensors_file_metadata(path)
-    except SafetensorsParsingError as error:
+        header = json.loads(content) if len(content) == header_bytes else None
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
         raise SourceError(
-            f"{path.name} is no safetensors file, or it is truncated: {error}", hint="download this shard again"
-        ) from None
+            f"{shard} is no safetensors file, or it is truncated: no header of {header_bytes} bytes can be read.",
+            hint="download this shard again",
+        )
+    return header, 8 + header_bytes
+
+
+def local_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Reads the header of a local safetensors file; see ``read_header``."""
     with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-    return metadata, 8 + header_bytes
+
+        def read(start: int, end: int) -> bytes:
+            file.seek(start)
+            return file.read(end - start)
+
+        return read_header(read, shard=path.name)
 
 
 def stored_tensors(
-    metadata: SafetensorsFileMetadata, *, shard: str, data_start: int, file_bytes: int
+    header: Mapping[str, Any], *, shard: str, data_start: int, file_bytes: int
 ) -> dict[str, StoredTensor]:
-    """Turns a parsed header into tensors, trusting none of its sizes.
+    """Turns a header into tensors, trusting none of its values.
 
     Raises:
         SourceError: For an unknown dtype, or sizes that disagree with each other or with the file.
     """
-    tensors = {}
+    tensors = {
+        name: _stored_tensor(name, entry if isinstance(entry, dict) else {}, shard=shard, data_start=data_start)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
     end_of_data = data_start
-    for name, info in metadata.tensors.items():
-        if info.dtype not in DTYPES:
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        if tensor.offset != end_of_data:
             raise SourceError(
-                f"{shard}: tensor {name!r} has the dtype {info.dtype}, which is not known.",
-                hint=f"known dtypes are {', '.join(DTYPES)}",
-            )
-        start, end = info.data_offsets
-        tensor = StoredTensor(
-            name=name, dtype=DTYPES[info.dtype], shape=tuple(info.shape), shard=shard, offset=data_start + start
-        )
-        if start < 0 or any(size < 0 for size in tensor.shape) or end - start != tensor.nbytes:
-            raise SourceError(
-                f"{shard}: tensor {name!r} of shape {list(tensor.shape)} needs {tensor.nbytes} bytes, "
-                f"its header reserves {end - start}.",
+                f"{shard}: tensor {tensor.name!r} begins at byte {tensor.offset}, "
+                f"but the one before it ends at {end_of_data}.",
                 hint="download this shard again",
             )
-        end_of_data = max(end_of_data, data_start + end)
-        tensors[name] = tensor
+        end_of_data += tensor.nbytes
     if end_of_data != file_bytes:
         raise SourceError(
-            f"{shard} is {file_bytes} bytes long, its header describes {end_of_data}: the shard is truncated or damaged.",
+            f"{shard} is {file_bytes} bytes long, its header describes {end_of_data}: it is truncated or damaged.",
             hint="download this shard again",
         )
     return tensors
+
+
+def _stored_tensor(name: str, entry: Mapping[str, Any], *, shard: str, data_start: int) -> StoredTensor:
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise SourceError(
+            f"{shard}: tensor {name!r} has the dtype {dtype}, which is not known.",
+            hint=f"known dtypes are {', '.join(DTYPES)}",
+        )
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
+        raise SourceError(
+            f"{shard}: tensor {name!r} has the shape {shape} and the offsets {offsets}, which are no sizes.",
+            hint="download this shard again",
+        )
+    start, end = offsets
+    tensor = StoredTensor(name=name, dtype=DTYPES[dtype], shape=tuple(shape), shard=shard, offset=data_start + start)
+    if end - start != tensor.nbytes:
+        raise SourceError(
+            f"{shard}: tensor {name!r} of shape {shape} needs {tensor.nbytes} bytes, "
+            f"its header reserves {end - start}.",
+            hint="download this shard again",
+        )
+    return tensor
+
+
+def _are_sizes(numbers: object) -> TypeGuard[list[int]]:
+    return isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers)
 
 
 def check_index(weight_map: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:
@@ -179,10 +225,7 @@ def parse_config(text: str, *, where: str) -> dict[str, Any]:
     Raises:
         SourceError: If it is not a JSON object.
     """
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SourceError(f"{where} is not valid JSON: {error}.", hint="download the checkpoint again") from None
+    config = _parse_json(text, where=where)
     if not isinstance(config, dict):
         raise SourceError(f"{where} holds no JSON object.", hint="download the checkpoint again")
     return config

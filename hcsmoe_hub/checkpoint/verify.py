@@ -74,12 +74,15 @@ def check_structure(folder: Path) -> Model:
         after = json.loads(source.text(REPORT_FILE))["experts"]["after"]
         if after != model.settings.experts:
             raise VerificationError(
-                f"{REPORT_FILE} speaks of {after} experts, config.json of {model.settings.experts}.", hint="convert again"
+                f"{REPORT_FILE} speaks of {after} experts, config.json of {model.settings.experts}.",
+                hint="convert again",
             )
     return model
 
 
-def verify(folder: Path, *, against: Source | None = None, on_tensor: Callable[[str], None] | None = None) -> Verification:
+def verify(
+    folder: Path, *, against: Source | None = None, on_tensor: Callable[[str], None] | None = None
+) -> Verification:
     """Checks everything about a checkpoint, ending with a reload and a generation in a fresh process.
 
     Args:
@@ -169,5 +172,3 @@ def _reload(model: Model) -> list[int]:
         raise VerificationError(f"the reloaded model does not generate: {result['generated']}.", hint="convert again")
     generated: list[int] = result["generated"]
     return generated
-
-

@@ -113,7 +113,12 @@ class ShardWriter:
             AssertionError: If the tensor was not planned so, or was written before: a defect of the caller.
         """
         planned = self._tensors[name]
-        assert tensor.shape == planned.shape and tensor.dtype == planned.dtype, (name, tensor.shape, tensor.dtype, planned)
+        assert tensor.shape == planned.shape and tensor.dtype == planned.dtype, (
+            name,
+            tensor.shape,
+            tensor.dtype,
+            planned,
+        )
         content = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
         file, buffer, position = self._file(planned.shard), memoryview(content), 0
         while position < planned.nbytes:

@@ -11,6 +11,8 @@ from torch import Tensor
 from hcsmoe_hub.clustering.clusters import Clusters
 from hcsmoe_hub.options import Merge
 
+BLOCK = 1 << 18
+
 
 def member_weights(clusters: Clusters, usage_E: Sequence[float], merge: Merge) -> tuple[float, ...]:
     """Share of every expert in its merged expert; the shares of a cluster sum to 1.
@@ -49,13 +51,22 @@ def merge_rows(rows_E: Tensor, clusters: Clusters, weight_E: Sequence[float]) ->
     """
     members = clusters.members
     merged_C = rows_E.new_empty((len(members), *rows_E.shape[1:]))
-    wide = torch.promote_types(rows_E.dtype, torch.float32)
     for number, cluster in enumerate(members):
         if len(cluster) == 1:
             merged_C[number] = rows_E[cluster[0]]
             continue
-        total = rows_E[cluster[0]].to(wide) * weight_E[cluster[0]]
-        for expert in cluster[1:]:
-            total.add_(rows_E[expert], alpha=weight_E[expert])
-        merged_C[number] = total
+        # Block by block, so that the wide intermediate stays in the processor's cache and adds nothing to the peak.
+        blocks = [rows_E[expert].reshape(-1).split(BLOCK) for expert in cluster]
+        targets = merged_C[number].view(-1).split(BLOCK)
+        for target, *parts in zip(targets, *blocks, strict=True):
+            target.copy_(_weighted_sum(parts, [weight_E[expert] for expert in cluster]))
     return merged_C
+
+
+def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """``sum_i w_i x_i`` of equally shaped tensors, in float32 or wider."""
+    wide = torch.promote_types(parts[0].dtype, torch.float32)
+    total = parts[0].to(wide) * weights[0]
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total.add_(part, alpha=weight)
+    return total

@@ -47,7 +47,8 @@ class ExpertTensor:
         """Inverse of ``split``."""
         if self.rows_per_expert > 1:
             experts = experts.flatten(0, 1)
-        return torch.cat([experts, extra]).movedim(0, self.dim).contiguous()
+        rows = torch.cat([experts, extra]) if self.extra_rows else experts
+        return rows.movedim(0, self.dim).contiguous()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +77,7 @@ class MoEBlock:
         return {tensor.name for tensor in (*self.experts, *self.router)} | set(self.tables)
 
 
-def compare(
-    state_n: Mapping[str, Tensor], state_2n: Mapping[str, Tensor], *, experts: int
-) -> dict[str, ExpertTensor]:
+def compare(state_n: Mapping[str, Tensor], state_2n: Mapping[str, Tensor], *, experts: int) -> dict[str, ExpertTensor]:
     """Finds the tensors that differ between a model of ``experts`` experts and one of twice as many.
 
     Raises:

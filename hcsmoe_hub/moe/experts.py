@@ -137,6 +137,17 @@ def observe(block: nn.Module, experts: nn.Module, observer: Observer) -> None:
             experts.hcsmoe_observer = observer
 
 
+def stop_observing(block: nn.Module, experts: nn.Module) -> None:
+    """Undoes ``observe``, so that nothing keeps the observer and what it remembers alive."""
+    match type(experts).__name__:
+        case "DbrxExperts":
+            del experts.forward
+        case "Llama4TextExperts":
+            del block.forward
+        case _:
+            del experts.hcsmoe_observer
+
+
 def _dbrx_forward(observer: Observer) -> Callable[..., Tensor]:
     def forward(experts: nn.Module, states: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
         return observer(DbrxExperts(experts), states.flatten(0, -2), index_TK, weight_TK).view_as(states)

@@ -1,0 +1,94 @@
+"""The ``hcsmoe`` application: its commands, and how failures of all of them are told."""
+
+import errno
+import os
+import traceback
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from hcsmoe_hub.cli.architectures import architectures
+from hcsmoe_hub.cli.convert import EXAMPLES, convert
+from hcsmoe_hub.cli.inspect import inspect
+from hcsmoe_hub.cli.output import Output, print_labelled, stderr_console
+from hcsmoe_hub.cli.verify import verify
+from hcsmoe_hub.errors import HcsmoeError
+from hcsmoe_hub.versions import tool
+
+DEBUG_VARIABLE = "HCSMOE_DEBUG"
+INTERRUPTED = 130
+
+# Failures of the machine that a person can repair; every other OSError is a bug and keeps its traceback.
+SYSTEM_HINTS: Mapping[int, str] = {
+    errno.ENOSPC: "free some space, or choose another disk with --output or --cache-dir",
+    errno.EDQUOT: "free some space, or choose another disk with --output or --cache-dir",
+    errno.EACCES: "check the permissions, or choose another folder",
+    errno.EPERM: "check the permissions, or choose another folder",
+    errno.EROFS: "choose a folder that can be written to",
+}
+
+
+class _Commands(TyperGroup):
+    """Runs a command and turns its known failures into one message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HcsmoeError as error:
+            _fail(error.message, error.hint)
+        except OSError as error:
+            hint = SYSTEM_HINTS.get(error.errno or 0)
+            if hint is None:
+                raise
+            where = f": {error.filename}" if error.filename else ""
+            _fail(f"{error.strerror}{where}.", hint)
+        except KeyboardInterrupt:
+            stderr_console().print("Interrupted.")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _fail(message: str, hint: str) -> None:
+    """Tells a failure that is being handled, and ends the command."""
+    console = stderr_console()
+    if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+        console.print(traceback.format_exc(), soft_wrap=True)
+    print_labelled(console, "Error", "bold red", message)
+    if hint:
+        print_labelled(console, "Hint", "dim", hint)
+    raise typer.Exit(1)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Output().result(tool(), human=" ".join(tool().values()))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", metavar="", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Fewer experts for Sparse-Mixture-of-Experts checkpoints, without training."""
+
+
+app.command(epilog=EXAMPLES)(convert)
+app.command()(inspect)
+app.command()(verify)
+app.command()(architectures)

@@ -1,0 +1,40 @@
+"""``hcsmoe architectures``: what is supported, and how each router is treated."""
+
+from collections.abc import Iterable
+
+from rich.table import Table
+from rich.text import Text
+
+from hcsmoe_hub.cli import options as cli
+from hcsmoe_hub.cli.output import Output
+from hcsmoe_hub.cli.tables import Document
+from hcsmoe_hub.moe.architectures import ARCHITECTURES
+
+
+def architectures(as_json: cli.JsonOption = False) -> None:
+    """List the model types that can be converted, and why the others are not."""
+    document = [
+        {
+            "model_type": architecture.model_type,
+            "supported": not architecture.refusal,
+            "router": architecture.router,
+            "note": architecture.note or None,
+            "refusal": architecture.refusal or None,
+        }
+        for architecture in ARCHITECTURES.values()
+    ]
+    sink = Output(as_json=as_json)
+    sink.result(document, human=_table(document))
+
+
+def _table(document: Iterable[Document]) -> Table:
+    """The table of model types."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("MODEL TYPE", no_wrap=True)
+    table.add_column("SUPPORTED")
+    table.add_column("ROUTER", ratio=3)
+    table.add_column("NOTE", ratio=3)
+    for row in document:
+        supported = Text("yes", style="green") if row["supported"] else Text("no", style="red")
+        table.add_row(row["model_type"], supported, row["router"], row["refusal"] or row["note"])
+    return table

@@ -1,0 +1,117 @@
+"""Renders the events of a conversion: one live display on a terminal, plain lines elsewhere, nothing when quiet."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import assert_never
+
+import psutil
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from hcsmoe_hub.cli.output import REFRESHES_PER_SECOND, Mode, Output, format_bytes, format_plural, format_seconds
+from hcsmoe_hub.events import Event, Listener, Stage, StageAdvanced, StageFinished, StageStarted, Warned, ignore
+
+BAR_WIDTH = 16
+STAGE_WIDTH = max(len(stage) for stage in Stage)
+
+
+@contextmanager
+def listening(output: Output) -> Iterator[Listener]:
+    """Gives a listener that shows events as ``output`` allows; the display ends with the context."""
+    if output.mode is Mode.QUIET:
+        yield ignore
+    elif output.is_live:
+        view = _LiveView(output)
+        with view.progress:
+            yield view.listen
+    else:
+        yield _PlainView(output).listen
+
+
+class _PlainView:
+    """One line when a stage begins, one when it ends: for logs."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._bytes_written = 0
+
+    def listen(self, event: Event) -> None:
+        match event:
+            case StageStarted(stage, total):
+                layers = f", {format_plural(total, 'layer')}" if stage is Stage.CONVERT else ""
+                self._line(stage, f"started{layers}")
+            case StageAdvanced():
+                self._bytes_written = event.bytes_written
+            case StageFinished(stage, seconds):
+                written = f", {format_bytes(self._bytes_written)} written" if stage is Stage.CONVERT else ""
+                self._line(stage, f"done in {format_seconds(seconds)}{written}")
+            case Warned(message):
+                self._output.warn(message)
+            case _:
+                assert_never(event)
+
+    def _line(self, stage: Stage, text: str) -> None:
+        self._output.stderr.print(f"{stage:<{STAGE_WIDTH}}  {text}", soft_wrap=True)
+
+
+class _LiveView:
+    """One display that is redrawn: a line per stage, with layers, bytes, memory and time."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._tasks: dict[Stage, TaskID] = {}
+        self.progress = Progress(
+            TextColumn(f"{{task.description:<{STAGE_WIDTH}}}"),
+            BarColumn(BAR_WIDTH),
+            TimeElapsedColumn(),
+            _Details(),
+            console=output.stderr,
+            refresh_per_second=REFRESHES_PER_SECOND,
+        )
+
+    def listen(self, event: Event) -> None:
+        match event:
+            case StageStarted(stage, total):
+                # A stage of one step has no share that could be shown: its bar only moves.
+                known = total if total > 1 else None
+                self._tasks[stage] = self.progress.add_task(
+                    stage.value, total=known, stage=stage, written=0, seconds=0.0
+                )
+            case StageAdvanced(stage):
+                seconds = self.progress.tasks[self._tasks[stage]].elapsed
+                self.progress.update(self._tasks[stage], advance=1, written=event.bytes_written, seconds=seconds)
+            case StageFinished(stage):
+                steps = self.progress.tasks[self._tasks[stage]].total or 1
+                self.progress.update(self._tasks[stage], total=steps, completed=steps)
+            case Warned(message):
+                self._output.warn(message)
+            case _:
+                assert_never(event)
+
+
+class _Details(ProgressColumn):
+    """Layers, bytes written, memory and the time that is left, as far as a stage has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = psutil.Process()
+
+    def render(self, task: Task) -> Text:
+        if task.fields["stage"] is not Stage.CONVERT:
+            return Text()
+        parts = [f"{task.completed:.0f}/{task.total or 1:.0f} layers"]
+        left = None if task.finished else _seconds_left(task)
+        if left is not None:
+            parts.append(f"{format_seconds(left)} left")
+        parts.append(f"{format_bytes(task.fields['written'])} written")
+        if not task.finished:
+            parts.append(f"{format_bytes(self._process.memory_info().rss)} memory")
+        return Text(", ".join(parts), no_wrap=True, overflow="ellipsis")
+
+
+def _seconds_left(task: Task) -> float | None:
+    """Estimate from the mean time of the layers so far; layers take too long for rich's moving window of seconds."""
+    if not task.completed or task.total is None or task.elapsed is None:
+        return None
+    layer_seconds: float = task.fields["seconds"] / task.completed
+    return max(0.0, layer_seconds * task.total - task.elapsed)

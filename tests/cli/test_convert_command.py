@@ -1,0 +1,113 @@
+"""``hcsmoe convert`` on the example model."""
+
+import json
+
+import pytest
+
+SECRET = "hf_secret0123456789"
+
+
+def test_json_is_one_document_and_nothing_else(converted):
+    folder, result = converted
+    assert result.code == 0
+    assert result.stdout.count("\n") == 1
+    document = result.document()
+    assert document["output"] == str(folder)
+    assert document["experts"] == {
+        "before": 8,
+        "after": 4,
+        "per_token_before": 2,
+        "per_token_after": 2,
+        "moe_layers": 4,
+    }
+
+
+def test_json_is_the_written_report_and_the_output(converted):
+    folder, result = converted
+    document = result.document()
+    del document["output"]
+    written = json.loads((folder / "hcsmoe.json").read_text())
+    # The report is written before its last stage, the check of what was written, has been timed.
+    for report in (document, written):
+        report["timings_seconds"].pop("verify", None)
+    assert document == written
+
+
+def test_stages_are_plain_lines_on_stderr_without_a_terminal(converted):
+    _, result = converted
+    lines = [line.split(maxsplit=1) for line in result.stderr.splitlines()]
+    assert [stage for stage, _ in lines] == [
+        stage for name in ("plan", "calibration", "convert", "verify") for stage in (name, name)
+    ]
+    assert [text.split()[0].rstrip(",") for _, text in lines] == ["started", "done"] * 4
+    assert lines[4] == ["convert", "started, 4 layers"]
+    assert lines[5][1].endswith(", 3.8 MB written")
+
+
+def test_options_reach_the_conversion(run, quick, tmp_path):
+    method = {"linkage": "complete", "distance": "cosine", "merge": "average", "router": "frequency"}
+    calibration = {"samples": "1", "sequence-length": "32", "seed": "7"}
+    others = {"experts-per-token": "1", "device": "cpu", "batch-tokens": "32", "max-shard-size": "1MB"}
+    words = [f"--{name}={value}" for name, value in (method | calibration | others).items()]
+    result = run(*quick, *words, "--max-memory", "100GB", "--output", tmp_path / "result", "--json")
+    assert result.code == 0
+    document = result.document()
+    assert document["experts"]["per_token_after"] == 1
+    assert document["method"].items() >= method.items()
+    assert document["calibration"].items() >= {"sequences": 1, "sequence_length": 32, "seed": 7}.items()
+    assert len(list((tmp_path / "result").glob("*.safetensors"))) > 2
+
+
+def test_quiet_prints_only_the_path(run, quick, tmp_path):
+    # Two experts per token of two: a warning is due, and kept back.
+    result = run(*quick, "--experts", "2", "--output", tmp_path / "result", "--quiet")
+    assert (result.code, result.stdout, result.stderr) == (0, f"{tmp_path / 'result'}\n", "")
+
+
+def test_person_sees_what_was_made_and_what_to_do_next(run, quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*quick)
+    assert result.code == 0
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[0].startswith("✓ Converted to 4 experts per layer in ")
+    assert lines[1] == "path: tiny-mixtral-hcsmoe-4e"
+    assert "SOURCE RESULT" in lines
+    assert "experts per layer 8 4" in lines
+    assert "parameters 3.09 M 1.90 M -38.3 %" in lines
+    assert "weights 6.2 MB 3.8 MB -38.3 %" in lines
+    assert any(line.startswith("top-k agreement ") and "%" in line for line in lines)
+    assert any(line.startswith("output error ") and "%" in line for line in lines)
+    assert lines[-1] == "Mean over 4 MoE layers on the calibration text; no measure of quality."
+    assert result.stderr.endswith("Hint: check it with 'hcsmoe verify tiny-mixtral-hcsmoe-4e'\n")
+
+
+def test_warnings_are_on_stderr_and_in_the_document(run, quick, tmp_path):
+    result = run(*quick, "--experts", "2", "--output", tmp_path / "result", "--json")
+    (message,) = [text for text in result.document()["warnings"] if "dense" in text]
+    assert result.stderr.count(f"Warning: {message}\n") == 1
+
+
+def test_full_output_folder_is_refused_and_overwritten_on_demand(run, quick, tmp_path):
+    folder = tmp_path / "result"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    refused = run(*quick, "--output", folder)
+    assert (refused.code, refused.stdout) == (1, "")
+    assert "--overwrite" in refused.stderr
+    assert (folder / "config.json").read_text() == "{}"
+    assert run(*quick, "--output", folder, "--overwrite", "--quiet").code == 0
+
+
+@pytest.mark.parametrize("extra", [["--dry-run"], ["--json"], ["--experts", "99"]])
+def test_token_is_never_shown(run, quick, tmp_path, extra):
+    words = [*quick, "--output", str(tmp_path / "result"), *extra]
+    by_option = run(*words, "--overwrite", "--token", SECRET, HCSMOE_DEBUG="1")
+    by_variable = run(*words, "--overwrite", HF_TOKEN=SECRET, HCSMOE_DEBUG="1")
+    assert by_option.code == by_variable.code == (1 if "99" in extra else 0)
+    written = "".join(file.read_text() for file in tmp_path.rglob("*.json"))
+    assert SECRET not in by_option.everything + by_variable.everything + written
+
+
+def test_token_of_the_environment_is_not_shown_in_help_or_usage_errors(run):
+    for words in (["convert", "--help"], ["convert", "model", "--experts", "0"], ["inspect", "--help"]):
+        assert SECRET not in run(*words, HF_TOKEN=SECRET).everything

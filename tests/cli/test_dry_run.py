@@ -1,0 +1,101 @@
+"""``hcsmoe convert --dry-run``: what would be done and needed, from headers alone."""
+
+import pytest
+from rich.console import Console
+
+from hcsmoe_hub.cli import summary
+
+KEYS = {
+    "dry_run",
+    "source",
+    "experts",
+    "parameters",
+    "weights_bytes",
+    "needs",
+    "method",
+    "calibration",
+    "output",
+    "warnings",
+    "dropped_tensors",
+}
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    """The working folder, with nothing in it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_document_has_the_keys_of_the_contract_and_integers_for_bytes(run, quick):
+    result = run(*quick, "--dry-run", "--json")
+    document = result.document()
+    assert result.code == 0
+    assert document.keys() >= KEYS
+    assert document["dry_run"] is True
+    assert document["weights_bytes"] == {"before": 6170880, "after": 3807488}
+    needs = document["needs"]
+    assert all(isinstance(needs[key], int) for key in needs if key.endswith("_bytes"))
+    assert needs["download_bytes"] == 0
+    assert needs["seconds"] > 0
+
+
+def test_document_agrees_with_the_conversion(run, quick, converted):
+    planned, (_, done) = run(*quick, "--dry-run", "--json").document(), converted
+    report = done.document()
+    for key in ("experts", "parameters", "weights_bytes", "method"):
+        assert planned[key] == report[key]
+
+
+def test_nothing_is_written(run, quick, empty_folder):
+    assert run(*quick, "--dry-run").code == 0
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_person_sees_sizes_needs_and_method(run, quick, empty_folder):
+    result = run(*quick, "--dry-run")
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[0].endswith("examples/tiny-mixtral (mixtral, BF16, 4 MoE layers)")
+    assert "experts per layer 8 4" in lines
+    assert "parameters 3.09 M 1.90 M -38.3 %" in lines
+    assert "shards 2 1" in lines
+    assert "download nothing" in lines
+    assert any(line.startswith("disk 3.8 MB ") and " free on /" in line for line in lines)
+    assert any(line.startswith("memory ") and line.endswith(" available") for line in lines)
+    assert "calibration bundled, 2 x 64 tokens, seed 42" in lines
+    assert "output tiny-mixtral-hcsmoe-4e" in lines
+    assert lines[-1] == "Nothing was downloaded or written."
+    assert result.stderr == "Hint: drop --dry-run to convert\n"
+
+
+def test_active_parameters_stay_but_for_the_router(run, quick):
+    document = run(*quick, "--dry-run", "--json").document()
+    active, layers, hidden_size = document["active_parameters"], 4, 128
+    assert active["before"] - active["after"] == (8 - 4) * hidden_size * layers
+
+
+def test_quiet_prints_the_path_that_would_be_written(run, quick, empty_folder):
+    result = run(*quick, "--dry-run", "--quiet")
+    assert (result.stdout, result.stderr) == ("tiny-mixtral-hcsmoe-4e\n", "")
+
+
+def test_plan_that_does_not_fit_is_a_known_failure(run, quick):
+    result = run(*quick, "--dry-run", "--max-memory", "1KB", "--json")
+    assert (result.code, result.stdout) == (1, "")
+    assert "--max-memory" in result.stderr
+
+
+def test_repository_device_download_and_dropped_tensors_are_shown(run, quick, capsys):
+    document = run(*quick, "--dry-run", "--json").document()
+    document["source"] |= {"repo_id": "org/model", "revision": "0123456789abcdef", "quantization": "mxfp4"}
+    document["needs"] |= {"download_bytes": 93_400_000_000, "device_bytes": 6_200_000_000, "seconds": 400.0}
+    document["dropped_tensors"] = {"mtp.0": "a prediction head", "mtp.1": "a prediction head"}
+    room = {"disk": "/data", "disk_bytes": 10**12, "memory_bytes": 10**10}
+    room |= {"device": "cuda:0", "device_bytes": 24 * 10**9}
+    Console(width=200).print(summary.dry_run(document, room))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "org/model @ 0123456 (mixtral, mxfp4, 4 MoE layers)"
+    assert "download 93.4 GB" in lines
+    assert "device 6.2 GB 24.0 GB free on cuda:0" in lines
+    assert "time about 6 min 40 s without the download" in lines
+    assert "dropped 2 tensors: a prediction head" in lines

@@ -1,0 +1,100 @@
+"""0 done, 1 a known failure with one message, 2 usage, 130 interrupted; a bug keeps its traceback."""
+
+import errno
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from hcsmoe_hub.errors import PlanError
+
+
+@pytest.fixture
+def fails(monkeypatch):
+    """Makes planning raise what it is given."""
+
+    def install(error):
+        def plan_conversion(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr("hcsmoe_hub.cli.convert.plan_conversion", plan_conversion)
+        return "convert", "model", "--experts", "4", "--dry-run"
+
+    return install
+
+
+def test_known_failure_is_a_message_and_a_hint_on_stderr(run, fails):
+    result = run(*fails(PlanError("the [bold] thing is too large.", hint="use a smaller one")))
+    assert result.code == 1
+    assert result.stdout == ""
+    assert result.stderr == "Error: the [bold] thing is too large.\nHint: use a smaller one\n"
+
+
+def test_known_failure_without_a_hint_is_one_line(run, fails):
+    assert run(*fails(PlanError("it does not fit."))).stderr == "Error: it does not fit.\n"
+
+
+def test_long_message_is_not_wrapped(run, fails):
+    message = "a path that is " + "very/" * 100 + "long."
+    assert run(*fails(PlanError(message))).stderr == f"Error: {message}\n"
+
+
+@pytest.mark.parametrize("mode", ["--json", "--quiet"])
+def test_known_failure_leaves_stdout_empty_in_every_mode(run, fails, mode):
+    result = run(*fails(PlanError("it does not fit.")), mode)
+    assert (result.code, result.stdout, result.stderr) == (1, "", "Error: it does not fit.\n")
+
+
+@pytest.mark.parametrize("value", ["1", "yes"])
+def test_debug_variable_adds_the_traceback(run, fails, value):
+    result = run(*fails(PlanError("it does not fit.")), HCSMOE_DEBUG=value)
+    assert result.code == 1
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("Error: it does not fit.\n")
+
+
+def test_debug_variable_of_zero_is_off(run, fails):
+    assert "Traceback" not in run(*fails(PlanError("it does not fit.")), HCSMOE_DEBUG="0").stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_full_disk_and_missing_permission_are_known_failures(run, fails, number):
+    result = run(*fails(OSError(number, "it cannot be", "out/model.safetensors")))
+    assert result.code == 1
+    assert result.stderr.startswith("Error: it cannot be: out/model.safetensors.\nHint: ")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "input/output error"), ValueError("a bug"), RuntimeError("a bug")]
+)
+def test_unknown_exception_is_not_dressed_up(run, fails, error):
+    result = run(*fails(error))
+    assert result.exception is error
+    assert "Error:" not in result.everything
+
+
+def test_interrupt_is_one_line_and_130(run, fails):
+    result = run(*fails(KeyboardInterrupt()))
+    assert (result.code, result.stdout, result.stderr) == (130, "", "Interrupted.\n")
+
+
+def test_interrupted_conversion_leaves_nothing_behind(quick, tmp_path):
+    code = "from hcsmoe_hub.cli import main; main()"
+    words = [sys.executable, "-c", code, *quick, "--output", str(tmp_path / "result")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        # The first stage has begun, so the interrupt meets a conversion and not the interpreter's start.
+        assert process.stderr.readline().startswith("plan")
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate()
+    assert process.returncode == 130
+    assert stdout == ""
+    assert stderr == "Interrupted.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_folder_is_a_known_failure(run):
+    result = run("convert", "./no/such/folder", "--experts", "4")
+    assert result.code == 1
+    assert "Error: there is no folder ./no/such/folder." in result.stderr

@@ -1,0 +1,82 @@
+"""Help answers at once, and names everything that scripts may depend on."""
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+OPTIONS = {
+    "convert": (
+        "--experts -e --experts-per-token --similarity --distance --clustering --linkage --merge --router --layout "
+        "--calibration --samples --sequence-length --seed --text-column --device --batch-tokens --max-memory "
+        "--output -o --max-shard-size --overwrite --dry-run --json --quiet -q --revision --token --cache-dir"
+    ),
+    "inspect": "--json --revision --token --cache-dir",
+    "verify": "--against --json --revision --token --cache-dir",
+    "architectures": "--json",
+}
+HEAVY = {"torch", "transformers", "datasets", "huggingface_hub", "numpy", "scipy"}
+
+
+def test_help_imports_no_heavy_library():
+    code = (
+        "import sys\n"
+        "from hcsmoe_hub.cli import main\n"
+        "sys.argv = ['hcsmoe', 'convert', '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        f"print('heavy:', sorted({HEAVY} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_root_help_lists_every_command(run):
+    result = run("--help")
+    assert result.code == 0
+    assert all(command in result.stdout for command in OPTIONS)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_page_lists_every_option_of_the_contract(run, command):
+    words = run(command, "-h").stdout.replace(",", " ").split()
+    assert [option for option in OPTIONS[command].split() if option not in words] == []
+
+
+@pytest.mark.parametrize("panel", ["Method", "Calibration", "Compute", "Output", "Hub"])
+def test_convert_help_groups_options_in_panels(run, panel):
+    assert f"─ {panel} ─" in run("convert", "--help").stdout
+
+
+def test_convert_help_shows_choices_and_defaults(run):
+    page = run("convert", "--help").stdout
+    assert "[average|single|complete|ward]" in page
+    assert "[default: hierarchical]" in page
+    assert "./NAME-hcsmoe-Ke" in page
+
+
+def test_no_words_show_help_as_a_usage_error(run):
+    result = run()
+    assert result.code == 2
+    assert "Usage: hcsmoe" in result.everything
+
+
+def test_version_is_one_line_on_stdout(run):
+    result = run("--version")
+    assert (result.code, result.stderr) == (0, "")
+    name, number = result.stdout.split()
+    assert name == "hcsmoe"
+    assert number[0].isdigit()
+
+
+def test_completion_commands_are_left_out(run):
+    assert "completion" not in run("--help").stdout
+
+
+@pytest.mark.parametrize("script", ["hcsmoe", "hf-hcsmoe"])
+def test_console_script_is_installed(script):
+    (found,) = entry_points(group="console_scripts", name=script)
+    assert found.value == "hcsmoe_hub.cli:main"

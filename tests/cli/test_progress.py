@@ -1,0 +1,90 @@
+"""How events are shown: redrawn on a terminal, plain lines elsewhere, nothing when quiet."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from hcsmoe_hub.cli.output import Output
+from hcsmoe_hub.cli.progress import listening
+from hcsmoe_hub.events import Stage, StageAdvanced, StageFinished, StageStarted, Warned
+
+EVENTS = [
+    StageStarted(Stage.CALIBRATION, 1),
+    StageFinished(Stage.CALIBRATION, 0.5),
+    StageStarted(Stage.CONVERT, 2),
+    StageAdvanced(Stage.CONVERT, "layer 0", 1_500_000),
+    Warned("layer 0: something [odd]."),
+    StageAdvanced(Stage.CONVERT, "layer 1", 3_000_000),
+    StageFinished(Stage.CONVERT, 400),
+]
+
+
+class Terminal(io.StringIO):
+    """A file that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def shown(output, file, *, width=100):
+    """Sends all events; returns what was printed, without colours and cursor movements."""
+    output.stderr = Console(file=file, force_terminal=file.isatty(), width=width, markup=False, highlight=False)
+    with listening(output) as listener:
+        for event in EVENTS:
+            listener(event)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+
+
+def test_plain_lines_say_when_a_stage_starts_and_ends():
+    assert shown(Output(), io.StringIO()).splitlines() == [
+        "calibration  started",
+        "calibration  done in 0.5 s",
+        "convert      started, 2 layers",
+        "Warning: layer 0: something [odd].",
+        "convert      done in 6 min 40 s, 3.0 MB written",
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_terminal_shows_one_line_per_stage_at_the_end(width):
+    last = shown(Output(), Terminal(), width=width).replace("\r", "\n").rstrip().splitlines()[-2:]
+    assert [line.split()[0] for line in last] == ["calibration", "convert"]
+    assert all(len(line) <= width for line in last)
+
+
+def test_terminal_shows_layers_bytes_memory_and_time(monkeypatch):
+    update = Progress.update
+
+    def update_and_draw(self, task_id, **fields):
+        # Drawn after every event instead of four times a second.
+        update(self, task_id, **fields)
+        self.refresh()
+
+    monkeypatch.setattr(Progress, "update", update_and_draw)
+    text = shown(Output(), Terminal())
+    assert re.search(r"convert +\S+ 0:00:00 1/2 layers, 0\.\d s left, 1\.5 MB written, \S+ MB memory", text)
+    assert "2/2 layers, 3.0 MB written" in text
+
+
+def test_terminal_shows_warnings_above_the_display():
+    assert "Warning: layer 0: something [odd].\n" in shown(Output(), Terminal())
+
+
+def test_json_leaves_progress_on_stderr():
+    assert "convert" in shown(Output(as_json=True), io.StringIO())
+
+
+@pytest.mark.parametrize("file", [io.StringIO, Terminal])
+def test_quiet_shows_nothing(file):
+    assert shown(Output(quiet=True), file()) == ""
+
+
+def test_forced_colours_do_not_redraw_lines_in_a_log(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    output, file = Output(), io.StringIO()
+    output.stderr = Console(file=file)
+    assert output.stderr.is_terminal
+    assert not output.is_live
