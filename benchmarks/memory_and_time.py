@@ -82,12 +82,10 @@ def layer_shapes(layer: int) -> dict[str, tuple[int, ...]]:
     shapes[f"{prefix}post_attention_layernorm.weight"] = (HIDDEN,)
     shapes[f"{prefix}block_sparse_moe.gate.weight"] = (EXPERTS, HIDDEN)
     for expert in range(EXPERTS):
-        for name, shape in (
-            ("w1", (INTERMEDIATE, HIDDEN)),
-            ("w2", (HIDDEN, INTERMEDIATE)),
-            ("w3", (INTERMEDIATE, HIDDEN)),
-        ):
-            shapes[f"{prefix}block_sparse_moe.experts.{expert}.{name}.weight"] = shape
+        expert_prefix = f"{prefix}block_sparse_moe.experts.{expert}"
+        shapes[f"{expert_prefix}.w1.weight"] = (INTERMEDIATE, HIDDEN)
+        shapes[f"{expert_prefix}.w2.weight"] = (HIDDEN, INTERMEDIATE)
+        shapes[f"{expert_prefix}.w3.weight"] = (INTERMEDIATE, HIDDEN)
     return shapes
 
 

@@ -102,7 +102,7 @@ def _convert(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -
 
 def _dry_run(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -> None:
     with sink.working("Reading headers"):
-        plan = plan_conversion(source, options, measure_speed=True, **hub.arguments())
+        plan = plan_conversion(source, options, **hub.arguments())
         document = plan_document(plan)
         human = summary.dry_run(document, available(plan))
     sink.result(document, human=human, brief=str(plan.output))

@@ -10,7 +10,8 @@ from hcsmoe_hub.moe.architectures import ARCHITECTURES
 if TYPE_CHECKING:
     from hcsmoe_hub.checkpoint.config_json import MoESettings
     from hcsmoe_hub.checkpoint.source import Source
-    from hcsmoe_hub.plan import ConversionPlan, Model
+    from hcsmoe_hub.model import Model
+    from hcsmoe_hub.plan import ConversionPlan
 
 
 def _source(source: "Source") -> dict[str, Any]:
@@ -39,8 +40,10 @@ def _active(parameters: int, expert_parameters: int, settings: "MoESettings") ->
 def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
     """A plan, as ``--dry-run --json`` prints it."""
     from hcsmoe_hub.checkpoint.tensors import total_bytes
+    from hcsmoe_hub.device import measure_flops, resolve_device
 
     model, calibration = plan.model, plan.calibration
+    speed = measure_flops(resolve_device(plan.options.device), model.skeleton.dtype)
     before, after, experts = model.settings, plan.settings, model.expert_parameters()
     return {
         "dry_run": True,
@@ -62,7 +65,7 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
             "after": total_bytes(plan.layout.tensors.values()),
         },
         "shards": {"before": len(model.source.shards), "after": len(plan.layout.shards)},
-        "needs": asdict(plan.needs),
+        "needs": asdict(plan.needs(flops_per_second=speed)),
         "method": {key: str(value) for key, value in asdict(plan.options.method).items()},
         "calibration": {
             "dataset": calibration.dataset,

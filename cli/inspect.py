@@ -8,8 +8,9 @@ from rich.text import Text
 from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli.documents import model_document
 from hcsmoe_hub.cli.libraries import silence_libraries
-from hcsmoe_hub.cli.output import Output, format_bytes, format_count, format_plural
+from hcsmoe_hub.cli.output import Output, format_plural
 from hcsmoe_hub.cli.tables import Document, section, source_line
+from hcsmoe_hub.units import format_bytes, format_count
 
 
 def inspect(
@@ -25,7 +26,7 @@ def inspect(
     silence_libraries()
     with sink.working("Reading headers"):
         from hcsmoe_hub.checkpoint.source import open_source
-        from hcsmoe_hub.plan import read_model
+        from hcsmoe_hub.model import read_model
 
         document = model_document(read_model(open_source(source, **hub.arguments())))
     sink.result(document, human=_summary(document))

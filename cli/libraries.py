@@ -15,4 +15,4 @@ def silence_libraries() -> None:
         os.environ.setdefault(name, "error")
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()

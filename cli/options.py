@@ -113,12 +113,13 @@ DeviceOption = Annotated[
     ),
 ]
 BatchTokensOption = Annotated[
-    int,
+    int | None,
     _compute(
         "--batch-tokens",
         min=1,
         metavar="INT",
-        help="Tokens per micro-batch [default: suits the device]; halves itself when memory runs out.",
+        show_default="suits the device",
+        help="Tokens per micro-batch; halves itself when memory runs out.",
     ),
 ]
 MaxMemoryOption = Annotated[

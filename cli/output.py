@@ -14,8 +14,6 @@ from rich.text import Text
 PIPE_WIDTH = 1000
 # A person cannot read faster, and the work needs the processor more than its display does.
 REFRESHES_PER_SECOND = 4
-BYTE_UNITS = ("KB", "MB", "GB", "TB")
-COUNT_UNITS = ("K", "M", "B", "T")
 
 
 class Mode(Enum):
@@ -120,25 +118,6 @@ def stderr_console() -> Console:
 def print_labelled(console: Console, label: str, style: str, message: str) -> None:
     """Prints ``Label: message``; long lines are left to the terminal, so that they can be copied."""
     console.print(Text.assemble((f"{label}:", style), f" {message}"), soft_wrap=True)
-
-
-def _scaled(number: float, units: tuple[str, ...], *, digits: int) -> str:
-    for unit in units[:-1]:
-        number /= 1000
-        # Compared as it will be shown: 999.96 must not become "1000.0".
-        if round(number, digits) < 1000:
-            return f"{number:.{digits}f} {unit}"
-    return f"{number / 1000:.{digits}f} {units[-1]}"
-
-
-def format_bytes(number: int) -> str:
-    """Bytes in decimal units, as on the Hub: ``93.4 GB``."""
-    return f"{number} B" if number < 1000 else _scaled(number, BYTE_UNITS, digits=1)
-
-
-def format_count(number: int) -> str:
-    """A count in short: ``46.70 B``."""
-    return str(number) if number < 1000 else _scaled(number, COUNT_UNITS, digits=2)
 
 
 def format_plural(number: int, noun: str) -> str:

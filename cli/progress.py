@@ -8,8 +8,19 @@ import psutil
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from hcsmoe_hub.cli.output import REFRESHES_PER_SECOND, Mode, Output, format_bytes, format_plural, format_seconds
-from hcsmoe_hub.events import Event, Listener, Stage, StageAdvanced, StageFinished, StageStarted, Warned, ignore
+from hcsmoe_hub.cli.output import REFRESHES_PER_SECOND, Mode, Output, format_plural, format_seconds
+from hcsmoe_hub.events import (
+    Event,
+    Fetching,
+    Listener,
+    Stage,
+    StageAdvanced,
+    StageFinished,
+    StageStarted,
+    Warned,
+    ignore,
+)
+from hcsmoe_hub.units import format_bytes
 
 BAR_WIDTH = 16
 STAGE_WIDTH = max(len(stage) for stage in Stage)
@@ -45,6 +56,8 @@ class _PlainView:
             case StageFinished(stage, seconds):
                 written = f", {format_bytes(self._bytes_written)} written" if stage is Stage.CONVERT else ""
                 self._line(stage, f"done in {format_seconds(seconds)}{written}")
+            case Fetching(shard, number, total):
+                self._line(Stage.CONVERT, f"downloading {shard} ({number} of {total})")
             case Warned(message):
                 self._output.warn(message)
             case _:
@@ -75,14 +88,18 @@ class _LiveView:
                 # A stage of one step has no share that could be shown: its bar only moves.
                 known = total if total > 1 else None
                 self._tasks[stage] = self.progress.add_task(
-                    stage.value, total=known, stage=stage, written=0, seconds=0.0
+                    stage.value, total=known, stage=stage, written=0, seconds=0.0, fetching=""
                 )
             case StageAdvanced(stage):
                 seconds = self.progress.tasks[self._tasks[stage]].elapsed
-                self.progress.update(self._tasks[stage], advance=1, written=event.bytes_written, seconds=seconds)
+                self.progress.update(
+                    self._tasks[stage], advance=1, written=event.bytes_written, seconds=seconds, fetching=""
+                )
             case StageFinished(stage):
                 steps = self.progress.tasks[self._tasks[stage]].total or 1
                 self.progress.update(self._tasks[stage], total=steps, completed=steps)
+            case Fetching(shard):
+                self.progress.update(self._tasks[Stage.CONVERT], fetching=shard)
             case Warned(message):
                 self._output.warn(message)
             case _:
@@ -104,6 +121,8 @@ class _Details(ProgressColumn):
         if left is not None:
             parts.append(f"{format_seconds(left)} left")
         parts.append(f"{format_bytes(task.fields['written'])} written")
+        if task.fields["fetching"]:
+            parts.append(f"downloading {task.fields['fetching']}")
         if not task.finished:
             parts.append(f"{format_bytes(self._process.memory_info().rss)} memory")
         return Text(", ".join(parts), no_wrap=True, overflow="ellipsis")

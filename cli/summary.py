@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hcsmoe_hub.cli.output import format_bytes, format_plural, format_seconds
+from hcsmoe_hub.cli.output import format_plural, format_seconds
 from hcsmoe_hub.cli.tables import Document, before_after, section, source_line
+from hcsmoe_hub.units import format_bytes
 
 
 def method_line(method: Document) -> str:

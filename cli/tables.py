@@ -6,7 +6,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from hcsmoe_hub.cli.output import format_bytes, format_change, format_count, format_plural
+from hcsmoe_hub.cli.output import format_change, format_plural
+from hcsmoe_hub.units import format_bytes, format_count
 
 Document = Mapping[str, Any]
 

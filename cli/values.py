@@ -13,6 +13,8 @@ from hcsmoe_hub.options import Device
 Choice = TypeVar("Choice", bound=StrEnum)
 
 SIZE_UNITS: Mapping[str, int] = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+# What the published code calls a value that has another name here.
+REFERENCE_NAMES: Mapping[str, str] = {"freq": "frequency"}
 # People say GPU; torch says cuda.
 DEVICE_SYNONYMS: Mapping[str, str] = {"gpu": Device.CUDA}
 
@@ -35,6 +37,7 @@ def choice(kind: type[Choice]) -> Callable[[str], Choice]:
     """A parser for the values of an enum."""
 
     def parse(word: str) -> Choice:
+        word = REFERENCE_NAMES.get(word, word)
         if word not in set(kind):
             raise unknown_value(word, kind)
         return kind(word)

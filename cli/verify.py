@@ -9,9 +9,10 @@ from rich.text import Text
 
 from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli.libraries import silence_libraries
-from hcsmoe_hub.cli.output import Output, format_bytes, format_plural
+from hcsmoe_hub.cli.output import Output, format_plural
 from hcsmoe_hub.cli.tables import Document, section
 from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.units import format_bytes
 
 AgainstOption = Annotated[
     str | None,

@@ -46,9 +46,8 @@ def convert(
     Raises:
         HcsmoeError: For every known failure. Nothing is left that looks finished.
     """
-    return execute(
-        plan_conversion(source, options, revision=revision, token=token, cache_dir=cache_dir), listener=listener
-    )
+    plan = plan_conversion(source, options, revision=revision, token=token, cache_dir=cache_dir)
+    return execute(plan, listener=listener)
 
 
 def plan_conversion(
@@ -58,28 +57,20 @@ def plan_conversion(
     revision: str | None = None,
     token: str | None = None,
     cache_dir: Path | None = None,
-    measure_speed: bool = False,
 ) -> "ConversionPlan":
     """Plans a conversion from the source's config and headers; reads no weights and writes nothing.
-
-    Args:
-        measure_speed: Time a small matrix product on the device, so that the plan can estimate the duration.
 
     Raises:
         HcsmoeError: Every refusal of a conversion happens here.
     """
     from hcsmoe_hub.checkpoint.source import Source, open_source
-    from hcsmoe_hub.device import measure_flops, resolve_device
+    from hcsmoe_hub.device import resolve_device
     from hcsmoe_hub.plan import make_plan
 
     device = resolve_device(options.device)
     if not isinstance(source, Source):
         source = open_source(str(source), revision=revision, token=token, cache_dir=cache_dir)
-    plan = make_plan(source, options, on_device=device.type != "cpu")
-    if not measure_speed:
-        return plan
-    speed = measure_flops(device, plan.model.skeleton.dtype)
-    return make_plan(source, options, on_device=device.type != "cpu", flops_per_second=speed)
+    return make_plan(source, options, on_device=device.type != "cpu")
 
 
 def execute(plan: "ConversionPlan", *, listener: Listener = ignore) -> ConversionReport:
@@ -132,11 +123,8 @@ def _load_tokens(plan: "ConversionPlan", emit: Listener) -> "Tensor":
     vocab_size = plan.model.skeleton.config.get_text_config().vocab_size
     token_ids = load_token_ids(plan.calibration, tokenizer_folder=folder, vocab_size=vocab_size)
     if len(token_ids) < plan.calibration.sequences:
-        emit(
-            Warned(
-                f"{plan.calibration.dataset} fills {len(token_ids)} of {plan.calibration.sequences} calibration sequences."
-            )
-        )
+        found, planned = len(token_ids), plan.calibration.sequences
+        emit(Warned(f"{plan.calibration.dataset} fills {found} of {planned} calibration sequences."))
     return token_ids
 
 
@@ -154,7 +142,7 @@ def _stream(plan: "ConversionPlan", writer: Any, token_ids: "Tensor", emit: List
     kept |= {name for block in model.blocks for name in block.tables}
     map_large_tensors()
     batcher = make_batcher(model.skeleton, token_ids, batch_tokens=plan.batch_tokens, device=device)
-    with TensorReader(model.source) as reader, sequential_loading():
+    with TensorReader(model.source, emit=emit) as reader, sequential_loading():
         loader = LayerLoader(
             model.skeleton,
             model.groups,

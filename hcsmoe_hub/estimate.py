@@ -1,6 +1,12 @@
 """What a conversion will need, computed from headers: download, disk, memory and time."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hcsmoe_hub.checkpoint.tensors import total_bytes
+
+if TYPE_CHECKING:
+    from hcsmoe_hub.plan import ConversionPlan
 
 # Resident size of a Python process that has imported torch and transformers, before any weight.
 PROCESS_BYTES = 420_000_000
@@ -50,46 +56,53 @@ class Needs:
     seconds: float | None = None
 
 
-def estimate(
-    cost: LayerCost,
-    *,
-    tokens: int,
-    batch_tokens: int,
-    token_bytes: int,
-    hidden_size: int,
-    download_bytes: int,
-    disk_bytes: int,
-    read_bytes: int,
-    on_device: bool,
-    flops_per_second: float | None = None,
-) -> Needs:
+def layer_cost(plan: "ConversionPlan") -> LayerCost:
+    """Sizes and arithmetic of a plan's layers, from the shapes of both models."""
+    model, after = plan.model, plan.settings
+    state, itemsize = model.skeleton.state, model.skeleton.dtype.itemsize
+    sizes = {
+        layer: sum(state[name].numel() for name in set(group.targets.values())) for layer, group in model.groups.items()
+    }
+    merged = max(sum(plan.reduced.state[tensor.name].numel() for tensor in block.experts) for block in model.blocks)
+    layers = [size for layer, size in sizes.items() if layer is not None]
+    experts = model.expert_parameters()
+    kept = experts * after.experts // model.settings.experts
+    share_before = model.settings.experts_per_token / model.settings.experts
+    share_after = after.experts_per_token / after.experts
+    # Gate and up run on every token; down, and the merged experts, on the tokens that are routed to them.
+    active = sum(layers) - experts + experts * (2 + share_before) / 3 + kept * share_after
+    return LayerCost(
+        layer_bytes=max(layers) * itemsize,
+        merged_bytes=merged * itemsize,
+        rest_bytes=sizes.get(None, 0) * itemsize,
+        flops_per_token=int(2 * active),
+    )
+
+
+def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = None) -> Needs:
     """Adds up the peak: the rest of the model, the layer at work, the one being loaded, and the hidden states.
 
     Args:
-        cost: Sizes of the layers.
-        tokens: Calibration tokens.
-        batch_tokens: Tokens per micro-batch.
-        token_bytes: Bytes per element of a hidden state.
-        hidden_size: H.
-        download_bytes: Weights still to fetch.
-        disk_bytes: Size of the result.
-        read_bytes: Weights that are read.
-        on_device: Whether layers run on an accelerator instead of the CPU.
-        flops_per_second: Measured speed of the device, if known.
+        plan: The conversion.
+        flops_per_second: Measured speed of the device, for the estimate of time.
     """
+    cost, source = layer_cost(plan), plan.model.source
+    tokens, itemsize = plan.calibration.tokens, plan.model.skeleton.dtype.itemsize
+    token_bytes = plan.model.skeleton.config.get_text_config().hidden_size * itemsize
     # Input and output of the layer, input of its MoE block, and what its experts returned.
-    states = 4 * tokens * hidden_size * token_bytes
+    states = 4 * tokens * token_bytes
     layers = int(cost.layer_bytes * (1 + LOADING_FACTOR)) + cost.merged_bytes
-    micro_batch = 16 * min(batch_tokens, tokens) * hidden_size * token_bytes
-    flops = cost.flops_per_token * tokens
+    at_work = layers + 16 * min(plan.batch_tokens, tokens) * token_bytes
+    flops, disk_bytes = cost.flops_per_token * tokens, plan.layout.file_bytes
     seconds = None
     if flops_per_second is not None:
-        seconds = COMPUTE_OVERHEAD * flops / flops_per_second + (read_bytes + disk_bytes) / DISK_BYTES_PER_SECOND
+        moved = total_bytes(source.tensors.values()) + disk_bytes
+        seconds = COMPUTE_OVERHEAD * flops / flops_per_second + moved / DISK_BYTES_PER_SECOND
     return Needs(
-        download_bytes=download_bytes,
+        download_bytes=source.download_bytes(),
         disk_bytes=disk_bytes,
-        memory_bytes=PROCESS_BYTES + cost.rest_bytes + states + (0 if on_device else layers + micro_batch),
-        device_bytes=layers + micro_batch if on_device else 0,
+        memory_bytes=PROCESS_BYTES + cost.rest_bytes + states + (0 if plan.on_device else at_work),
+        device_bytes=at_work if plan.on_device else 0,
         flops=flops,
         seconds=seconds,
     )

@@ -41,13 +41,22 @@ class StageFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetching:
+    """A shard is about to be downloaded."""
+
+    shard: str
+    number: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """The user's wish was bent, or the result deserves a second look."""
 
     message: str
 
 
-Event = StageStarted | StageAdvanced | StageFinished | Warned
+Event = StageStarted | StageAdvanced | StageFinished | Fetching | Warned
 Listener = Callable[[Event], None]
 
 

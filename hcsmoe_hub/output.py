@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hcsmoe_hub.checkpoint.sidecars import copy_sidecars
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
-from hcsmoe_hub.checkpoint.writer import INCOMPLETE, ShardWriter, write_json
+from hcsmoe_hub.checkpoint.writer import INCOMPLETE, ShardWriter, write_bytes, write_json
 from hcsmoe_hub.plan import ConversionPlan
 from hcsmoe_hub.report import REPORT_FILE, ConversionReport
 
@@ -45,5 +45,10 @@ def write_result(plan: ConversionPlan, writer: ShardWriter, report: ConversionRe
     """Writes everything beside the weights; the config and the index come last, as the sign of completeness."""
     copy_sidecars(plan.model.source, plan.sidecars, plan.output)
     write_json(plan.output / REPORT_FILE, report.as_dict())
-    write_json(plan.output / "config.json", plan.config)
+    source = plan.model.source
+    if plan.config == source.config:
+        # Nothing changed, so not even the formatting should.
+        write_bytes(plan.output / "config.json", source.fetch("config.json").read_bytes())
+    else:
+        write_json(plan.output / "config.json", plan.config)
     writer.finish()

@@ -125,9 +125,7 @@ class LayerReducer(Visitor):
             rows_E, extra = tensor.split(state[tensor.name])
             changed[tensor.name] = tensor.join(merge_rows(rows_E, clusters, share_E), extra)
             if not all(bound.isfinite() for bound in changed[tensor.name].aminmax()):
-                raise VerificationError(
-                    f"{tensor.name} is not finite after the merge; the source holds broken weights."
-                )
+                raise VerificationError(f"{tensor.name} is not finite: the source holds broken weights.")
         for tensor in block.router:
             rows_E, extra = tensor.split(state[tensor.name])
             changed[tensor.name] = tensor.join(reduce_rows(rows_E, clusters, usage_E, method.router), extra)
@@ -155,9 +153,8 @@ class LayerReducer(Visitor):
         for members in clusters.members:
             if len(members) > 1 and not any(usage_E[expert] for expert in members):
                 names = ", ".join(map(str, members))
-                self._emit(
-                    Warned(f"layer {block.layer}: no calibration token reached experts {names}; merged equally.")
-                )
+                text = f"layer {block.layer}: no calibration token reached experts {names}; merged equally."
+                self._emit(Warned(text))
 
     def _measure(
         self, block: MoEBlock, changed: Mapping[str, Tensor], clusters: Clusters, seen: _Observation

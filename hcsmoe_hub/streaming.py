@@ -41,7 +41,7 @@ class Visitor(ABC):
         """
 
 
-class _LayerHook(ModelHook):  # type: ignore[misc]
+class _LayerHook(ModelHook):
     """Weights in before the layer, visitor and weights out after it; the next layer is fetched meanwhile."""
 
     def __init__(self, layer: int, loader: LayerLoader, visitor: Visitor) -> None:
@@ -70,7 +70,7 @@ def make_batcher(skeleton: Skeleton, token_ids: Tensor, *, batch_tokens: int, de
     """Chooses the micro-batch for a calibration set ``[B, S]``."""
     sequences, length = token_ids.shape
     batch = min(sequences, max(1, batch_tokens // length))
-    if sequences == length or getattr(skeleton.config, "num_kv_shared_layers", 0):
+    if sequences == length or getattr(skeleton.config, "num_kv_shared_layers", None):
         # Either no tensor can be told to lie along the batch, or layers hand keys and values on: nothing is cut.
         batch = sequences
     return MicroBatcher(sequences, batch, device)

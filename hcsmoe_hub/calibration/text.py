@@ -166,7 +166,8 @@ def _pack(plan: CalibrationPlan, tokenizer_folder: Path) -> Tensor:
                 hint="pass plain text, or name a text column with --text-column",
             )
         else:
-            stream += tokenizer.apply_chat_template(content, tokenize=True, return_dict=False)
+            ids: Any = tokenizer.apply_chat_template(content, tokenize=True, return_dict=False)
+            stream += ids
         if len(stream) >= plan.tokens:
             break
     sequences = min(len(stream) // plan.sequence_length, plan.sequences)

@@ -1,4 +1,4 @@
-"""Accounts for every stored tensor: copied as it is, merged with the experts, computed anew, or dropped with a reason."""
+"""Accounts for every stored tensor: copied as it is, merged with the experts, dequantised, or dropped with a reason."""
 
 import re
 from collections.abc import Mapping, Sequence

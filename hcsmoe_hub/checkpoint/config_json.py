@@ -80,7 +80,7 @@ def read_settings(config: PreTrainedConfig) -> MoESettings:
     top_k = _built_value(config, TOP_K_KEYS)
     if not experts or not top_k:
         raise UnsupportedModelError(
-            f"model_type {config.model_type!r} is a dense model: its config names no experts, so there is nothing to merge.",
+            f"model_type {config.model_type!r} is a dense model: its config names no experts to merge.",
             hint="pass a Mixture-of-Experts checkpoint; see 'hcsmoe architectures'",
         )
     groups = _built_value(config, GROUP_KEYS) or 1
@@ -189,8 +189,8 @@ def check_counts(before: MoESettings, *, experts: int, experts_per_token: int | 
     if not 1 <= top_k <= experts:
         chosen = "selects" if experts_per_token is None else "would select"
         raise PlanError(
-            f"cannot keep {experts} of {before.experts} experts: the router of {label} {chosen} {top_k} experts per token, "
-            "and a layer needs at least as many as it selects.",
+            f"cannot keep {experts} of {before.experts} experts: the router of {label} {chosen} {top_k} experts per "
+            "token, and a layer needs at least as many as it selects.",
             hint=f"use --experts {top_k} or more, or lower the selection with --experts-per-token {experts}",
         )
     if before.groups > 1 and experts % before.groups:
@@ -199,8 +199,8 @@ def check_counts(before: MoESettings, *, experts: int, experts_per_token: int | 
     if before.groups > 1 and (per_group < 2 or top_k > before.groups_per_token * per_group):
         needed = before.groups * max(2, -(-top_k // before.groups_per_token))
         raise PlanError(
-            f"{experts} experts in {before.groups} groups are {per_group} per group, but the router of {label} scores a "
-            f"group by its best two experts and chooses {top_k} experts from {before.groups_per_token} groups.",
+            f"{experts} experts in {before.groups} groups are {per_group} per group, but the router of {label} scores "
+            f"a group by its best two experts and chooses {top_k} experts from {before.groups_per_token} groups.",
             hint=f"use --experts {needed} or more",
         )
     return MoESettings(

@@ -135,6 +135,9 @@ class HubSource(Source):
         )
         return Path(found) if isinstance(found, str) else None
 
+    def is_here(self, file: str) -> bool:
+        return self.cached(file) is not None
+
     def fetch(self, file: str) -> Path:
         assert self.repo_id is not None
         with explained(self.repo_id, self.revision):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ class LayerLoader:
             device_map={"": device},
             dtype=skeleton.dtype,
             dtype_plan=skeleton.model._get_dtype_plan(skeleton.dtype),
-            weight_mapping=skeleton.mapping(),
+            weight_mapping=list[Any](skeleton.mapping()),
             hf_quantizer=skeleton.quantizer,
         )
         info, _ = convert_and_load_state_dict_in_model(skeleton.model, lazy, settings, None)

@@ -16,6 +16,7 @@ from torch import Tensor
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.checkpoint.tensors import DTYPE_NAMES, StoredTensor
 from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.events import Fetching, Listener, ignore
 from hcsmoe_hub.memory import mapped_tensor
 
 
@@ -25,8 +26,9 @@ class TensorReader:
     Safe to use from several threads: ``os.preadv`` has no shared position.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, emit: Listener = ignore) -> None:
         self._source = source
+        self._emit = emit
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
         self.bytes_read = 0
@@ -34,6 +36,9 @@ class TensorReader:
     def _file(self, shard: str) -> int:
         with self._lock:
             if shard not in self._files:
+                if not self._source.is_here(shard):
+                    shards = self._source.shards
+                    self._emit(Fetching(shard, shards.index(shard) + 1, len(shards)))
                 self._files[shard] = os.open(self._source.fetch(shard), os.O_RDONLY)
             return self._files[shard]
 

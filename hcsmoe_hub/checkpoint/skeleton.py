@@ -45,7 +45,7 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     Raises:
         UnsupportedModelError: If transformers does not know the model, or it is no causal language model.
     """
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError(
             f"model_type {model_type!r} is not part of transformers {transformers.__version__}; "
@@ -68,18 +68,20 @@ def _named_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The causal language model that ``architectures`` names, for models that no auto class maps."""
     for name in config.architectures or ():
         if name.endswith("ForCausalLM") and hasattr(transformers, name):
-            return getattr(transformers, name)
+            found: type[PreTrainedModel] = getattr(transformers, name)
+            return found
     return None
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The model class that ``AutoModelForCausalLM`` would choose."""
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        mapped = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        return mapped[0] if isinstance(mapped, tuple) else mapped
-    named = _named_class(config)
-    assert named is not None, "build_config refuses a config without a causal language model"
-    return named
+        mapped: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        found = mapped[0] if isinstance(mapped, tuple) else mapped
+    else:
+        found = _named_class(config)
+    assert found is not None, "build_config refuses a config without a causal language model"
+    return found
 
 
 @dataclass
@@ -124,7 +126,8 @@ class Skeleton:
                 )
         self.model.eval().requires_grad_(False)
         # Buffers that no checkpoint stores (rotary frequencies) must be real: move them off meta, then compute them.
-        self.model._move_missing_keys_from_meta_to_device(set(), {"": "cpu"}, None, None)
+        nothing: Any = set()
+        self.model._move_missing_keys_from_meta_to_device(nothing, {"": "cpu"}, None, None)
         self.model._initialize_missing_keys(self.quantizer is not None)
         self.layers_name, self.layers = self._decoder_layers()
 
@@ -222,5 +225,6 @@ class Skeleton:
 
         Works on the meta device as well, which is how the plan learns the names of the result.
         """
-        self.model._weight_conversions = conversions
+        # The attribute that transformers itself sets while loading.
+        vars(self.model)["_weight_conversions"] = conversions
         return revert_weight_conversion(self.model, dict(tensors))

@@ -53,6 +53,10 @@ class Source(ABC):
         """Local path of ``file``, downloaded when it has to be."""
 
     @abstractmethod
+    def is_here(self, file: str) -> bool:
+        """Whether ``fetch`` will return without a download."""
+
+    @abstractmethod
     def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
         """Tensors of one shard, from its header alone."""
 
@@ -151,6 +155,9 @@ class LocalSource(Source):
         path = self.fetch(shard)
         header, data_start = local_header(path)
         return stored_tensors(header, shard=shard, data_start=data_start, file_bytes=path.stat().st_size)
+
+    def is_here(self, file: str) -> bool:
+        return True
 
     def download_bytes(self) -> int:
         return 0

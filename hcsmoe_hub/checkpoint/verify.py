@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from hcsmoe_hub.checkpoint.source import LocalSource, Source
 from hcsmoe_hub.checkpoint.tensors import total_bytes
 from hcsmoe_hub.checkpoint.writer import INCOMPLETE
 from hcsmoe_hub.errors import VerificationError
-from hcsmoe_hub.plan import Model, read_model
+from hcsmoe_hub.model import Model, read_model
 from hcsmoe_hub.report import REPORT_FILE
 
 GENERATED_TOKENS = 8
@@ -58,15 +57,15 @@ def check_structure(folder: Path) -> Model:
     stray = {file for file in files if file.endswith(".safetensors") and "/" not in file} - set(source.shards)
     if stray:
         raise VerificationError(
-            f"{folder} holds shards that its index does not name: {', '.join(sorted(stray)[:3])}. Several programs load "
-            "every shard of a folder.",
+            f"{folder} holds shards that its index does not name: {', '.join(sorted(stray)[:3])}. Several programs "
+            "load every shard of a folder.",
             hint="delete them",
         )
     if source.weight_map is not None:
         unlisted = source.tensors.keys() - source.weight_map.keys()
         if unlisted:
             raise VerificationError(
-                f"the index of {folder} does not name {len(unlisted)} stored tensors, the first is {sorted(unlisted)[0]!r}.",
+                f"the index of {folder} does not name {len(unlisted)} stored tensors, such as {sorted(unlisted)[0]!r}.",
                 hint="convert again",
             )
     model = read_model(source)
@@ -80,15 +79,12 @@ def check_structure(folder: Path) -> Model:
     return model
 
 
-def verify(
-    folder: Path, *, against: Source | None = None, on_tensor: Callable[[str], None] | None = None
-) -> Verification:
+def verify(folder: Path, *, against: Source | None = None) -> Verification:
     """Checks everything about a checkpoint, ending with a reload and a generation in a fresh process.
 
     Args:
         folder: The checkpoint.
         against: The source it was made from: everything that no merge touches must be bit-identical.
-        on_tensor: Called with the name of every tensor that was read.
 
     Raises:
         VerificationError: With the first thing that is wrong.
@@ -101,8 +97,6 @@ def verify(
             content = reader.read(stored)
             if content.is_floating_point() and not _is_finite(content):
                 raise VerificationError(f"tensor {name!r} in {stored.shard} is not finite.", hint="convert again")
-            if on_tensor is not None:
-                on_tensor(name)
     identical = None if against is None else _compare(model, against)
     return Verification(
         tensors=len(tensors),

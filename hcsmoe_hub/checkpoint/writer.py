@@ -57,7 +57,7 @@ def lay_out(outputs: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], *, max_
         name: StoredTensor(name=name, dtype=dtype, shape=shape, shard="", offset=0) for name, dtype, shape in outputs
     }
     split = split_state_dict_into_shards_factory(
-        specs,  # type: ignore[type-var]
+        specs,
         get_storage_size=lambda spec: spec.nbytes,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
@@ -113,14 +113,9 @@ class ShardWriter:
             AssertionError: If the tensor was not planned so, or was written before: a defect of the caller.
         """
         planned = self._tensors[name]
-        assert tensor.shape == planned.shape and tensor.dtype == planned.dtype, (
-            name,
-            tensor.shape,
-            tensor.dtype,
-            planned,
-        )
+        assert (tensor.dtype, tensor.shape) == (planned.dtype, planned.shape), (name, tensor.dtype, tensor.shape)
         content = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
-        file, buffer, position = self._file(planned.shard), memoryview(content), 0
+        file, buffer, position = self._file(planned.shard), memoryview(content.data), 0
         while position < planned.nbytes:
             position += os.pwrite(file, buffer[position:], planned.offset + position)
         with self._lock:

@@ -27,5 +27,5 @@ def hierarchical(distances_EE: NDArray[np.float64], clusters: int, method: Linka
     if clusters == experts:
         return Clusters.of(range(experts))
     tree = linkage(squareform(distances_EE, checks=False), method=method.value)
-    labels = cut_tree(tree, n_clusters=clusters)[:, 0]
+    labels = cut_tree(tree, n_clusters=[clusters])[:, 0]
     return Clusters.of(labels.tolist(), tree[: experts - clusters, 2].tolist())

@@ -52,7 +52,7 @@ _ALL = (
     Architecture(
         "doge",
         "product-key retrieval",
-        refusal="its experts are single rows that are retrieved by product keys; there are no expert outputs to cluster",
+        refusal="its experts are single rows, retrieved by product keys; there are no expert outputs to cluster",
     ),
     Architecture("dots1", SIGMOID_GROUPS, _BIAS),
     Architecture("dots3_note_text", SIGMOID_GROUPS, _BIAS),

@@ -94,7 +94,7 @@ def compare(state_n: Mapping[str, Tensor], state_2n: Mapping[str, Tensor], *, ex
         extra = small[dim] - rows * experts
         if len(changed) > 1 or remainder or rows < 1 or extra < 0:
             raise UnsupportedModelError(
-                f"tensor {name} has the shape {list(small)} with {experts} experts and {list(large)} with {2 * experts}: "
+                f"tensor {name} is {list(small)} with {experts} experts and {list(large)} with {2 * experts}: "
                 "its rows cannot be assigned to experts."
             )
         found[name] = ExpertTensor(name=name, dim=dim, rows_per_expert=rows, extra_rows=extra)

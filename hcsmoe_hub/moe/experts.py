@@ -1,11 +1,13 @@
 """How one expert computes, whatever its layout: every architecture through the seam that transformers gives it.
 
-E source experts, T tokens, H hidden size, I expert intermediate size, K experts per token.
+E source experts, T tokens, H hidden size, I expert intermediate size, K experts per token. Modules of transformers are
+typed ``Any``: what they hold is up to each architecture, and ``is_experts_module`` says which are understood.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +46,7 @@ class Experts(ABC):
 class FusedExperts(Experts):
     """Experts of ``transformers.integrations.moe``: fused tensors, described by flags on the module."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         self.module = module
         self.num_experts = module.down_proj.shape[0]
         self.is_affine = not module.has_post_expert_norm
@@ -67,7 +69,7 @@ class FusedExperts(Experts):
 class DbrxExperts(Experts):
     """DBRX keeps its experts in three matrices ``[E * I, H]`` one below the other."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         self.glu = module.mlp
         self.num_experts = module.num_experts
 
@@ -87,7 +89,7 @@ class Llama4Experts(Experts):
 
     scales_input = True
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         self.module = module
         self.num_experts = module.num_experts
 
@@ -115,7 +117,7 @@ def experts_of(module: nn.Module) -> Experts:
             return FusedExperts(module)
 
 
-def _probe(module: nn.Module, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+def _probe(module: Any, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
     """The experts implementation that transformers calls: hands the router's real decision to the observer."""
     observer: Observer = module.hcsmoe_observer
     return observer(FusedExperts(module), tokens_TH, index_TK, weight_TK)
@@ -126,7 +128,7 @@ def register_probe() -> None:
     ALL_EXPERTS_FUNCTIONS.register(PROBE, _probe)
 
 
-def observe(block: nn.Module, experts: nn.Module, observer: Observer) -> None:
+def observe(block: Any, experts: Any, observer: Observer) -> None:
     """Sends everything that one MoE block's experts compute through ``observer``."""
     match type(experts).__name__:
         case "DbrxExperts":
@@ -137,7 +139,7 @@ def observe(block: nn.Module, experts: nn.Module, observer: Observer) -> None:
             experts.hcsmoe_observer = observer
 
 
-def stop_observing(block: nn.Module, experts: nn.Module) -> None:
+def stop_observing(block: Any, experts: Any) -> None:
     """Undoes ``observe``, so that nothing keeps the observer and what it remembers alive."""
     match type(experts).__name__:
         case "DbrxExperts":
@@ -149,14 +151,14 @@ def stop_observing(block: nn.Module, experts: nn.Module) -> None:
 
 
 def _dbrx_forward(observer: Observer) -> Callable[..., Tensor]:
-    def forward(experts: nn.Module, states: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    def forward(experts: Any, states: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
         return observer(DbrxExperts(experts), states.flatten(0, -2), index_TK, weight_TK).view_as(states)
 
     return forward
 
 
 def _llama4_forward(observer: Observer) -> Callable[..., tuple[Tensor, Tensor]]:
-    def forward(block: nn.Module, states: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(block: Any, states: Tensor) -> tuple[Tensor, Tensor]:
         tokens_TH = states.reshape(-1, states.shape[-1])
         scores_TE, logits_TE = block.router(tokens_TH)
         weight_TK, index_TK = torch.topk(scores_TE, block.top_k, dim=-1)

@@ -13,8 +13,8 @@ from hcsmoe_hub.clustering.clusters import Clusters
 def top_k_agreement(full_TK: Tensor, reduced_TK: Tensor, clusters: Clusters) -> float:
     """Share of the clusters that the full router chose which the reduced router chooses as well.
 
-    For every token: ``|G & R| / |G|`` with G the set of clusters of the experts that the full router chose, R the set of
-    merged experts that the reduced router chooses; averaged over the tokens for which the full router chose any.
+    For every token: ``|G & R| / |G|`` with G the set of clusters of the experts that the full router chose, R the set
+    of merged experts that the reduced router chooses; averaged over the tokens for which the full router chose any.
 
     Args:
         full_TK: Source experts chosen by the full router; -1 for none.

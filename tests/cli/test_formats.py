@@ -2,7 +2,8 @@
 
 import pytest
 
-from hcsmoe_hub.cli.output import format_bytes, format_change, format_count, format_plural, format_seconds
+from hcsmoe_hub.cli.output import format_change, format_plural, format_seconds
+from hcsmoe_hub.units import format_bytes, format_count
 
 
 @pytest.mark.parametrize(
