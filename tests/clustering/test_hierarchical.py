@@ -192,14 +192,3 @@ def test_the_distances_are_not_changed(method: Linkage) -> None:
     before = distances.copy()
     hierarchical(distances, 3, method)
     assert (distances == before).all()
-
-
-@pytest.mark.parametrize("method", Linkage)
-def test_the_pair_with_the_lowest_experts_meets_first_among_equals(method: Linkage) -> None:
-    # Three pairs of equal experts on corners of one triangle.
-    corners = np.array([[0.0, 0.0], [4.0, 0.0], [2.0, 3.0]])
-    features = corners[[0, 1, 2, 2, 1, 0]]
-    distances = euclidean(features)
-    assert hierarchical(distances, 5, method).labels == (0, 1, 2, 3, 4, 0)
-    assert hierarchical(distances, 4, method).labels == (0, 1, 2, 3, 1, 0)
-    assert hierarchical(distances, 3, method).labels == (0, 1, 2, 2, 1, 0)

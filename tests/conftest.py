@@ -1,0 +1,19 @@
+"""Shared by all tests: no network, no surprises from the user's settings, and one line per architecture."""
+
+import os
+from typing import Any
+
+# Read by the libraries when they are imported, so set before any test module imports them.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints what each architecture's conformance test found."""
+    reports = terminalreporter.stats.get("passed", [])
+    lines = sorted(value for report in reports for name, value in report.user_properties if name == "line")
+    if lines:
+        terminalreporter.section("architectures")
+        for line in lines:
+            terminalreporter.write_line(line)
