@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -89,32 +88,30 @@ def layer_shapes(layer: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def convert(source: str, output: str) -> None:
-    """The measured process: one conversion, then its own resources on stdout."""
-    from hcsmoe_hub import CalibrationOptions, ConvertOptions
-    from hcsmoe_hub import convert as run
-
-    torch.set_num_threads(1)
-    calibration = CalibrationOptions(dataset=f"{source}/ids.npy")
-    run(source, ConvertOptions(experts=EXPERTS // 2, output=Path(output), device="cpu", calibration=calibration))
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    unit = 1 if sys.platform == "darwin" else 1024
-    result = {"peak_bytes": usage.ru_maxrss * unit, "cpu_seconds": usage.ru_utime + usage.ru_stime}
-    sys.stdout.write(json.dumps(result) + "\n")
-
-
 def measure(layers: int) -> dict[str, float]:
-    """Converts one synthetic checkpoint in a fresh process."""
+    """Converts one synthetic checkpoint in a fresh process, and reads that process's own resources."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         source.mkdir()
         size = write_checkpoint(source, layers)
-        command = [sys.executable, __file__, "--convert", str(source), f"{folder}/result"]
+        command = ["hcsmoe", "convert", str(source), "--experts", str(EXPERTS // 2), "--device", "cpu", "--quiet"]
+        command += ["--calibration", str(source / "ids.npy"), "--output", f"{folder}/result"]
         start = time.perf_counter()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
-    return {"layers": layers, "weights_bytes": size, "wall_seconds": wall, **json.loads(done.stdout.splitlines()[-1])}
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "layers": layers,
+        "weights_bytes": size,
+        "peak_bytes": usage.ru_maxrss * unit,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "wall_seconds": wall,
+    }
 
 
 def main() -> None:
@@ -122,11 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--convert", nargs=2, metavar=("SOURCE", "OUTPUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.convert:
-        convert(*arguments.convert)
-        return
     print("| layers | weights | peak memory | CPU time | wall time |")
     print("|---|---|---|---|---|")
     results = []

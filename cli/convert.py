@@ -6,7 +6,7 @@ import time
 from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli import summary
 from hcsmoe_hub.cli.documents import available, plan_document
-from hcsmoe_hub.cli.libraries import silence_libraries
+from hcsmoe_hub.cli.libraries import collector_paused, prepare_libraries
 from hcsmoe_hub.cli.output import Output
 from hcsmoe_hub.cli.progress import listening
 from hcsmoe_hub.convert import execute, plan_conversion
@@ -82,7 +82,8 @@ def convert(
         max_memory_bytes=max_memory,
     )
     sink = Output(as_json=as_json, quiet=quiet)
-    silence_libraries()
+    with collector_paused():
+        prepare_libraries()
     run = _dry_run if dry_run else _convert
     run(source, options, cli.Hub(revision=revision, token=token, cache_dir=cache_dir), sink)
 
@@ -91,7 +92,8 @@ def _convert(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -
     start = time.perf_counter()
     with listening(sink) as listener:
         listener(StageStarted(Stage.PLAN, 1))
-        plan = plan_conversion(source, options, **hub.arguments())
+        with collector_paused():
+            plan = plan_conversion(source, options, **hub.arguments())
         listener(StageFinished(Stage.PLAN, time.perf_counter() - start))
         report = execute(plan, listener=listener)
     document = {**report.as_dict(), "output": str(plan.output)}

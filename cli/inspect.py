@@ -7,7 +7,7 @@ from rich.text import Text
 
 from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli.documents import model_document
-from hcsmoe_hub.cli.libraries import silence_libraries
+from hcsmoe_hub.cli.libraries import prepare_libraries
 from hcsmoe_hub.cli.output import Output, format_plural
 from hcsmoe_hub.cli.tables import Document, section, source_line
 from hcsmoe_hub.units import format_bytes, format_count
@@ -23,7 +23,7 @@ def inspect(
     """Show a checkpoint's experts, router and sizes; reads headers only."""
     sink = Output(as_json=as_json)
     hub = cli.Hub(revision=revision, token=token, cache_dir=cache_dir)
-    silence_libraries()
+    prepare_libraries()
     with sink.working("Reading headers"):
         from hcsmoe_hub.checkpoint.source import open_source
         from hcsmoe_hub.model import read_model

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from hcsmoe_hub.cli import options as cli
-from hcsmoe_hub.cli.libraries import silence_libraries
+from hcsmoe_hub.cli.libraries import prepare_libraries
 from hcsmoe_hub.cli.output import Output, format_plural
 from hcsmoe_hub.cli.tables import Document, section
 from hcsmoe_hub.errors import SourceError
@@ -38,7 +38,7 @@ def verify(
     if not path.is_dir():
         raise SourceError(f"there is no folder {path}.", hint="pass the folder that 'hcsmoe convert' wrote")
     hub = cli.Hub(revision=revision, token=token, cache_dir=cache_dir)
-    silence_libraries()
+    prepare_libraries()
     with sink.working("Checking"):
         from hcsmoe_hub.checkpoint.source import open_source
         from hcsmoe_hub.checkpoint.verify import verify as check
