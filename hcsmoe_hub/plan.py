@@ -84,14 +84,7 @@ def make_plan(source: Source, options: ConvertOptions, *, on_device: bool = Fals
     )
     reduced = Skeleton(_edited_config(model, after), model.skeleton.dtype)
     _check_reduced(model, reduced, after)
-    account = take_account(
-        (model.skeleton, source.tensors),
-        model.groups,
-        model.unused,
-        reduced,
-        model.blocks,
-        keep_mtp=model.settings.experts == after.experts,
-    )
+    account = take_account(model, reduced, keep_mtp=model.settings.experts == after.experts)
     plan = ConversionPlan(
         model=model,
         options=options,

@@ -1,15 +1,18 @@
 """Accounts for every stored tensor: copied as it is, merged with the experts, dequantised, or dropped with a reason."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from hcsmoe_hub.checkpoint.skeleton import Group, Skeleton
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
 from hcsmoe_hub.errors import SourceError, UnsupportedModelError
-from hcsmoe_hub.moe.blocks import MoEBlock
+
+if TYPE_CHECKING:
+    from hcsmoe_hub.model import Model
 
 Output = tuple[str, torch.dtype, tuple[int, ...]]
 
@@ -64,17 +67,25 @@ def check_against_config(
         raise SourceError(f"the checkpoint lacks the tensor for {sorted(missing)[0]!r}.", hint=hint)
 
 
-def _is_multi_token_prediction(key: str, skeleton: Skeleton) -> bool:
+def _stack_prefixes(groups: Mapping[int | None, Group]) -> set[str]:
+    """How the stored keys of the decoder layers begin, up to the number of the layer: ``model.layers.``."""
+    keys = (key for layer, group in groups.items() if layer is not None for key in group.targets)
+    return {match.group(1) for key in keys if (match := re.match(r"(.*?\.)\d+\.", key))}
+
+
+def _is_multi_token_prediction(key: str, prefixes: set[str], layers: int) -> bool:
     """Whether a key belongs to a prediction head beyond the decoder: ``mtp.*``, or a layer after the last one."""
-    layer = re.search(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.", key)
-    beyond = layer is not None and int(layer.group(1)) >= len(skeleton.layers)
-    return beyond or re.search(r"(?:^|\.)mtp(?:_\w+)?\.", key) is not None
+    if re.search(r"(?:^|\.)mtp(?:_\w+)?\.", key):
+        return True
+    match = re.match(r"(.*?\.)(\d+)\.", key)
+    return match is not None and match.group(1) in prefixes and int(match.group(2)) >= layers
 
 
-def _sort_unused(account: Account, unused: Sequence[str], skeleton: Skeleton, *, keep_mtp: bool) -> None:
+def _sort_unused(account: Account, model: "Model", *, keep_mtp: bool) -> None:
     """Decides about the keys that the model does not load."""
-    for key in unused:
-        if _is_multi_token_prediction(key, skeleton):
+    prefixes, layers = _stack_prefixes(model.groups), len(model.skeleton.layers)
+    for key in model.unused:
+        if _is_multi_token_prediction(key, prefixes, layers):
             if keep_mtp:
                 account.unread.append(key)
             else:
@@ -90,34 +101,22 @@ def _sort_unused(account: Account, unused: Sequence[str], skeleton: Skeleton, *,
     account.copied.update(account.unread)
 
 
-def take_account(
-    source: tuple[Skeleton, Mapping[str, StoredTensor]],
-    groups: Mapping[int | None, Group],
-    unused: Sequence[str],
-    reduced: Skeleton,
-    blocks: Sequence[MoEBlock],
-    *,
-    keep_mtp: bool,
-) -> Account:
+def take_account(model: "Model", reduced: Skeleton, *, keep_mtp: bool) -> Account:
     """Decides what becomes of every stored tensor, and names every tensor of the result.
 
     Args:
-        source: Skeleton of the source and its stored tensors.
-        groups: Its keys by decoder layer.
-        unused: Keys that the model does not load.
+        model: The source.
         reduced: Skeleton of the result.
-        blocks: MoE blocks of the source.
         keep_mtp: Whether multi-token prediction layers still fit the result.
 
     Raises:
         UnsupportedModelError: If an expert-sized tensor cannot be written under a name of the source.
     """
-    skeleton, stored = source
-    account = Account()
-    _sort_unused(account, unused, skeleton, keep_mtp=keep_mtp)
-    edited = set().union(*(block.edited for block in blocks))
-    for layer in sorted(groups, key=lambda layer: -1 if layer is None else layer):
-        group = groups[layer]
+    stored, account = model.source.tensors, Account()
+    _sort_unused(account, model, keep_mtp=keep_mtp)
+    edited = set().union(*(block.edited for block in model.blocks))
+    for layer in sorted(model.groups, key=lambda layer: -1 if layer is None else layer):
+        group = model.groups[layer]
         rewritten = [name for name in dict.fromkeys(group.targets.values()) if name in edited | group.dequantized]
         account.rewritten[layer] = rewritten
         copied = [key for key in group.targets if group.targets[key] not in rewritten]

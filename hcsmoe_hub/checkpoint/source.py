@@ -1,6 +1,7 @@
 """Where a checkpoint comes from: a local folder, or a Hub repository at one commit."""
 
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,8 @@ from hcsmoe_hub.checkpoint.tensors import (
 )
 from hcsmoe_hub.errors import SourceError
 
+# A large model has a hundred shards, and on the Hub each header is a request.
+HEADER_THREADS = 8
 # Weights in formats that are never opened: pickles can run code, and the others are not safetensors.
 FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.gguf", "*.onnx")
 
@@ -125,8 +128,11 @@ class Source(ABC):
     def tensors(self) -> dict[str, StoredTensor]:
         """Every stored tensor, shard by shard, in the order of the file."""
         tensors: dict[str, StoredTensor] = {}
-        for shard in self.shards:
-            found = self.shard_tensors(shard)
+        first, *others = self.shards
+        with ThreadPoolExecutor(HEADER_THREADS) as pool:
+            # The first one alone: it also asks for what the others share, such as the sizes of all shards.
+            headers = [self.shard_tensors(first), *pool.map(self.shard_tensors, others)]
+        for found in headers:
             twice = tensors.keys() & found.keys()
             if twice:
                 raise SourceError(f"{self.label} stores {sorted(twice)[0]!r} twice.", hint="download it again")
