@@ -115,7 +115,12 @@ class LayerReducer(Visitor):
         stop_observing(model.get_submodule(block.path), model.get_submodule(block.experts_path))
         experts = experts_of(model.get_submodule(block.experts_path))
         statistics = seen.observer.statistics
-        clusters = cluster_experts(mean_outputs(experts, statistics), self._plan.settings.experts, method)
+        outputs_EH = mean_outputs(experts, statistics)
+        if not outputs_EH.isfinite().all():
+            raise VerificationError(
+                f"layer {block.layer}: the outputs of its experts are not finite: the source holds broken weights."
+            )
+        clusters = cluster_experts(outputs_EH, self._plan.settings.experts, method)
         usage_E = statistics.usage_E.tolist()
         self._warn(block, clusters, usage_E)
         share_E = member_weights(clusters, usage_E, method.merge)
@@ -124,11 +129,12 @@ class LayerReducer(Visitor):
         for tensor in block.experts:
             rows_E, extra = tensor.split(state[tensor.name])
             changed[tensor.name] = tensor.join(merge_rows(rows_E, clusters, share_E), extra)
-            if not all(bound.isfinite() for bound in changed[tensor.name].aminmax()):
-                raise VerificationError(f"{tensor.name} is not finite: the source holds broken weights.")
         for tensor in block.router:
             rows_E, extra = tensor.split(state[tensor.name])
             changed[tensor.name] = tensor.join(reduce_rows(rows_E, clusters, usage_E, method.router), extra)
+        for name, result in changed.items():
+            if not all(bound.isfinite() for bound in result.aminmax()):
+                raise VerificationError(f"{name} is not finite: the source holds broken weights.")
         for name in block.tables:
             changed[name] = remap_experts(state[name], clusters)
         agreement, error = self._measure(block, changed, clusters, seen)

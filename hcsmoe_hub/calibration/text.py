@@ -3,7 +3,11 @@
 Padding tokens would count in every expert's statistics, so documents are joined and cut instead.
 """
 
+import glob
 import hashlib
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files as package_files
@@ -83,7 +87,9 @@ def plan_calibration(
     if max_positions is not None and length > max_positions:
         raise PlanError(
             f"sequences of {length} tokens are longer than the {max_positions} positions of {label}.",
-            hint=f"use --sequence-length {max_positions} or less",
+            hint=f"cut them to {max_positions} ids or less"
+            if path.suffix == ".npy"
+            else f"use --sequence-length {max_positions} or less",
         )
     return CalibrationPlan(
         dataset=options.dataset,
@@ -102,7 +108,7 @@ def _check_dataset(dataset: str, path: Path) -> None:
         raise CalibrationError(
             f"{dataset} is of no known kind.", hint=f"known endings are {', '.join(FORMATS)} and .npy for token ids"
         )
-    if path.suffix in FORMATS or dataset.count("/") != 1 or dataset.startswith((".", "~")):
+    if path.suffix in FORMATS or dataset.count("/") != 1 or dataset.startswith((".", "~", "/")):
         raise CalibrationError(
             f"there is no calibration file {dataset}.",
             hint=f"pass {BUNDLED}, {C4}, a file, or a Hub dataset written as org/name",
@@ -115,8 +121,10 @@ def _open_token_ids(path: Path) -> np.ndarray[Any, Any]:
         raise CalibrationError(f"there is no calibration file {path}.", hint="check the path")
     try:
         ids = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, tokenize.TokenError) as error:
         raise CalibrationError(f"{path} is no array of numbers: {error}.", hint=hint) from None
+    if not isinstance(ids, np.ndarray):
+        raise CalibrationError(f"{path} is an archive of arrays.", hint=hint)
     if ids.ndim != 2 or ids.dtype != np.int64 or 0 in ids.shape:
         raise CalibrationError(f"{path} holds {ids.dtype} values of shape {list(ids.shape)}.", hint=hint)
     return ids
@@ -150,9 +158,16 @@ def load_token_ids(plan: CalibrationPlan, *, tokenizer_folder: Path, vocab_size:
 
 def _pack(plan: CalibrationPlan, tokenizer_folder: Path) -> Tensor:
     """Tokenises documents, joins them, and cuts the result into sequences."""
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise CalibrationError(
+            f"the model's tokenizer cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}",
+            hint="repair the tokenizer files, or pass token ids with --calibration IDS.npy",
+        ) from error
     # C4 follows the papers, which join documents without a separator.
     separator = [] if plan.dataset == C4 or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stream: list[int] = []
@@ -166,7 +181,13 @@ def _pack(plan: CalibrationPlan, tokenizer_folder: Path) -> Tensor:
                 hint="pass plain text, or name a text column with --text-column",
             )
         else:
-            ids: Any = tokenizer.apply_chat_template(content, tokenize=True, return_dict=False)
+            try:
+                ids: Any = tokenizer.apply_chat_template(content, tokenize=True, return_dict=False)
+            except (TemplateError, TypeError, KeyError, AttributeError) as error:
+                raise CalibrationError(
+                    f"{plan.dataset} holds messages that the chat template of the model's tokenizer refuses: {error}",
+                    hint="pass plain text, or name a text column with --text-column",
+                ) from error
             stream += ids
         if len(stream) >= plan.tokens:
             break
@@ -181,22 +202,33 @@ def _pack(plan: CalibrationPlan, tokenizer_folder: Path) -> Tensor:
 
 def _documents(plan: CalibrationPlan) -> Iterator[Any]:
     """Documents in shuffled order: strings, or lists of chat messages."""
-    column = plan.text_column
     for row in _rows(plan):
-        if column is None:
-            column = next((name for name in TEXT_COLUMNS if row.get(name)), None)
-            if column is None:
-                raise CalibrationError(
-                    f"{plan.dataset} has no text: its columns are {', '.join(row)}.",
-                    hint="name the column that holds the text with --text-column",
-                )
-        if column not in row:
+        names = TEXT_COLUMNS if plan.text_column is None else (plan.text_column,)
+        present = [name for name in names if name in row]
+        if not present and plan.text_column is None:
             raise CalibrationError(
-                f"{plan.dataset} has no column {column!r}: its columns are {', '.join(row)}.",
+                f"{plan.dataset} has no text: its columns are {', '.join(row)}.",
+                hint="name the column that holds the text with --text-column",
+            )
+        if not present:
+            raise CalibrationError(
+                f"{plan.dataset} has no column {plan.text_column!r}: its columns are {', '.join(row)}.",
                 hint="name one of them with --text-column",
             )
-        if row[column]:
-            yield row[column]
+        # Rows may be blank, and may differ in which column they use.
+        column = next((name for name in present if row[name]), None)
+        if column is None:
+            continue
+        if not (isinstance(row[column], str) or _are_messages(row[column])):
+            raise CalibrationError(
+                f"column {column!r} of {plan.dataset} holds neither text nor chat messages.",
+                hint="name the column that holds the text with --text-column",
+            )
+        yield row[column]
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(message, dict) for message in value)
 
 
 def _rows(plan: CalibrationPlan) -> Iterator[Mapping[str, Any]]:
@@ -208,7 +240,7 @@ def _rows(plan: CalibrationPlan) -> Iterator[Mapping[str, Any]]:
     elif plan.dataset == BUNDLED:
         arguments = {"path": "json", "data_files": str(package_files(__package__) / "data" / "bundled.jsonl")}
     elif path.is_file():
-        arguments = {"path": FORMATS[path.suffix], "data_files": str(path)}
+        arguments = {"path": FORMATS[path.suffix], "data_files": glob.escape(str(path))}
         if path.suffix == ".txt":
             arguments["sample_by"] = "paragraph"
     else:
@@ -216,7 +248,10 @@ def _rows(plan: CalibrationPlan) -> Iterator[Mapping[str, Any]]:
     try:
         rows = datasets.load_dataset(**{"split": "train", **arguments}, streaming=True)
         yield from rows.shuffle(seed=plan.seed, buffer_size=SHUFFLE_BUFFER)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except StopIteration:
+        # How the JSON reader of datasets meets an empty file.
+        raise CalibrationError(f"{plan.dataset} is empty.", hint="pass a file that holds text") from None
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, EOFError, zlib.error) as error:
         raise CalibrationError(
             f"{plan.dataset} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}",
             hint=f"check the file, or the name of the dataset; '--calibration {BUNDLED}' needs no network",

@@ -25,6 +25,8 @@ def pairwise_distances(features_EF: Tensor, distance: Distance) -> NDArray[np.fl
     distances: NDArray[np.float64] = squareform(pdist(features, metric=distance.value))
     if distance is Distance.COSINE:
         # A zero vector has no direction: it is as far from every other as orthogonal vectors are.
-        distances = np.nan_to_num(distances, nan=1.0)
-        np.fill_diagonal(distances, 0.0)
+        is_zero = ~features.any(axis=1)
+        distances[is_zero] = distances[:, is_zero] = 1.0
+        # Two zero vectors are equal.
+        distances[np.ix_(is_zero, is_zero)] = 0.0
     return distances

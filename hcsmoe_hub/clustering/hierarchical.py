@@ -2,7 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import cut_tree, linkage
+from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 
 from hcsmoe_hub.clustering.clusters import Clusters
@@ -27,5 +27,14 @@ def hierarchical(distances_EE: NDArray[np.float64], clusters: int, method: Linka
     if clusters == experts:
         return Clusters.of(range(experts))
     tree = linkage(squareform(distances_EE, checks=False), method=method.value)
-    labels = cut_tree(tree, n_clusters=[clusters])[:, 0]
-    return Clusters.of(labels.tolist(), tree[: experts - clusters, 2].tolist())
+    merges = tree[: experts - clusters]
+    members = {expert: [expert] for expert in range(experts)}
+    # Row n of the tree unites two clusters into number E + n. Taking the rows in order gives exactly K clusters even
+    # where distances are equal, which a cut at a height cannot.
+    for number, (left, right) in enumerate(merges[:, :2].astype(int)):
+        members[experts + number] = members.pop(int(left)) + members.pop(int(right))
+    labels = [0] * experts
+    for number, cluster in members.items():
+        for expert in cluster:
+            labels[expert] = number
+    return Clusters.of(labels, merges[:, 2].tolist())

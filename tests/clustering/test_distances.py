@@ -92,6 +92,15 @@ def test_a_zero_vector_is_as_far_in_cosine_from_every_other_as_orthogonal_vector
     assert np.isfinite(distances).all()
 
 
+@pytest.mark.parametrize("distance", Distance)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_have_no_distance_that_looks_sound(distance: Distance, value: float) -> None:
+    features = random_features(4, 5, seed=10)
+    features[2, 1] = value
+    distances = pairwise_distances(features, distance)
+    assert not np.isfinite(distances[2, [0, 1, 3]]).any()
+
+
 def test_a_single_expert_is_at_distance_zero_from_itself() -> None:
     for distance in Distance:
         assert pairwise_distances(torch.ones(1, 4), distance).tolist() == [[0]]

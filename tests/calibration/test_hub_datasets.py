@@ -1,0 +1,111 @@
+"""Calibration text from the Hub: the real datasets client against a loopback server, in a process of its own."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import Hub
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-mixtral"
+LENGTH = 16
+
+CLIENT = """
+import json, sys
+from pathlib import Path
+from transformers import AutoTokenizer
+from hcsmoe_hub import HcsmoeError
+from hcsmoe_hub.calibration.text import load_token_ids, plan_calibration
+from hcsmoe_hub.options import CalibrationOptions
+
+folder, calls = json.load(sys.stdin)
+tokenizer, answers = AutoTokenizer.from_pretrained(folder), {}
+for name, options in calls.items():
+    try:
+        plan = plan_calibration(CalibrationOptions(**options), max_positions=512, has_tokenizer=True, label="model")
+        ids = load_token_ids(plan, tokenizer_folder=Path(folder), vocab_size=4096)
+        flat = ids.flatten().tolist()
+        answers[name] = {"shape": list(ids.shape), "text": tokenizer.decode(flat), "ids": flat}
+    except HcsmoeError as error:
+        answers[name] = {"message": error.message, "hint": error.hint}
+json.dump(answers, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A Hub with the first shard of C4 and a dataset of another shape."""
+    c4, notes = tmp_path_factory.mktemp("c4"), tmp_path_factory.mktemp("notes")
+    (c4 / "en").mkdir()
+    rows = [json.dumps({"text": f"page {number} speaks of page {number}", "url": "-"}) for number in range(50)]
+    (c4 / "en" / "c4-train.00000-of-01024.json.gz").write_bytes(gzip.compress("\n".join(rows).encode(), mtime=0))
+    records = [json.dumps({"body": f"note {number} is a note", "id": number}) for number in range(50)]
+    (notes / "train.jsonl").write_text("\n".join(records))
+    with Hub() as server:
+        server.add("allenai/c4", c4, kind="datasets")
+        server.add("org/notes", notes, kind="datasets")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def answers(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process made of every dataset below."""
+    common = {"samples": 4, "sequence_length": LENGTH}
+    calls = {
+        "c4": {"dataset": "c4", **common},
+        "c4 again": {"dataset": "c4", **common},
+        "c4 other seed": {"dataset": "c4", **common, "seed": 7},
+        "named column": {"dataset": "org/notes", "text_column": "body", **common},
+        "no column": {"dataset": "org/notes", **common},
+        "unknown": {"dataset": "org/absent", **common},
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    home = str(tmp_path_factory.mktemp("home"))
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT],
+        input=json.dumps([str(EXAMPLE), calls]),
+        env={**inherited, **settings, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_c4_streams_its_first_shard_and_packs_it(answers: dict[str, Any]) -> None:
+    assert answers["c4"]["shape"] == [4, LENGTH]
+    assert "speaks of page" in answers["c4"]["text"]
+
+
+def test_c4_is_shuffled_by_the_seed_alone(answers: dict[str, Any]) -> None:
+    assert answers["c4"] == answers["c4 again"]
+    assert answers["c4"]["ids"] != answers["c4 other seed"]["ids"]
+
+
+def test_documents_of_c4_are_joined_without_a_separator(answers: dict[str, Any]) -> None:
+    end_of_text = json.loads((EXAMPLE / "config.json").read_text())["eos_token_id"]
+    assert end_of_text not in answers["c4"]["ids"]
+    assert end_of_text in answers["named column"]["ids"]
+
+
+def test_text_column_names_the_text_of_any_dataset(answers: dict[str, Any]) -> None:
+    assert "is a note" in answers["named column"]["text"]
+
+
+def test_dataset_without_a_known_column_lists_its_columns(answers: dict[str, Any]) -> None:
+    assert "body, id" in answers["no column"]["message"]
+    assert "--text-column" in answers["no column"]["hint"]
+
+
+def test_unknown_dataset_is_refused_with_its_name(answers: dict[str, Any]) -> None:
+    assert "org/absent" in answers["unknown"]["message"]
+    assert "bundled" in answers["unknown"]["hint"]
