@@ -1,18 +1,20 @@
 """What a source model is: its experts, its blocks, and how its stored tensors fit; from config and headers alone."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from hcsmoe_hub.checkpoint import config_json
 from hcsmoe_hub.checkpoint.accounting import check_against_config
 from hcsmoe_hub.checkpoint.config_json import MoESettings
 from hcsmoe_hub.checkpoint.skeleton import Group, Skeleton, build_config, quantization_method
 from hcsmoe_hub.checkpoint.source import Source
-from hcsmoe_hub.errors import UnsupportedModelError
+from hcsmoe_hub.errors import SourceError, UnsupportedModelError
 from hcsmoe_hub.moe.architectures import ARCHITECTURES
 from hcsmoe_hub.moe.blocks import MoEBlock, compare, find_blocks
 
@@ -56,12 +58,14 @@ def read_model(source: Source) -> Model:
         SourceError: If files are missing or damaged, or contradict each other.
         UnsupportedModelError: If it is no model that can be converted.
     """
-    built = build_config(source.config)
+    with _explained(source):
+        built = build_config(source.config)
     _check_architecture(built.model_type, source)
     settings = config_json.read_settings(built)
     config_json.check_aliases(source.config, settings)
     dtype = _compute_dtype(source)
-    skeleton = Skeleton(source.config, dtype)
+    with _explained(source):
+        skeleton = Skeleton(source.config, dtype)
     groups, unused = skeleton.group_keys(source.tensors)
     check_against_config(skeleton, groups, source.tensors)
     twice = _with_experts(source.config, built, settings, 2 * settings.experts)
@@ -72,6 +76,23 @@ def read_model(source: Source) -> Model:
     model = Model(source=source, settings=settings, skeleton=skeleton, groups=groups, unused=unused, blocks=blocks)
     _check_expert_dtypes(model)
     return model
+
+
+@contextmanager
+def _explained(source: Source) -> Iterator[None]:
+    """Turns the errors of transformers over a config that it cannot build into one message.
+
+    Raises:
+        SourceError: In place of each of them.
+    """
+    try:
+        yield
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise SourceError(
+            f"transformers cannot build a model from config.json of {source.label}: {' '.join(lines[:2])}",
+            hint="correct config.json, or download it again",
+        ) from error
 
 
 def _check_architecture(model_type: str, source: Source) -> None:

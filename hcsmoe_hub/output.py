@@ -1,10 +1,10 @@
 """The output folder: claimed before the first byte, complete with the last one, and never half-finished looking."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hcsmoe_hub.checkpoint.sidecars import copy_sidecars
+from hcsmoe_hub.checkpoint.sidecars import copy_sidecars, sidecar_files
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
 from hcsmoe_hub.checkpoint.writer import INCOMPLETE, ShardWriter, write_bytes, write_json
 from hcsmoe_hub.plan import ConversionPlan
@@ -15,9 +15,21 @@ def _clear(folder: Path) -> None:
     """Removes an old checkpoint; what makes it look complete goes first. Other files of the user stay."""
     for name in (INDEX_FILE, "config.json", REPORT_FILE):
         (folder / name).unlink(missing_ok=True)
+    present = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    _remove_sidecars(folder, sidecar_files(present))
     for pattern in ("*.safetensors", f"*{INCOMPLETE}"):
         for file in folder.glob(pattern):
             file.unlink()
+
+
+def _remove_sidecars(folder: Path, files: Iterable[str]) -> None:
+    """Removes sidecars, and the sub-folders that they leave empty."""
+    for file in files:
+        (folder / file).unlink()
+        for parent in (folder / file).parents:
+            if parent == folder or any(parent.iterdir()):
+                break
+            parent.rmdir()
 
 
 @contextmanager
@@ -33,8 +45,6 @@ def claim_output(plan: ConversionPlan) -> Iterator[ShardWriter]:
     except BaseException:
         writer.abandon()
         _clear(folder)
-        for file in plan.sidecars:
-            (folder / file).unlink(missing_ok=True)
         for path in created:
             if not any(path.iterdir()):
                 path.rmdir()

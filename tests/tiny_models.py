@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hcsmoe_hub import plan_conversion
+from hcsmoe_hub.errors import HcsmoeError
 from hcsmoe_hub.options import CalibrationOptions, ConvertOptions
 
 SEQUENCES, LENGTH, VOCABULARY = 4, 16, 64
@@ -154,3 +157,15 @@ def differing(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> li
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its relative name."""
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def refuse(source: Path, kind: type[HcsmoeError], wanted: ConvertOptions) -> HcsmoeError:
+    """The refusal of a plan, which has a hint; nothing in the source's surroundings may have changed."""
+    before = contents(source.parent)
+    with pytest.raises(kind) as caught:
+        plan_conversion(source, wanted)
+    assert type(caught.value) is kind
+    assert caught.value.hint
+    assert contents(source.parent) == before
+    assert not (source.parent / "result").exists()
+    return caught.value

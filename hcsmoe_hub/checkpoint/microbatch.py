@@ -29,12 +29,14 @@ def select(value: Any, rows: slice, batch: int) -> Any:
 
 
 def join(parts: list[Any]) -> Any:
-    """Inverse of ``select`` over all rows: concatenates tensors, inside tuples and lists as well."""
+    """Inverse of ``select`` over all rows: concatenates tensors, inside tuples, lists and dicts as well."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(parts)
     if type(first) in (tuple, list):
         return type(first)(join(list(items)) for items in zip(*parts, strict=True))
+    if type(first) is dict:
+        return {key: join([part[key] for part in parts]) for key in first}
     return first
 
 

@@ -36,7 +36,9 @@ def quantization_method(config: Mapping[str, Any]) -> str | None:
     """Name of the quantisation of a raw config, or ``None``."""
     text_config = config.get("text_config")
     settings = config.get("quantization_config") or (text_config or {}).get("quantization_config")
-    return None if settings is None else str(settings.get("quant_method", "an unnamed format"))
+    if not settings:
+        return None
+    return str(settings.get("quant_method", "an unnamed format")) if isinstance(settings, dict) else str(settings)
 
 
 def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hcsmoe_hub.checkpoint.accounting import take_account
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.source import LocalSource, Source
 from hcsmoe_hub.checkpoint.tensors import total_bytes
@@ -70,13 +71,20 @@ def check_structure(folder: Path) -> Model:
             )
     model = read_model(source)
     if REPORT_FILE in files:
-        after = json.loads(source.text(REPORT_FILE))["experts"]["after"]
-        if after != model.settings.experts:
-            raise VerificationError(
-                f"{REPORT_FILE} speaks of {after} experts, config.json of {model.settings.experts}.",
-                hint="convert again",
-            )
+        _check_report(source, model)
     return model
+
+
+def _check_report(source: Source, model: Model) -> None:
+    try:
+        after = json.loads(source.text(REPORT_FILE))["experts"]["after"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise VerificationError(f"{REPORT_FILE} is no report of a conversion.", hint="convert again") from None
+    if after != model.settings.experts:
+        raise VerificationError(
+            f"{REPORT_FILE} speaks of {after} experts, config.json of {model.settings.experts}.",
+            hint="convert again",
+        )
 
 
 def verify(folder: Path, *, against: Source | None = None) -> Verification:
@@ -114,31 +122,28 @@ def _is_finite(content: Tensor) -> bool:
 
 
 def _compare(model: Model, against: Source) -> int:
-    """Compares every tensor that is no part of an expert or a router; returns how many there are.
+    """Compares every tensor that a conversion copies; returns how many there are.
 
     Raises:
-        VerificationError: If one differs.
+        VerificationError: If one is missing or differs.
     """
-    sized = {name for block in model.blocks for name in block.edited}
-    if read_model(against).settings.experts == model.settings.experts:
-        sized = set()
-    changed = {key for group in model.groups.values() for key, target in group.targets.items() if target in sized}
-    untouched = [name for name in model.source.tensors if name not in changed and name in against.tensors]
-    known = {key for group in model.groups.values() for key in group.targets}
-    missing = [name for name in known - changed if name not in against.tensors]
-    if missing and not against.config.get("quantization_config"):
-        raise VerificationError(f"{against.label} has no tensor {sorted(missing)[0]!r}, so it is not the source.")
+    original = read_model(against)
+    if original.skeleton.state.keys() != model.skeleton.state.keys():
+        raise VerificationError(f"{model.source.label} has other tensors than {against.label}: it is not the source.")
+    is_unmerged = original.settings.experts == model.settings.experts
+    account = take_account(original, model.skeleton, keep_mtp=is_unmerged)
+    copied = sorted(against.tensors if is_unmerged and original.skeleton.quantizer is None else account.copied)
     with TensorReader(model.source) as ours, TensorReader(against) as theirs:
-        for name in untouched:
-            stored, original = model.source.tensors[name], against.tensors[name]
-            if stored.dtype != original.dtype and against.config.get("quantization_config"):
-                continue
-            same_kind = stored.dtype == original.dtype and stored.shape == original.shape
-            if not same_kind or not torch.equal(_bits(ours.read(stored)), _bits(theirs.read(original))):
+        for name in copied:
+            found, expected = model.source.tensors.get(name), against.tensors[name]
+            if found is None:
+                raise VerificationError(f"tensor {name!r} of {against.label} is missing.", hint="convert again")
+            is_same_kind = (found.dtype, found.shape) == (expected.dtype, expected.shape)
+            if not is_same_kind or not torch.equal(_bits(ours.read(found)), _bits(theirs.read(expected))):
                 raise VerificationError(
                     f"tensor {name!r} differs from {against.label}, although no merge touches it.", hint="convert again"
                 )
-    return len(untouched)
+    return len(copied)
 
 
 def _bits(content: Tensor) -> Tensor:

@@ -113,6 +113,7 @@ class ShardWriter:
             AssertionError: If the tensor was not planned so, or was written before: a defect of the caller.
         """
         planned = self._tensors[name]
+        assert name in self._missing[planned.shard], f"{name} was written before"
         assert (tensor.dtype, tensor.shape) == (planned.dtype, planned.shape), (name, tensor.dtype, tensor.shape)
         content = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
         file, buffer, position = self._file(planned.shard), memoryview(content.data), 0

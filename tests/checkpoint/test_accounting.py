@@ -1,15 +1,18 @@
 """Every stored tensor is copied, rewritten or dropped with a reason; none is forgotten."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tiny_models import build, change_tensors, differing, options, read_config, read_tensors
+from tiny_models import build, change_config, change_tensors, differing, options, read_config, read_tensors, refuse
 from torch import Tensor
 
 from hcsmoe_hub import convert, plan_conversion
 from hcsmoe_hub.checkpoint.accounting import Account
-from hcsmoe_hub.errors import UnsupportedModelError
+from hcsmoe_hub.errors import SourceError, UnsupportedModelError
 
 REASON = "multi-token prediction layer: it has experts of its own that no model loads"
 
@@ -115,7 +118,9 @@ def test_config_keeps_its_prediction_layers_when_none_was_stored(tmp_path: Path)
 @pytest.mark.parametrize("prefix", ["mtp.", "model.mtp.", "mtp_block.", "mtp.layers.0."])
 def test_a_prediction_head_beside_the_decoder_is_dropped_or_kept(tmp_path: Path, prefix: str) -> None:
     source = build(tmp_path / "model")
-    extra = {prefix + name: tensor for name, tensor in {"norm.weight": torch.ones(3), "experts.0.w": torch.ones(2)}.items()}
+    extra = {
+        prefix + name: tensor for name, tensor in {"norm.weight": torch.ones(3), "experts.0.w": torch.ones(2)}.items()
+    }
     add_tensors(source, extra)
     assert account(source, 4).dropped == dict.fromkeys(extra, REASON)
     kept = account(source, 8)
@@ -147,13 +152,90 @@ def test_a_vision_tower_deeper_than_the_decoder_is_no_prediction_layer(tmp_path:
 
 @pytest.mark.parametrize(
     "name",
-    ["model.layers.0.other.experts.0.weight", "model.layers.1.other.router.weight", "adapter.experts.gate_up_proj"],
+    [
+        "model.layers.0.block_sparse_moe.experts.3.w4.weight",
+        "model.layers.1.other.router.weight",
+        "adapter.experts.gate_up_proj",
+    ],
 )
 def test_a_tensor_that_looks_like_an_expert_but_is_not_loaded_is_refused(tmp_path: Path, name: str) -> None:
     source = build(tmp_path / "model")
     add_tensors(source, {name: torch.ones(3)})
-    with pytest.raises(UnsupportedModelError) as caught:
-        plan_conversion(source, options(source, 4))
-    assert f"tensor {name!r} looks like a part of an expert, but the model does not use it" in caught.value.message
-    assert caught.value.hint
-    assert not (tmp_path / "result").exists()
+    message = refuse(source, UnsupportedModelError, options(source, 4)).message
+    assert f"tensor {name!r} looks like a part of an expert, but the model does not use it" in message
+
+
+# A config that disagrees with the weights
+
+
+class Damage(NamedTuple):
+    """What is wrong with a checkpoint, and what the message must say of it."""
+
+    apply: Callable[[Path], None]
+    says: list[str]
+
+
+def _drop(name: str) -> Callable[[Path], None]:
+    return lambda folder: change_tensors(folder, lambda tensors: tensors.pop(name))
+
+
+def _add(name: str, *shape: int) -> Callable[[Path], None]:
+    return lambda folder: change_tensors(folder, lambda tensors: tensors.update({name: torch.ones(shape)}))
+
+
+EXPERTS = "model.layers.0.block_sparse_moe.experts"
+DAMAGES = {
+    "hidden_size": Damage(lambda folder: change_config(folder, hidden_size=40), ["[32]", "[40]"]),
+    "vocab_size": Damage(lambda folder: change_config(folder, vocab_size=65), ["[64, 32]", "[65, 32]"]),
+    "more_experts_in_config": Damage(lambda folder: change_config(folder, num_local_experts=16), ["experts.8."]),
+    "fewer_experts_in_config": Damage(lambda folder: change_config(folder, num_local_experts=4), ["layers.0"]),
+    "fewer_layers_in_weights": Damage(lambda folder: change_config(folder, num_hidden_layers=3), ["layers.2"]),
+    "missing_norm": Damage(_drop("model.layers.1.input_layernorm.weight"), ["model.layers.1.input_layernorm.weight"]),
+    "missing_embedding": Damage(_drop("model.embed_tokens.weight"), ["model.embed_tokens.weight"]),
+    "missing_expert": Damage(_drop(f"{EXPERTS}.5.w2.weight"), [f"{EXPERTS}."]),
+    "missing_router": Damage(_drop("model.layers.1.block_sparse_moe.gate.weight"), ["model.layers.1.", "gate"]),
+    "one_expert_more": Damage(_add(f"{EXPERTS}.8.w1.weight", 48, 32), [f"{EXPERTS}."]),
+    "router_rows": Damage(_add("model.layers.1.block_sparse_moe.gate.weight", 9, 32), ["[9, 32]", "[8, 32]"]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_config_that_disagrees_with_the_weights_is_refused(tmp_path: Path, damage: Damage) -> None:
+    source = build(tmp_path / "model")
+    damage.apply(source)
+    error = refuse(source, SourceError, options(source, 4))
+    assert [text for text in damage.says if text not in error.message] == []
+    assert "do not belong together" in error.hint
+
+
+def test_fused_experts_of_another_number_than_the_config_says_are_refused(tmp_path: Path) -> None:
+    model = build(tmp_path / "model", "qwen3_moe", as_published=False)
+    change_config(model, num_experts=6, num_local_experts=6)
+    message = refuse(model, SourceError, options(model, 4)).message
+    assert re.search(r"has the shape \[8, .*config\.json describes \[6, ", message)
+
+
+def test_aliases_of_the_count_that_disagree_are_refused(tmp_path: Path) -> None:
+    source = build(tmp_path / "model")
+    change_config(source, n_routed_experts=6)
+    message = refuse(source, SourceError, options(source, 4)).message
+    assert "config.json says n_routed_experts = 6, but the model is built with 8 experts" in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_local_experts": "8"},
+        {"hidden_size": None},
+        {"hidden_act": "a_made_up_name"},
+        {"dtype": "a_made_up_name"},
+        {"rope_parameters": {"rope_type": "a_made_up_name"}},
+        {"quantization_config": "gptq"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_config_that_transformers_cannot_build_is_a_known_failure(tmp_path: Path, change: dict[str, Any]) -> None:
+    source = build(tmp_path / "model")
+    change_config(source, **change)
+    error = refuse(source, SourceError, options(source, 4))
+    assert "config.json" in error.message

@@ -1,4 +1,4 @@
-"""The raw config is edited key by key: what the conversion owns changes, everything else stays as the source wrote it."""
+"""The raw config is edited key by key: what the conversion owns changes, all else stays as the source wrote it."""
 
 import copy
 import json

@@ -59,7 +59,7 @@ def answer(action, source, output="unused", token_ids="bundled", **where):
     return {
         "commit": plan.model.source.revision,
         "experts_per_token": plan.settings.experts_per_token,
-        "download_bytes": plan.needs.download_bytes,
+        "download_bytes": plan.needs().download_bytes,
     }
 
 

@@ -1,0 +1,219 @@
+"""Rules about the sources themselves: who may import whom, how long things get, and what the package contains."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from enum import StrEnum
+from fnmatch import fnmatch
+from importlib.metadata import distribution
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import hcsmoe_hub.options
+from hcsmoe_hub.cli.app import app
+from hcsmoe_hub.versions import LIBRARIES
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "hcsmoe_hub"
+COMMANDS = ROOT / "cli"
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+
+# Installed name of every package, and the folder of its sources.
+FOLDERS = {
+    "hcsmoe_hub" if folder == LIBRARY else f"hcsmoe_hub.{folder.name}": folder
+    for top in (LIBRARY, COMMANDS)
+    for folder in sorted({file.parent for file in top.rglob("*.py")})
+}
+# Packages of pure functions, and all that they may import.
+PURE = ("clustering", "merging", "routing")
+PURE_IMPORTS = {"torch", "numpy", "scipy", "hcsmoe_hub.options", *(f"hcsmoe_hub.{name}" for name in PURE)}
+NETWORK = {"huggingface_hub", "datasets", "httpx", "httpx2", "requests", "urllib", "http", "socket", "aiohttp"}
+NETWORK_FILES = {"checkpoint/hub.py", "calibration/text.py"}
+# Names and sizes of shards, and names of errors: nothing that opens a connection.
+HARMLESS = {"huggingface_hub.split_state_dict_into_shards_factory", "huggingface_hub.errors"}
+FORBIDDEN = ("except Exception", "TODO", "FIXME", "trust_remote_code=True", "torch.load(")
+
+
+def sources(*tops: Path) -> list[Path]:
+    """Every Python file below some folders."""
+    found = [file for top in tops for file in sorted(top.rglob("*.py"))]
+    assert found
+    return found
+
+
+def name_of(file: Path) -> str:
+    """A file's name within the repository."""
+    return file.relative_to(ROOT).as_posix()
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Full names of everything that a file imports, wherever in the file: ``package.module`` or ``package.name``."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        match node:
+            case ast.Import(names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module, names, level):
+                assert level == 0, f"{name_of(file)} imports by a relative name"
+                yield from (f"{module}.{alias.name}" for alias in names)
+
+
+def is_within(name: str, packages: set[str]) -> bool:
+    """Whether an imported name is one of some packages, or lies in one."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def is_standard(name: str) -> bool:
+    """Whether an imported name belongs to Python."""
+    return name.partition(".")[0] in sys.stdlib_module_names
+
+
+# Who imports whom
+
+
+@pytest.mark.parametrize("package", PURE)
+def test_pure_packages_import_numbers_options_and_each_other(package: str) -> None:
+    found = {name for file in sources(LIBRARY / package) for name in imports(file)}
+    assert {name for name in found if not is_standard(name) and not is_within(name, PURE_IMPORTS)} == set()
+
+
+def test_the_library_imports_neither_the_commands_nor_their_libraries() -> None:
+    unwanted = {"typer", "rich", "click", "cli", "hcsmoe_hub.cli", "model_cards", "hcsmoe_hub.model_cards"}
+    found = {(name_of(file), name) for file in sources(LIBRARY) for name in imports(file) if is_within(name, unwanted)}
+    assert found == set()
+
+
+def test_the_commands_import_what_is_installed_by_its_installed_name() -> None:
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"hcsmoe_hub"}
+    found = {(name_of(file), name) for file in sources(COMMANDS) for name in imports(file) if is_within(name, folders)}
+    assert found == set()
+
+
+def test_only_two_files_reach_the_network() -> None:
+    found = {
+        file.relative_to(LIBRARY).as_posix()
+        for file in sources(LIBRARY)
+        for name in imports(file)
+        if is_within(name, NETWORK) and not is_within(name, HARMLESS)
+    }
+    assert found == NETWORK_FILES
+
+
+def test_commands_do_not_reach_the_network_themselves() -> None:
+    found = {(name_of(file), name) for file in sources(COMMANDS) for name in imports(file) if is_within(name, NETWORK)}
+    assert found == set()
+
+
+def test_importing_the_commands_imports_no_heavy_library() -> None:
+    heavy = {"torch", "transformers", "datasets", "huggingface_hub", "accelerate", "safetensors", "numpy", "scipy"}
+    code = f"import sys, hcsmoe_hub, hcsmoe_hub.cli, hcsmoe_hub.cli.app; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_library_never_prints() -> None:
+    found = [
+        f"{name_of(file)}:{node.lineno}"
+        for file in sources(LIBRARY)
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input")
+    ]
+    assert found == []
+
+
+# How long, and how careful
+
+
+@pytest.mark.parametrize("file", sources(LIBRARY, COMMANDS, ROOT / "benchmarks"), ids=name_of)
+def test_files_and_functions_stay_short_and_careful(file: Path) -> None:
+    text = file.read_text("utf-8")
+    assert len(text.splitlines()) <= MAX_FILE_LINES
+    assert [words for words in FORBIDDEN if words in text] == []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
+        # What is caught is named, so that a bug is never taken for a known failure.
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"line {node.lineno}"
+
+
+# Help
+
+
+def enums() -> list[type[StrEnum]]:
+    """Every choice that a conversion has."""
+    kinds = [value for value in vars(hcsmoe_hub.options).values() if isinstance(value, type)]
+    return [kind for kind in kinds if issubclass(kind, StrEnum) and kind is not StrEnum]
+
+
+@pytest.mark.parametrize("kind", enums(), ids=lambda kind: kind.__name__)
+def test_every_choice_is_in_the_help(kind: type[StrEnum]) -> None:
+    environment = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    page = CliRunner().invoke(app, ["convert", "--help"], env=environment, prog_name="hcsmoe").stdout
+    listed = f"[{'|'.join(kind)}"
+    assert listed in page
+    assert page[page.index(listed) + len(listed)] in "]|"
+
+
+# The package
+
+
+@pytest.fixture(scope="module")
+def project() -> Any:
+    """The contents of ``pyproject.toml``."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_folder_of_sources_is_packaged(project: Any) -> None:
+    setuptools = project["tool"]["setuptools"]
+    assert set(setuptools["packages"]) == FOLDERS.keys()
+    places = {"hcsmoe_hub": "hcsmoe_hub"} | setuptools["package-dir"]
+    for package, folder in FOLDERS.items():
+        place = places.get(package, package.replace(".", "/"))
+        assert ROOT / place == folder
+        assert (folder / "__init__.py").is_file()
+
+
+def test_every_data_file_is_packaged(project: Any) -> None:
+    patterns = project["tool"]["setuptools"]["package-data"]
+    packaged = {
+        file
+        for package, names in patterns.items()
+        for pattern in names
+        for file in FOLDERS[package].rglob("*")
+        if fnmatch(file.relative_to(FOLDERS[package]).as_posix(), pattern)
+    }
+    data = {file for file in LIBRARY.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert data - packaged == set()
+    assert LIBRARY / "py.typed" in packaged
+    assert LIBRARY / "calibration" / "data" / "bundled.jsonl" in packaged
+
+
+def test_the_installed_package_brings_types_and_calibration_text() -> None:
+    assert files("hcsmoe_hub").joinpath("py.typed").is_file()
+    folder = files("hcsmoe_hub.calibration").joinpath("data")
+    assert len(folder.joinpath("bundled.jsonl").read_text("utf-8").splitlines()) > 10
+    assert folder.joinpath("NOTICE").is_file()
+
+
+def test_licences_are_packaged(project: Any) -> None:
+    assert all((ROOT / name).is_file() for name in project["project"]["license-files"])
+    assert project["project"]["license"] == "Apache-2.0"
+
+
+def test_the_installed_version_is_the_one_of_the_sources(project: Any) -> None:
+    assert distribution("hcsmoe").version == project["project"]["version"]
+
+
+def test_every_library_that_is_used_is_declared_and_no_other(project: Any) -> None:
+    imported = {
+        name.partition(".")[0] for file in sources(LIBRARY, COMMANDS) for name in imports(file) if not is_standard(name)
+    }
+    declared = {line.partition(">")[0].partition("<")[0].strip() for line in project["project"]["dependencies"]}
+    # Reports name versions of libraries that work below those that are imported.
+    assert imported - {"hcsmoe_hub"} <= declared <= imported | set(LIBRARIES)
