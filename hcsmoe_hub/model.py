@@ -63,6 +63,7 @@ def read_model(source: Source) -> Model:
     _check_architecture(built.model_type, source)
     settings = config_json.read_settings(built)
     config_json.check_aliases(source.config, settings)
+    _check_plausible(source, settings)
     dtype = _compute_dtype(source)
     with _explained(source):
         skeleton = Skeleton(source.config, dtype)
@@ -93,6 +94,21 @@ def _explained(source: Source) -> Iterator[None]:
             f"transformers cannot build a model from config.json of {source.label}: {' '.join(lines[:2])}",
             hint="correct config.json, or download it again",
         ) from error
+
+
+def _check_plausible(source: Source, settings: MoESettings) -> None:
+    """Checks that there is room for the experts in what is stored, before a model of that size is built.
+
+    Raises:
+        SourceError: If neither the number of tensors nor any of their sizes reaches the number of experts.
+    """
+    largest = max((size for tensor in source.tensors.values() for size in tensor.shape), default=0)
+    if settings.experts > max(len(source.tensors), largest):
+        raise SourceError(
+            f"config.json of {source.label} speaks of {settings.experts} experts, but {len(source.tensors)} tensors "
+            f"are all that is stored, the longest with {largest} rows.",
+            hint="config.json and the weights do not belong together",
+        )
 
 
 def _check_architecture(model_type: str, source: Source) -> None:

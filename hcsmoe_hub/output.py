@@ -7,6 +7,7 @@ from pathlib import Path
 from hcsmoe_hub.checkpoint.sidecars import copy_sidecars, sidecar_files
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
 from hcsmoe_hub.checkpoint.writer import INCOMPLETE, ShardWriter, write_bytes, write_json
+from hcsmoe_hub.errors import OutputError
 from hcsmoe_hub.plan import ConversionPlan
 from hcsmoe_hub.report import REPORT_FILE, ConversionReport
 
@@ -36,6 +37,8 @@ def _remove_sidecars(folder: Path, files: Iterable[str]) -> None:
 def claim_output(plan: ConversionPlan) -> Iterator[ShardWriter]:
     """Creates or clears the output folder and opens the writer; after a failure nothing of this run remains."""
     folder = plan.output
+    if folder.is_dir() and any(folder.iterdir()) and not plan.options.overwrite:
+        raise OutputError(f"{folder} is not empty any more.", hint="choose another folder with --output")
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     _clear(folder)

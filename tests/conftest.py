@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+# Two test processes on two cores only wait for each other's threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Read by the libraries when they are imported, so set before any test module imports them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -56,10 +56,11 @@ SIDECARS = {
     "LICENSE": b"Apache",
     "LICENSE.md": b"Apache",
     "NOTICE": b"",
+    "modeling_custom.py": b"import os",
 }
 OTHERS = {
     "README.md": b"# The source",
-    "modeling_custom.py": b"import os",
+    "convert.py": b"import os",
     ".gitattributes": b"*",
     "images/model.png": b"PNG",
     "onnx/preprocessor_config.json": b"{}",

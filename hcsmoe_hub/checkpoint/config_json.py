@@ -5,6 +5,7 @@ source's spelling. See the keys below for every name that a count goes by.
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,9 @@ def _sections(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _built_value(config: PreTrainedConfig, keys: tuple[str, ...]) -> int | None:
     """Value of the first key that a built config has, looking into its sections as well."""
     for part in (config, *(getattr(config, name, None) for name in SECTIONS)):
-        for key in keys:
+        # The name that the class itself gave the count goes before a key that merely stands in the file.
+        own = {field.name for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else set()
+        for key in sorted(keys, key=lambda key: key not in own):
             value = getattr(part, key, None)
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
@@ -93,19 +96,21 @@ def read_settings(config: PreTrainedConfig) -> MoESettings:
 
 
 def check_aliases(config: Mapping[str, Any], before: MoESettings) -> None:
-    """Checks that every name of the expert count says the same.
+    """Checks that every name of the expert count, and of the count per token, says the same.
 
     Raises:
         SourceError: If two aliases disagree: programs would read different counts from the same file.
     """
+    counts = ((EXPERT_KEYS, before.experts, "experts"), (TOP_K_KEYS, before.experts_per_token, "experts per token"))
     for section in _sections(config):
-        for key in EXPERT_KEYS:
-            value = section.get(key)
-            if isinstance(value, int) and value != before.experts:
-                raise SourceError(
-                    f"config.json says {key} = {value}, but the model is built with {before.experts} experts.",
-                    hint="correct config.json; every name of the expert count must hold the same number",
-                )
+        for keys, count, noun in counts:
+            for key in keys:
+                value = section.get(key)
+                if isinstance(value, int) and value != count:
+                    raise SourceError(
+                        f"config.json says {key} = {value}, but the model is built with {count} {noun}.",
+                        hint="correct config.json; every name of a count must hold the same number",
+                    )
 
 
 def _set_all(config: dict[str, Any], keys: tuple[str, ...], before: int, after: int) -> bool:
@@ -186,7 +191,9 @@ def check_counts(before: MoESettings, *, experts: int, experts_per_token: int | 
             hint=f"use --experts with a number from 2 to {before.experts}",
         )
     top_k = before.experts_per_token if experts_per_token is None else experts_per_token
-    if not 1 <= top_k <= experts:
+    if top_k < 1:
+        raise PlanError(f"a token cannot visit {top_k} experts.", hint="use --experts-per-token with 1 or more")
+    if top_k > experts:
         chosen = "selects" if experts_per_token is None else "would select"
         raise PlanError(
             f"cannot keep {experts} of {before.experts} experts: the router of {label} {chosen} {top_k} experts per "

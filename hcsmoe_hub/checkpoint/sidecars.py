@@ -19,6 +19,10 @@ SIDECARS = (
     "chat_template*",
     "additional_chat_templates/*",
     "*processor_config.json",
+    # Code that "auto_map" in config.json names; it is copied, never run.
+    "configuration_*.py",
+    "modeling_*.py",
+    "tokenization_*.py",
     "LICEN[CS]E*",
     "NOTICE*",
     "COPYING*",
@@ -29,12 +33,17 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model
 
 def sidecar_files(files: Iterable[str]) -> list[str]:
     """The files that a result takes over byte for byte: programs load tokenizers by their own spelling."""
-    return [file for file in files if any(fnmatch(file, pattern) for pattern in SIDECARS)]
+    return [file for file in files if any(_matches(file, pattern) for pattern in SIDECARS)]
 
 
 def has_tokenizer(files: Iterable[str]) -> bool:
     """Whether a checkpoint brings a tokenizer."""
-    return any(fnmatch(file, pattern) for file in files for pattern in TOKENIZER_FILES)
+    return any(_matches(file, pattern) for file in files for pattern in TOKENIZER_FILES)
+
+
+def _matches(file: str, pattern: str) -> bool:
+    # To fnmatch a slash is a letter like any other, but what lies in another folder is none of ours.
+    return file.count("/") == pattern.count("/") and fnmatch(file, pattern)
 
 
 def copy_sidecars(source: Source, files: Iterable[str], folder: Path) -> None:

@@ -35,7 +35,8 @@ DEQUANTIZERS: Mapping[str, type] = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4C
 def quantization_method(config: Mapping[str, Any]) -> str | None:
     """Name of the quantisation of a raw config, or ``None``."""
     text_config = config.get("text_config")
-    settings = config.get("quantization_config") or (text_config or {}).get("quantization_config")
+    nested = text_config.get("quantization_config") if isinstance(text_config, dict) else None
+    settings = config.get("quantization_config") or nested
     if not settings:
         return None
     return str(settings.get("quant_method", "an unnamed format")) if isinstance(settings, dict) else str(settings)

@@ -239,3 +239,9 @@ def test_a_config_that_transformers_cannot_build_is_a_known_failure(tmp_path: Pa
     change_config(source, **change)
     error = refuse(source, SourceError, options(source, 4))
     assert "config.json" in error.message
+
+
+def test_an_absurd_count_is_refused_before_a_model_of_that_size_is_built(tmp_path: Path) -> None:
+    source = build(tmp_path / "model")
+    change_config(source, num_local_experts=10**9)
+    assert "1000000000 experts" in refuse(source, SourceError, options(source, 4)).message

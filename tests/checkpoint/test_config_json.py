@@ -116,7 +116,13 @@ def test_aliases_that_disagree_are_refused(aliases: dict[str, int]) -> None:
         check_aliases(config, read_settings(build_config(config)))
     assert "experts = " in caught.value.message
     assert {"6", "8"} <= set(re.findall(r"\d+", caught.value.message))
-    assert "every name of the expert count must hold the same number" in caught.value.hint
+    assert "every name of a count must hold the same number" in caught.value.hint
+
+
+def test_names_of_the_count_per_token_that_disagree_are_refused() -> None:
+    config = MIXTRAL | {"num_experts_per_tok": 2, "moe_topk": 4}
+    with pytest.raises(SourceError, match="moe_topk = 4, but the model is built with 2 experts per token"):
+        check_aliases(config, read_settings(build_config(config)))
 
 
 def test_aliases_that_agree_are_accepted() -> None:

@@ -228,23 +228,23 @@ def test_every_tensor_is_compared_when_no_expert_was_merged(source: Path, unchan
 
 
 @pytest.mark.parametrize(
-    ("model_type", "settings", "says"),
+    ("model_type", "settings"),
     [
-        ("mixtral", {"num_hidden_layers": 1}, "it is not the source"),
-        ("mixtral", {"hidden_size": 64}, "differs from"),
-        ("qwen3_moe", {}, "it is not the source"),
+        ("mixtral", {"num_hidden_layers": 1}),
+        ("mixtral", {"num_hidden_layers": 3}),
+        ("mixtral", {"hidden_size": 64}),
+        ("qwen3_moe", {}),
         # The same architecture, sizes and names, but other numbers.
-        ("mixtral", {"num_local_experts": 6}, "differs from"),
+        ("mixtral", {"num_local_experts": 6}),
     ],
-    ids=["fewer_layers", "other_size", "other_architecture", "other_numbers"],
+    ids=["fewer_layers", "more_layers", "other_size", "other_architecture", "other_numbers"],
 )
 def test_a_checkpoint_that_is_not_the_source_is_found(
-    result: Path, tmp_path: Path, model_type: str, settings: dict[str, int], says: str
+    result: Path, tmp_path: Path, model_type: str, settings: dict[str, int]
 ) -> None:
     other = build(tmp_path / "other", model_type, dtype=torch.bfloat16, **settings)
-    with pytest.raises(VerificationError) as caught:
+    with pytest.raises(VerificationError, match=r"is not the source|differs from") as caught:
         verify(result, against=LocalSource(other))
-    assert says in caught.value.message
     assert str(other) in caught.value.message
 
 
