@@ -1,15 +1,18 @@
 """Measures peak memory and CPU time of a conversion on synthetic Mixtral checkpoints of growing depth.
 
-Run: python benchmarks/memory_and_time.py [--layers 8 32] [--json FILE]
+Run: python benchmarks/memory_and_time.py [--layers 8 32] [--repeats 3] [--json FILE]
 
 Every conversion runs in a fresh process with one thread; the figures are that process's own peak resident set and its
-user plus system time, imports included. Half of the experts are kept. Weights are random: only sizes matter here.
+user plus system time, imports included: the largest peak and the median times of the repeats, because system time
+depends on how much memory the machine has at hand. Half of the experts are kept. Weights are random: only sizes matter.
 """
 
 import argparse
 import json
 import os
 import platform
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -88,26 +91,37 @@ def layer_shapes(layer: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def measure(layers: int) -> dict[str, float]:
-    """Converts one synthetic checkpoint in a fresh process, and reads that process's own resources."""
+def measure(layers: int, repeats: int) -> dict[str, float]:
+    """Converts one synthetic checkpoint several times; the largest peak and the median times."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         source.mkdir()
         size = write_checkpoint(source, layers)
-        command = ["hcsmoe", "convert", str(source), "--experts", str(EXPERTS // 2), "--device", "cpu", "--quiet"]
-        command += ["--calibration", str(source / "ids.npy"), "--output", f"{folder}/result"]
-        start = time.perf_counter()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed")
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
+        runs = [convert(source, Path(folder) / f"result-{number}") for number in range(repeats)]
     return {
         "layers": layers,
         "weights_bytes": size,
+        "peak_bytes": max(run["peak_bytes"] for run in runs),
+        "cpu_seconds": statistics.median(run["cpu_seconds"] for run in runs),
+        "wall_seconds": statistics.median(run["wall_seconds"] for run in runs),
+    }
+
+
+def convert(source: Path, result: Path) -> dict[str, float]:
+    """Converts a checkpoint in a fresh process, and reads that process's own resources."""
+    command = ["hcsmoe", "convert", str(source), "--experts", str(EXPERTS // 2), "--device", "cpu", "--quiet"]
+    command += ["--calibration", str(source / "ids.npy"), "--output", str(result)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - start
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    shutil.rmtree(result)
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
         "peak_bytes": usage.ru_maxrss * unit,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "wall_seconds": wall,
@@ -118,13 +132,14 @@ def main() -> None:
     """Measures every depth and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     print("| layers | weights | peak memory | CPU time | wall time |")
     print("|---|---|---|---|---|")
     results = []
     for layers in arguments.layers:
-        found = measure(layers)
+        found = measure(layers, arguments.repeats)
         results.append(found)
         print(
             f"| {layers} | {found['weights_bytes'] / 1e9:.2f} GB | {found['peak_bytes'] / 2**30:.2f} GiB "

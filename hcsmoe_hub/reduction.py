@@ -208,7 +208,11 @@ class LayerReducer(Visitor):
 
 
 def relative_error(old: list[Tensor], new: list[Tensor]) -> float:
-    """``||new - old|| / ||old||`` over lists of equal tensors, in float64; 0 if both are zero."""
-    difference = sum(float((b.double() - a.double()).square().sum()) for a, b in zip(old, new, strict=True))
-    size = sum(float(a.double().square().sum()) for a in old)
+    """``||new - old|| / ||old||`` over lists of equal tensors, summed in float64; 0 if both are zero."""
+    difference = sum(_squared_norm(b.float() - a.float()) for a, b in zip(old, new, strict=True))
+    size = sum(_squared_norm(a.float()) for a in old)
     return (difference / size) ** 0.5 if size else 0.0
+
+
+def _squared_norm(values: Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))
