@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+# Processes that tests start must import the installed package, not the source tree of the current folder.
+os.environ["PYTHONSAFEPATH"] = "1"
 # Two test processes on two cores only wait for each other's threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Read by the libraries when they are imported, so set before any test module imports them.

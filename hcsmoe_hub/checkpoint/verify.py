@@ -153,7 +153,15 @@ def _bits(content: Tensor) -> Tensor:
 def _reload(model: Model) -> list[int]:
     """Loads the checkpoint in a fresh process and generates; returns the generated tokens."""
     assert model.source.path is not None
-    command = [sys.executable, "-m", "hcsmoe_hub.checkpoint.reload", str(model.source.path), str(GENERATED_TOKENS)]
+    # -P: whatever lies in the current folder must not pass for a library.
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "hcsmoe_hub.checkpoint.reload",
+        str(model.source.path),
+        str(GENERATED_TOKENS),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
