@@ -79,6 +79,7 @@ def make_plan(source: Source, options: ConvertOptions, *, on_device: bool = Fals
     """
     _check_method(options)
     model = read_model(source)
+    _check_device(model, on_device=on_device)
     after = config_json.check_counts(
         model.settings, experts=options.experts, experts_per_token=options.experts_per_token, label=source.label
     )
@@ -126,6 +127,14 @@ def _check_method(options: ConvertOptions) -> None:
         raise PlanError(
             f"ward linkage measures squared errors, which the {method.distance} distance does not have.",
             hint="use --distance euclidean, or another --linkage",
+        )
+
+
+def _check_device(model: Model, *, on_device: bool) -> None:
+    if on_device and getattr(model.skeleton.config, "num_kv_shared_layers", None):
+        raise PlanError(
+            f"layers of {model.source.label} hand keys and values on to each other, which stay on one device only.",
+            hint="use --device cpu",
         )
 
 

@@ -195,10 +195,11 @@ def check_counts(before: MoESettings, *, experts: int, experts_per_token: int | 
         raise PlanError(f"a token cannot visit {top_k} experts.", hint="use --experts-per-token with 1 or more")
     if top_k > experts:
         chosen = "selects" if experts_per_token is None else "would select"
+        fewer = f"lower the selection with --experts-per-token {experts}"
         raise PlanError(
             f"cannot keep {experts} of {before.experts} experts: the router of {label} {chosen} {top_k} experts per "
             "token, and a layer needs at least as many as it selects.",
-            hint=f"use --experts {top_k} or more, or lower the selection with --experts-per-token {experts}",
+            hint=f"use --experts {top_k} or more, or {fewer}" if top_k <= before.experts else fewer,
         )
     if before.groups > 1 and experts % before.groups:
         return MoESettings(experts=experts, experts_per_token=top_k)
