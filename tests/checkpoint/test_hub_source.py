@@ -1,22 +1,18 @@
 """A checkpoint on the Hub: the real client against a loopback server.
 
-The client reads its endpoint, its cache and its offline switch when it is imported, so the code under test runs in
-processes of its own. Each process takes a list of calls and answers with what they returned, or with the refusal.
+The calls are made on a machine of ``hub_client``: one process on an empty machine, one later with the cache it left,
+one without the Hub.
 """
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hub_client import BROKEN, EXPIRED, OPENER, STRANGER, Answers, Call, Machine, plan
 from hub_server import Hub, Request
 from safetensors.torch import save_file
 
@@ -31,90 +27,8 @@ CUT = 1000
 # Everything that a result is made of; the README of the repository is not.
 READ_FILES = sorted({file.name for file in EXAMPLE.iterdir()} - {"README.md"})
 
-OPENER, STRANGER, EXPIRED, BROKEN = "hf_opens_everything", "hf_opens_nothing", "hf_expired", "hf_two\nlines"
-SECRETS = (OPENER, STRANGER, EXPIRED, "hf_two")
-
-CLIENT = """
-import json
-import sys
-from pathlib import Path
-
-from huggingface_hub import snapshot_download
-
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, convert, plan_conversion
-from hcsmoe_hub.checkpoint.source import open_source
-
-
-def answer(action, source, output="unused", token_ids="bundled", **where):
-    if action == "download":
-        return snapshot_download(source, **where)
-    if action == "open":
-        return {name: [tensor.shard, tensor.offset] for name, tensor in open_source(source, **where).tensors.items()}
-    if "cache_dir" in where:
-        where["cache_dir"] = Path(where["cache_dir"])
-    options = ConvertOptions(experts=4, output=Path(output), calibration=CalibrationOptions(dataset=token_ids))
-    if action == "convert":
-        return convert(source, options, **where).as_dict()["source"]
-    plan = plan_conversion(source, options, **where)
-    return {
-        "commit": plan.model.source.revision,
-        "experts_per_token": plan.settings.experts_per_token,
-        "download_bytes": plan.needs().download_bytes,
-    }
-
-
-answers = {}
-for name, call in json.load(sys.stdin).items():
-    try:
-        answers[name] = answer(**call)
-    except HcsmoeError as error:
-        answers[name] = {"refused": type(error).__name__, "message": error.message, "hint": error.hint}
-json.dump(answers, sys.stdout)
-"""
-
-Call = Mapping[str, Any]
-Answers = Mapping[str, Any]
 # Answers of a later process, and the requests that it made.
 LaterRun = tuple[Answers, list[Request]]
-
-
-def plan(source: str, **where: Any) -> Call:
-    return {"action": "plan", "source": source, **where}
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """A user's machine: a home with a cache, a folder for results, and calibration tokens."""
-
-    folder: Path
-
-    def convert(self, source: str, result: str) -> Call:
-        files = {"output": str(self.folder / result), "token_ids": str(self.folder / "ids.npy")}
-        return {"action": "convert", "source": source, **files}
-
-    def run(self, endpoint: str, calls: Mapping[str, Call], **environment: str) -> Answers:
-        """Runs calls in a new process; no output of it may show a token."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(self.folder / "home")}
-        direct = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        switches = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        process = subprocess.run(
-            [sys.executable, "-c", CLIENT],
-            input=json.dumps(calls),
-            env={**inherited, **hub, **direct, **switches, **environment},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert process.returncode == 0, process.stderr
-        assert [secret for secret in SECRETS if secret in process.stdout + process.stderr] == []
-        answers: Answers = json.loads(process.stdout)
-        return answers
-
-    def weights(self, result: str) -> dict[str, bytes]:
-        return {file.name: file.read_bytes() for file in (self.folder / result).glob("*.safetensors")}
 
 
 def variant(folder: Path, **changes: bytes | None) -> Path:

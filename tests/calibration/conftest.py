@@ -1,0 +1,53 @@
+"""Fixtures of the calibration tests: a guard against connections, and tokenizers to load text with."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from calibration_text import VOCABULARY, Load, plan, write_tokenizer
+from torch import Tensor
+
+from hcsmoe_hub.calibration.text import load_token_ids
+
+CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }} {{ message.content }} {% endfor %}"
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens a connection fails the test."""
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError(f"a connection was opened: {arguments[1:]}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a Parquet file, datasets waits five seconds for threads that have long ended."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One id per word, an end of sequence, no chat template."""
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a chat template: role and content of every message."""
+    folder = tmp_path_factory.mktemp("chat")
+    return write_tokenizer(folder, eos_token="</s>", chat_template=CHAT_TEMPLATE)
+
+
+@pytest.fixture
+def load(tokenizer: Path) -> Load:
+    """Plans and loads with the plain tokenizer."""
+
+    def run(dataset: Path | str, **options: Any) -> Tensor:
+        return load_token_ids(plan(dataset, **options), tokenizer_folder=tokenizer, vocab_size=VOCABULARY)
+
+    return run
