@@ -1,7 +1,10 @@
 """Shared by all tests: no network, no surprises from the user's settings, and one line per architecture."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 # Processes that tests start must import the installed package, not the source tree of the current folder.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -11,6 +14,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_current_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs all tests in an empty folder: results that a reader of the README has made must not matter."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("current"))
+    yield
+    os.chdir(before)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
