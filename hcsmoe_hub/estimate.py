@@ -8,8 +8,10 @@ from hcsmoe_hub.checkpoint.tensors import total_bytes
 if TYPE_CHECKING:
     from hcsmoe_hub.plan import ConversionPlan
 
-# Resident size of a Python process that has imported torch and transformers, before any weight.
-PROCESS_BYTES = 420_000_000
+# Resident size of a Python process that has imported torch and transformers and run a first layer, without weights.
+PROCESS_BYTES = 480_000_000
+# What reading text adds: the datasets library, Arrow and the tokenizer.
+TEXT_BYTES = 150_000_000
 # Fusing the stored tensors of a layer briefly holds a part of it twice; the figure is for per-expert checkpoints.
 LOADING_FACTOR = 1.35
 # Rough reading speed of a local disk, for the estimate of time only.
@@ -93,6 +95,7 @@ def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = N
     states = 4 * tokens * token_bytes
     layers = int(cost.layer_bytes * (1 + LOADING_FACTOR)) + cost.merged_bytes
     at_work = layers + 16 * min(plan.batch_tokens, tokens) * token_bytes
+    process = PROCESS_BYTES + (0 if plan.calibration.is_token_ids else TEXT_BYTES)
     flops, disk_bytes = cost.flops_per_token * tokens, plan.layout.file_bytes
     seconds = None
     if flops_per_second is not None:
@@ -101,7 +104,7 @@ def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = N
     return Needs(
         download_bytes=source.download_bytes(),
         disk_bytes=disk_bytes,
-        memory_bytes=PROCESS_BYTES + cost.rest_bytes + states + (0 if plan.on_device else at_work),
+        memory_bytes=process + cost.rest_bytes + states + (0 if plan.on_device else at_work),
         device_bytes=at_work if plan.on_device else 0,
         flops=flops,
         seconds=seconds,
