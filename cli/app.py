@@ -55,8 +55,7 @@ def _fail(message: str, hint: str) -> None:
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         console.print(traceback.format_exc(), soft_wrap=True)
     print_labelled(console, "Error", "bold red", message)
-    if hint:
-        print_labelled(console, "Hint", "dim", hint)
+    print_labelled(console, "Hint", "dim", hint)
     raise typer.Exit(1)
 
 

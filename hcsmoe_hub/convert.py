@@ -99,8 +99,8 @@ def execute(plan: "ConversionPlan", *, listener: Listener = ignore) -> Conversio
             layers, peak = _stream(plan, writer, token_ids, emit)
         report = _report(plan, token_ids, layers, warnings, seconds, peak)
         write_result(plan, writer, report)
-    with _timed(Stage.VERIFY, 1, emit, seconds):
-        check_structure(plan.output)
+        with _timed(Stage.VERIFY, 1, emit, seconds):
+            check_structure(plan.output)
     return report
 
 

@@ -6,10 +6,10 @@ class HcsmoeError(Exception):
 
     Args:
         message: What happened, with the real values, and why it matters.
-        hint: What to do next, as one imperative sentence; may be empty.
+        hint: What to do next, as one imperative sentence.
     """
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint

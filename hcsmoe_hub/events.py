@@ -20,7 +20,6 @@ class StageStarted:
 
     stage: Stage
     total: int
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,10 @@ def read_model(source: Source) -> Model:
     tensors = compare(skeleton.state, Skeleton(twice, dtype).state, experts=settings.experts)
     blocks = find_blocks(skeleton.layers_name, skeleton.layers, tensors, skeleton.state)
     if not blocks:
-        raise UnsupportedModelError(f"{source.label} has no MoE layer, so there is nothing to merge.")
+        raise UnsupportedModelError(
+            f"{source.label} has no MoE layer, so there is nothing to merge.",
+            hint="pass a Mixture-of-Experts checkpoint; see 'hcsmoe architectures'",
+        )
     model = Model(source=source, settings=settings, skeleton=skeleton, groups=groups, unused=unused, blocks=blocks)
     _check_expert_dtypes(model)
     return model
@@ -133,7 +136,10 @@ def _compute_dtype(source: Source) -> torch.dtype:
         if tensor.dtype.is_floating_point:
             sizes[tensor.dtype] += tensor.nbytes
     if not sizes:
-        raise UnsupportedModelError(f"{source.label} stores no floating-point weights.")
+        raise UnsupportedModelError(
+            f"{source.label} stores no floating-point weights.",
+            hint="convert the unquantised checkpoint of the same model",
+        )
     dtype = max(sizes, key=lambda dtype: sizes[dtype])
     if dtype.itemsize < 2:
         raise UnsupportedModelError(

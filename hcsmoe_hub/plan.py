@@ -17,6 +17,7 @@ from hcsmoe_hub.device import default_batch_tokens
 from hcsmoe_hub.errors import OutputError, PlanError
 from hcsmoe_hub.estimate import Needs, estimate_needs
 from hcsmoe_hub.model import Model, read_model
+from hcsmoe_hub.moe.blocks import REPORT_HINT
 from hcsmoe_hub.options import ConvertOptions, Distance, Linkage
 from hcsmoe_hub.units import format_bytes
 
@@ -152,7 +153,7 @@ def _check_reduced(model: Model, reduced: Skeleton, after: MoESettings) -> None:
             raise PlanError(
                 f"with {after.experts} experts and {after.experts_per_token} per token the model would need {found} "
                 f"for {name}, the conversion makes {expected}.",
-                hint="" if is_same_top_k else "keep --experts-per-token as it is",
+                hint=REPORT_HINT if is_same_top_k else "keep --experts-per-token as it is",
             )
 
 

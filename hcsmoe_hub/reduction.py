@@ -26,6 +26,7 @@ from hcsmoe_hub.report import LayerReport, RouterReport
 from hcsmoe_hub.routing import reduce_rows, remap_experts, top_k_agreement
 from hcsmoe_hub.streaming import Visitor
 
+BROKEN_WEIGHTS_HINT = "download the source again; 'hcsmoe verify SOURCE' names the first tensor that is not finite"
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
@@ -39,8 +40,8 @@ class _Observation:
     """What is remembered of the layer at work.
 
     Attributes:
-        calls: Inputs of its MoE block, one entry per micro-batch.
         observer: Statistics, routing and routed outputs.
+        calls: Inputs of its MoE block, one entry per micro-batch.
     """
 
     observer: CalibrationObserver
@@ -118,7 +119,8 @@ class LayerReducer(Visitor):
         outputs_EH = mean_outputs(experts, statistics)
         if not outputs_EH.isfinite().all():
             raise VerificationError(
-                f"layer {block.layer}: the outputs of its experts are not finite: the source holds broken weights."
+                f"layer {block.layer}: the outputs of its experts are not finite: the source holds broken weights.",
+                hint=BROKEN_WEIGHTS_HINT,
             )
         clusters = cluster_experts(outputs_EH, self._plan.settings.experts, method)
         usage_E = statistics.usage_E.tolist()
@@ -134,7 +136,9 @@ class LayerReducer(Visitor):
             changed[tensor.name] = tensor.join(reduce_rows(rows_E, clusters, usage_E, method.router), extra)
         for name, result in changed.items():
             if not all(bound.isfinite() for bound in result.aminmax()):
-                raise VerificationError(f"{name} is not finite: the source holds broken weights.")
+                raise VerificationError(
+                    f"{name} is not finite: the source holds broken weights.", hint=BROKEN_WEIGHTS_HINT
+                )
         for name in block.tables:
             changed[name] = remap_experts(state[name], clusters)
         agreement, error = self._measure(block, changed, clusters, seen)

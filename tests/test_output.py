@@ -291,3 +291,16 @@ def test_broken_weights_end_the_conversion_with_their_layer_and_leave_nothing(
     with pytest.raises(VerificationError, match=r"layers?[. ]1\b.* not finite: the source holds broken weights"):
         convert(source, options(source, 8))
     assert not (tmp_path / "result").exists()
+
+
+def test_a_result_that_fails_its_own_check_does_not_stay(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        assert (folder / "config.json").exists()
+        raise VerificationError("it is damaged.", hint="convert again")
+
+    monkeypatch.setattr("hcsmoe_hub.checkpoint.verify.check_structure", fail)
+    with pytest.raises(VerificationError):
+        convert(source, options(source, 4))
+    assert not (tmp_path / "result").exists()

@@ -10,6 +10,7 @@ import torch
 from hcsmoe_hub.checkpoint.skeleton import Group, Skeleton
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
 from hcsmoe_hub.errors import SourceError, UnsupportedModelError
+from hcsmoe_hub.moe.blocks import REPORT_HINT
 
 if TYPE_CHECKING:
     from hcsmoe_hub.model import Model
@@ -94,7 +95,7 @@ def _sort_unused(account: Account, model: "Model", *, keep_mtp: bool) -> None:
             raise UnsupportedModelError(
                 f"tensor {key!r} looks like a part of an expert, but the model does not use it; "
                 "copying it would leave a checkpoint that contradicts itself.",
-                hint="report this checkpoint; it needs support of its own",
+                hint=REPORT_HINT,
             )
         else:
             account.unread.append(key)
@@ -129,6 +130,8 @@ def take_account(model: "Model", reduced: Skeleton, *, keep_mtp: bool) -> Accoun
         account.outputs.extend((key, stored[key].dtype, stored[key].shape) for key in copied)
         unknown = tensors.keys() - group.targets.keys()
         if unknown and not group.dequantized:
-            raise UnsupportedModelError(f"the result would need a tensor {sorted(unknown)[0]!r} that the source lacks.")
+            raise UnsupportedModelError(
+                f"the result would need a tensor {sorted(unknown)[0]!r} that the source lacks.", hint=REPORT_HINT
+            )
     account.outputs.extend((key, stored[key].dtype, stored[key].shape) for key in account.unread)
     return account

@@ -171,7 +171,10 @@ def _set_default(config: dict[str, Any], built: PreTrainedConfig, keys: tuple[st
     section = text if isinstance(text, dict) else config
     name = next((key for key in keys if hasattr(built, key) and key not in built.attribute_map), None)
     if name is None:
-        raise PlanError(f"config.json has none of the keys {', '.join(keys)}, so the new count cannot be written.")
+        raise PlanError(
+            f"config.json has none of the keys {', '.join(keys)}, so the new count cannot be written.",
+            hint="write the count into config.json under the name that its class uses",
+        )
     section[name] = value
 
 

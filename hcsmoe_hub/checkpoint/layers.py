@@ -109,7 +109,9 @@ class LayerLoader:
         problems = [*info.conversion_errors.values(), *info.unexpected_keys, *map(str, info.mismatched_keys)]
         if problems:
             where = "outside the layers" if layer is None else f"of layer {layer}"
-            raise SourceError(f"transformers cannot load the weights {where}: {problems[0]}")
+            raise SourceError(
+                f"transformers cannot load the weights {where}: {problems[0]}", hint="download the checkpoint again"
+            )
         if layer is not None and device.type != "cpu":
             move_computed_buffers(skeleton.layers[layer], device)
         return originals

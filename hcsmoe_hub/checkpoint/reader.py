@@ -102,10 +102,6 @@ class LazyTensor:
         self._on_read(self.tensor, content)
         return content
 
-    def get_shape(self) -> list[int]:
-        """Shape, as a safetensors slice reports it."""
-        return list(self.tensor.shape)
-
     def get_dtype(self) -> str:
-        """Dtype name, as a safetensors slice reports it."""
+        """Dtype name, as transformers' quantisers ask a safetensors slice for it."""
         return DTYPE_NAMES[self.tensor.dtype]

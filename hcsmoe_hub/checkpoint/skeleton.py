@@ -115,8 +115,9 @@ class Skeleton:
     def __init__(self, config: Mapping[str, Any], dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.config = build_config(config)
-        self.config.use_cache = False
         self.config.dtype = dtype
+        # Collected over the whole calibration set, the logits of every router would outweigh the layers.
+        self.config.output_router_logits = False
         self.quantizer = self._quantizer(quantization_method(config))
         model_type = model_class(self.config)
         with ExitStack() as contexts:

@@ -129,7 +129,10 @@ def _compare(model: Model, against: Source) -> int:
     """
     original = read_model(against)
     if original.skeleton.state.keys() != model.skeleton.state.keys():
-        raise VerificationError(f"{model.source.label} has other tensors than {against.label}: it is not the source.")
+        raise VerificationError(
+            f"{model.source.label} has other tensors than {against.label}: it is not the source.",
+            hint="pass the checkpoint that it was made from; hcsmoe.json names it",
+        )
     is_unmerged = original.settings.experts == model.settings.experts
     account = take_account(original, model.skeleton, keep_mtp=is_unmerged)
     copied = sorted(against.tensors if is_unmerged and original.skeleton.quantizer is None else account.copied)

@@ -17,6 +17,7 @@ from hcsmoe_hub.moe.experts import is_experts_module
 
 # Buffers that list expert numbers: their values, not their shape, follow the experts (DeepSeek-V4's hash routing).
 EXPERT_ID_TABLES = ("tid2eid",)
+REPORT_HINT = "report this checkpoint; it needs support of its own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,8 @@ def compare(state_n: Mapping[str, Tensor], state_2n: Mapping[str, Tensor], *, ex
         if len(changed) > 1 or remainder or rows < 1 or extra < 0:
             raise UnsupportedModelError(
                 f"tensor {name} is {list(small)} with {experts} experts and {list(large)} with {2 * experts}: "
-                "its rows cannot be assigned to experts."
+                "its rows cannot be assigned to experts.",
+                hint=REPORT_HINT,
             )
         found[name] = ExpertTensor(name=name, dim=dim, rows_per_expert=rows, extra_rows=extra)
     return found
@@ -117,7 +119,9 @@ def find_blocks(
         if not paths:
             continue
         if len(paths) > 1:
-            raise UnsupportedModelError(f"decoder layer {layer} has {len(paths)} sets of experts; one was expected.")
+            raise UnsupportedModelError(
+                f"decoder layer {layer} has {len(paths)} sets of experts; one was expected.", hint=REPORT_HINT
+            )
         experts_path = paths[0]
         path = experts_path.rpartition(".")[0]
         inside = [name for name in unassigned if name.startswith(f"{path}.")]
@@ -137,6 +141,7 @@ def find_blocks(
         )
     if unassigned:
         raise UnsupportedModelError(
-            f"tensor {next(iter(unassigned))} is sized by the number of experts but lies outside any MoE block."
+            f"tensor {next(iter(unassigned))} is sized by the number of experts but lies outside any MoE block.",
+            hint=REPORT_HINT,
         )
     return tuple(blocks)
