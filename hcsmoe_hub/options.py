@@ -7,25 +7,42 @@ from pathlib import Path
 DEFAULT_SAMPLES = 32
 DEFAULT_SEQUENCE_LENGTH = 2048
 DEFAULT_MAX_SHARD_SIZE = "5GB"
+DEFAULT_FEATURE_TOKENS = 2048
+
+
+class Method(StrEnum):
+    """How N experts become K."""
+
+    MERGE = "merge"
+    PRUNE = "prune"
 
 
 class Similarity(StrEnum):
-    """What two experts are compared by."""
+    """What two experts are compared by; several are joined with ``+``."""
 
     EXPERT_OUTPUT = "expert-output"
+    WEIGHT = "weight"
+    ROUTER_LOGITS = "router-logits"
+    ROUTER_WEIGHT = "router-weight"
 
 
 class Distance(StrEnum):
-    """How far apart two feature vectors are."""
+    """How far apart two experts are."""
 
     EUCLIDEAN = "euclidean"
     COSINE = "cosine"
+    KL_DIVERGENCE = "kl-divergence"
+    WASSERSTEIN = "wasserstein"
 
 
 class Clustering(StrEnum):
     """How experts are grouped."""
 
     HIERARCHICAL = "hierarchical"
+    KMEANS = "kmeans"
+    FUZZY = "fuzzy"
+    SINGLE_SHOT = "single-shot"
+    RANDOM = "random"
 
 
 class Linkage(StrEnum):
@@ -37,11 +54,67 @@ class Linkage(StrEnum):
     WARD = "ward"
 
 
+class KMeansStart(StrEnum):
+    """Where the centres of k-means begin."""
+
+    PLUS_PLUS = "k-means++"
+    FIRST = "first"
+    RANDOM = "random"
+
+
+class Dominant(StrEnum):
+    """Which expert of a cluster the others follow: its router row, its order of neurons, its place as a seed."""
+
+    USAGE = "usage"
+    ROUTING_SCORE = "routing-score"
+    SALIENCY = "saliency"
+    CENTER = "center"
+
+
+class Budget(StrEnum):
+    """How many clusters each layer gets, given the average over layers."""
+
+    UNIFORM = "uniform"
+    FREQUENCY = "frequency"
+    M_SMOE = "m-smoe"
+
+
 class Merge(StrEnum):
-    """How the members of a cluster are weighted when they become one expert."""
+    """How the members of a cluster become one expert."""
 
     FREQUENCY = "frequency"
     AVERAGE = "average"
+    SALIENCY = "saliency"
+    DOMINANT = "dominant"
+    MEMBERSHIP = "membership"
+    FIX_DOM = "fix-dom"
+    FIX_DOM_ONE_TO_ONE = "fix-dom-one-to-one"
+    ZIPIT = "zipit"
+
+
+class Features(StrEnum):
+    """What neurons of different experts are matched by in fix-dom and ZipIt."""
+
+    ACTIVATION = "activation"
+    WEIGHT = "weight"
+    ACTIVATION_WEIGHT = "activation+weight"
+
+
+class Align(StrEnum):
+    """How neurons are permuted towards the dominant expert before a weighted merge."""
+
+    NONE = "none"
+    WEIGHT = "weight"
+    ACTIVATION = "activation"
+
+
+class Saliency(StrEnum):
+    """Which experts pruning keeps."""
+
+    FREQUENCY = "frequency"
+    ROUTING_SCORE = "routing-score"
+    REAP = "reap"
+    RECONSTRUCTION = "reconstruction"
 
 
 class RouterPolicy(StrEnum):
@@ -50,12 +123,15 @@ class RouterPolicy(StrEnum):
     DOMINANT = "dominant"
     FREQUENCY = "frequency"
     AVERAGE = "average"
+    MEMBERSHIP = "membership"
 
 
 class Layout(StrEnum):
     """How the merged experts are written down."""
 
     REDUCED = "reduced"
+    MAPPED = "mapped"
+    FULL = "full"
 
 
 class Device(StrEnum):
@@ -68,15 +144,51 @@ class Device(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodOptions:
-    """Which experts meet, what they become, and how the router follows."""
+    """Which experts meet, what they become, and how the router follows.
 
-    similarity: Similarity = Similarity.EXPERT_OUTPUT
-    distance: Distance = Distance.EUCLIDEAN
-    clustering: Clustering = Clustering.HIERARCHICAL
-    linkage: Linkage = Linkage.AVERAGE
-    merge: Merge = Merge.FREQUENCY
-    router: RouterPolicy = RouterPolicy.DOMINANT
+    ``None`` takes what suits the other choices; a value that would have no effect is refused, see ``recipe.resolve``.
+
+    Attributes:
+        method: Merge clusters, or prune experts.
+        similarity: What experts are compared by; the distances of several are normalised and added.
+        distance: How far apart two experts are.
+        clustering: How experts are grouped.
+        linkage: Of hierarchical clustering.
+        kmeans_start: Where k-means begins.
+        dominant: Which expert of a cluster the others follow.
+        budget: How many clusters each layer gets.
+        max_cluster_size: Most experts of one cluster.
+        protect: ``(layer, expert)`` pairs that are never merged; a layer of ``None`` stands for all.
+        layers: Decoder layers to convert; the others keep all their experts.
+        merge: How the members of a cluster become one expert.
+        dominant_weights: Weight of the dominant expert and of every other one, for the merge of that name.
+        features: What fix-dom and ZipIt match neurons by.
+        align: How neurons are permuted before a weighted merge.
+        saliency: Which experts pruning keeps.
+        router: How the router follows in the ``reduced`` layout.
+        layout: How the result is written down.
+        seed: Seed of every random choice.
+    """
+
+    method: Method = Method.MERGE
+    similarity: tuple[Similarity, ...] | None = None
+    distance: Distance | None = None
+    clustering: Clustering | None = None
+    linkage: Linkage | None = None
+    kmeans_start: KMeansStart | None = None
+    dominant: Dominant | None = None
+    budget: Budget = Budget.UNIFORM
+    max_cluster_size: int | None = None
+    protect: tuple[tuple[int | None, int], ...] = ()
+    layers: tuple[int, ...] | None = None
+    merge: Merge | None = None
+    dominant_weights: tuple[float, float] | None = None
+    features: Features | None = None
+    align: Align | None = None
+    saliency: Saliency | None = None
+    router: RouterPolicy | None = None
     layout: Layout = Layout.REDUCED
+    seed: int = 42
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +201,8 @@ class CalibrationOptions:
         sequence_length: Tokens per sequence; ``None`` takes 2048 or the model's own limit if that is lower.
         seed: Seed of the document shuffle.
         text_column: Column that holds the text; ``None`` finds ``messages``, ``text`` or ``content``.
+        feature_tokens: Tokens of every layer that are kept for the features of neurons, for overlaps, for the
+            reconstruction error and in a statistics file; a seeded sample of all calibration tokens.
     """
 
     dataset: str = "bundled"
@@ -96,6 +210,7 @@ class CalibrationOptions:
     sequence_length: int | None = None
     seed: int = 42
     text_column: str | None = None
+    feature_tokens: int = DEFAULT_FEATURE_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +227,8 @@ class ConvertOptions:
         batch_tokens: Tokens per micro-batch while a layer runs, ``None`` for what suits the device; halves itself when
             memory runs out.
         max_memory_bytes: Refuse a plan whose estimated peak is above this many bytes.
+        statistics: File of calibration statistics: reused if it exists, written otherwise.
+        figure: Draw usage, distances and dendrogram of every layer into the result.
     """
 
     experts: int
@@ -124,3 +241,5 @@ class ConvertOptions:
     device: str = Device.AUTO
     batch_tokens: int | None = None
     max_memory_bytes: int | None = None
+    statistics: Path | None = None
+    figure: bool = False

@@ -5,28 +5,28 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 
-from hcsmoe_hub.clustering.clusters import Clusters
+from hcsmoe_hub.clustering.clusters import Clusters, Grouping
 from hcsmoe_hub.options import Linkage
 
 
-def hierarchical(distances_EE: NDArray[np.float64], clusters: int, method: Linkage) -> Clusters:
+def hierarchical(distances_EE: NDArray[np.float64], clusters: int, method: Linkage) -> Grouping:
     """Groups experts by hierarchical clustering (HC-SMoE, algorithm 1).
 
     The linkage of two clusters A and B over the distances d of their members (eq. 6 to 8): single ``min d``, complete
     ``max d``, average ``1/(|A||B|) sum d``; ward is the increase of the squared error, defined for Euclidean distances.
 
     Args:
-        distances_EE: Symmetric distances with a zero diagonal.
+        distances_EE: Symmetric ``[E, E]`` distances with a zero diagonal.
         clusters: K, between 1 and E.
         method: The linkage.
 
     Returns:
-        Exactly K clusters, and the E - K linkage distances at which they were merged.
+        Exactly K clusters with the E - K linkage distances at which they were merged, and the tree of all E - 1 merges.
     """
     experts = len(distances_EE)
-    if clusters == experts:
-        return Clusters.of(range(experts))
-    tree = linkage(squareform(distances_EE, checks=False), method=method.value)
+    # scipy refuses a matrix without any pair.
+    condensed = squareform(distances_EE, checks=False)
+    tree: NDArray[np.float64] = linkage(condensed, method=method.value) if experts > 1 else np.empty((0, 4))
     merges = tree[: experts - clusters]
     members = {expert: [expert] for expert in range(experts)}
     # Row n of the tree unites two clusters into number E + n. Taking the rows in order gives exactly K clusters even
@@ -37,4 +37,4 @@ def hierarchical(distances_EE: NDArray[np.float64], clusters: int, method: Linka
     for number, cluster in members.items():
         for expert in cluster:
             labels[expert] = number
-    return Clusters.of(labels, merges[:, 2].tolist())
+    return Grouping(clusters=Clusters.of(labels, merges[:, 2].tolist()), tree=tree)
