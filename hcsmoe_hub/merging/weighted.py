@@ -1,6 +1,6 @@
-"""Weighted averages of the members of a cluster, tensor by tensor.
+"""Weighted averages of experts, tensor by tensor.
 
-E source experts, C clusters.
+E source experts, C merged experts.
 """
 
 from collections.abc import Sequence
@@ -8,59 +8,50 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hcsmoe_hub.clustering.clusters import Clusters
-from hcsmoe_hub.options import Merge
-
 BLOCK = 1 << 18
 
 
-def member_weights(clusters: Clusters, usage_E: Sequence[float], merge: Merge) -> tuple[float, ...]:
-    """Share of every expert in its merged expert; the shares of a cluster sum to 1.
+def merge_rows(rows_E: Tensor, share_EC: Tensor) -> Tensor:
+    """Weighted sums of experts: ``E_C = sum_i w_iC E_i``.
 
-    ``frequency``: ``f_i / sum_{j in C} f_j`` with f the number of calibration tokens routed to an expert (HC-SMoE,
-    algorithm 1, line 7). ``average``: ``1 / |C|``. A cluster that no token reached has no frequencies, so its members
-    count equally.
-
-    Returns:
-        One weight per source expert.
-    """
-    weights = [0.0] * len(clusters.labels)
-    for cluster in clusters.members:
-        total = sum(usage_E[expert] for expert in cluster)
-        for expert in cluster:
-            match merge:
-                case Merge.FREQUENCY if total > 0:
-                    weights[expert] = usage_E[expert] / total
-                case Merge.FREQUENCY | Merge.AVERAGE:
-                    weights[expert] = 1 / len(cluster)
-    return tuple(weights)
-
-
-def merge_rows(rows_E: Tensor, clusters: Clusters, weight_E: Sequence[float]) -> Tensor:
-    """Weighted sum of the members of every cluster: ``E_C = sum_{i in C} w_i E_i``.
-
-    Sums in float32 (float64 for float64 input) and rounds once. An expert that is alone in its cluster keeps its bits.
+    Sums in float32 (float64 for float64 input) and rounds once. A merged expert that is one source expert with a share
+    of 1 keeps its bits; an expert without a share is not read.
 
     Args:
         rows_E: ``[E, ...]``, one entry per source expert.
-        clusters: A partition of the E experts.
-        weight_E: Shares from ``member_weights``.
+        share_EC: Shares from ``member_shares``, ``[E, C]``.
 
     Returns:
         ``[C, ...]`` in the dtype of ``rows_E``.
     """
-    members = clusters.members
-    merged_C = rows_E.new_empty((len(members), *rows_E.shape[1:]))
-    for number, cluster in enumerate(members):
-        if len(cluster) == 1:
-            merged_C[number] = rows_E[cluster[0]]
+    if ((share_EC > 0).sum(1) > 1).any():
+        return _overlapping(rows_E, share_EC)
+    merged_C = rows_E.new_empty((share_EC.shape[1], *rows_E.shape[1:]))
+    for number, share_E in enumerate(share_EC.T.tolist()):
+        members = [expert for expert, share in enumerate(share_E) if share]
+        weights = [share_E[expert] for expert in members]
+        if weights == [1.0]:
+            merged_C[number] = rows_E[members[0]]
             continue
         # Block by block, so that the wide intermediate stays in the processor's cache and adds nothing to the peak.
-        blocks = [rows_E[expert].reshape(-1).split(BLOCK) for expert in cluster]
+        blocks = [rows_E[expert].reshape(-1).split(BLOCK) for expert in members]
         targets = merged_C[number].view(-1).split(BLOCK)
         for target, *parts in zip(targets, *blocks, strict=True):
-            target.copy_(_weighted_sum(parts, [weight_E[expert] for expert in cluster]))
+            target.copy_(_weighted_sum(parts, weights))
     return merged_C
+
+
+def _overlapping(rows_E: Tensor, share_EC: Tensor) -> Tensor:
+    """Weighted sums of which many read the same experts: every expert is read once for all of them."""
+    wide = torch.promote_types(rows_E.dtype, torch.float32)
+    share_CE = share_EC.T.to(rows_E.device, wide)
+    # One number per expert has no second dimension to cut along.
+    rows_EN = rows_E if rows_E.dim() > 1 else rows_E[:, None]
+    merged_CN = rows_EN.new_empty((len(share_CE), *rows_EN.shape[1:]))
+    length = max(1, BLOCK // rows_EN[:, 0].numel())
+    for target_CN, part_EN in zip(merged_CN.split(length, 1), rows_EN.split(length, 1), strict=True):
+        target_CN.copy_(torch.tensordot(share_CE, part_EN.to(wide), 1))
+    return merged_CN.view(-1, *rows_E.shape[1:])
 
 
 def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

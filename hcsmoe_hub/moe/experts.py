@@ -71,7 +71,7 @@ class DbrxExperts(Experts):
 
     def __init__(self, module: Any) -> None:
         self.glu = module.mlp
-        self.num_experts = module.num_experts
+        self.num_experts = self.glu.w1.shape[0] // module.ffn_hidden_size
 
     def _rows(self, name: str, expert: int) -> Tensor:
         return getattr(self.glu, name).unflatten(0, (self.num_experts, -1))[expert]
@@ -91,7 +91,7 @@ class Llama4Experts(Experts):
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self.num_experts = module.num_experts
+        self.num_experts = module.down_proj.shape[0]
 
     def hidden(self, expert: int, tokens_TH: Tensor) -> Tensor:
         gate_TI, up_TI = (tokens_TH @ self.module.gate_up_proj[expert]).chunk(2, dim=-1)

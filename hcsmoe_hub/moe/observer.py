@@ -3,6 +3,8 @@
 E experts, T tokens of one micro-batch, H hidden size, I expert intermediate size, K experts per token.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -72,6 +74,65 @@ class RoutedObserver:
             return experts.project(expert, experts.hidden(expert, inputs)).float()
         hidden_NI = experts.hidden(expert, tokens_TH[rows]) if hidden_TI is None else hidden_TI[rows]
         return experts.project(expert, hidden_NI)[: len(token)].float() * weight_N1
+
+
+class TiedObserver(RoutedObserver):
+    """Runs K experts under a router that still chooses from N: every choice leads to the expert of its cluster.
+
+    Args:
+        labels: Cluster of every source expert.
+        clusters: K; a choice beyond the N experts becomes K, and thereby "no expert" again.
+    """
+
+    def __init__(self, labels: Sequence[int], clusters: int) -> None:
+        super().__init__()
+        self._labels = torch.tensor([*labels, clusters])
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        labels = self._labels.to(index_TK.device)
+        return super().__call__(experts, tokens_TH, labels[index_TK.clamp(max=len(labels) - 1)], weight_TK)
+
+
+class SampleObserver(RoutedObserver):
+    """Also remembers what the experts were given.
+
+    Attributes:
+        tokens: One ``[T, H]`` tensor per micro-batch, where the experts are.
+        weights: One ``[T, K]`` tensor of router weights per micro-batch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens: list[Tensor] = []
+        self.weights: list[Tensor] = []
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        self.tokens.append(tokens_TH)
+        self.weights.append(weight_TK)
+        return super().__call__(experts, tokens_TH, index_TK, weight_TK)
+
+
+class SubsetObserver(RoutedObserver):
+    """Adds up outputs that are known already, for a router that may choose from some of the experts only.
+
+    Args:
+        outputs_ETH: Outputs of all source experts on the tokens of one run.
+        kept: The source experts that the router may choose from, in the order of its rows.
+    """
+
+    def __init__(self, outputs_ETH: Tensor, kept: Sequence[int]) -> None:
+        super().__init__()
+        self._outputs_ETH = outputs_ETH
+        self._kept = torch.tensor([*kept, 0], device=outputs_ETH.device)
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        is_routed_TK = (weight_TK != 0) & (index_TK < len(self._kept) - 1)
+        expert_TK = self._kept[index_TK.clamp(max=len(self._kept) - 1)]
+        token_T1 = torch.arange(len(tokens_TH), device=tokens_TH.device)[:, None]
+        weight_TK1 = torch.where(is_routed_TK, weight_TK, 0)[..., None].float()
+        output_TH = (self._outputs_ETH[expert_TK, token_T1] * weight_TK1).sum(1).to(tokens_TH.dtype)
+        self.outputs.append(output_TH.to("cpu"))
+        return output_TH
 
 
 class CalibrationObserver(RoutedObserver):

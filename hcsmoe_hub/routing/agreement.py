@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hcsmoe_hub.clustering.clusters import Clusters
+from hcsmoe_hub.clustering.clusters import DROPPED, Clusters
 
 
 def top_k_agreement(full_TK: Tensor, reduced_TK: Tensor, clusters: Clusters) -> float:
@@ -15,6 +15,7 @@ def top_k_agreement(full_TK: Tensor, reduced_TK: Tensor, clusters: Clusters) -> 
 
     For every token: ``|G & R| / |G|`` with G the set of clusters of the experts that the full router chose, R the set
     of merged experts that the reduced router chooses; averaged over the tokens for which the full router chose any.
+    A dropped expert that the full router chose is wanted, and no choice of the reduced router meets it.
 
     Args:
         full_TK: Source experts chosen by the full router; -1 for none.
@@ -24,12 +25,16 @@ def top_k_agreement(full_TK: Tensor, reduced_TK: Tensor, clusters: Clusters) -> 
     Returns:
         Between 0 and 1; 1 when no token was routed at all.
     """
+    labels, classes = list(clusters.labels), len(clusters.members)
+    for expert, label in enumerate(labels):
+        if label == DROPPED:
+            # A class of its own, beyond those that the reduced router can choose.
+            labels[expert], classes = classes, classes + 1
     # The last entry stands for "no expert" and is cut off again.
-    labels = torch.tensor([*clusters.labels, len(clusters.members)])
-    classes = len(clusters.members) + 1
-    full_TC = F.one_hot(labels[full_TK.long()], classes).amax(1)[:, :-1]
-    reduced = torch.where(reduced_TK < 0, classes - 1, reduced_TK).long()
-    reduced_TC = F.one_hot(reduced, classes).amax(1)[:, :-1]
+    label_of = torch.tensor([*labels, classes])
+    full_TC = F.one_hot(label_of[full_TK.long()], classes + 1).amax(1)[:, :-1]
+    reduced = torch.where(reduced_TK < 0, classes, reduced_TK).long()
+    reduced_TC = F.one_hot(reduced, classes + 1).amax(1)[:, :-1]
     wanted_T = full_TC.sum(1)
     met_T = (full_TC * reduced_TC).sum(1)
     routed = wanted_T > 0

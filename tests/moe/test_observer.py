@@ -9,7 +9,15 @@ from torch import Tensor
 
 from hcsmoe_hub.calibration.statistics import ExpertStatistics
 from hcsmoe_hub.moe.experts import Experts
-from hcsmoe_hub.moe.observer import ROW_MULTIPLE, CalibrationObserver, RoutedObserver, mean_outputs
+from hcsmoe_hub.moe.observer import (
+    ROW_MULTIPLE,
+    CalibrationObserver,
+    RoutedObserver,
+    SampleObserver,
+    SubsetObserver,
+    TiedObserver,
+    mean_outputs,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,7 +66,7 @@ def test_outputs_are_weighted_and_summed_by_hand() -> None:
     expected = [[0.5 * 1 + 0.25 * 102], [206 + 0.5 * 104], [2 * 3 + 209]]
     assert output.tolist() == expected
     assert observer.outputs[0].tolist() == expected
-    assert observer.statistics.saliency().tolist() == [(0.5 * 1 + 2 * 3) / 2, (25.5 + 52) / 2, (206 + 209) / 2]
+    assert observer.statistics.saliency_E.tolist() == [0.5 * 1 + 2 * 3, 25.5 + 52, 206 + 209]
 
 
 def test_a_weight_of_zero_is_no_choice() -> None:
@@ -73,7 +81,7 @@ def test_an_index_beyond_the_experts_is_no_choice() -> None:
     assert output.tolist() == [[1], [0], [209]]
     assert observer.top_k[0].tolist() == [[0, -1], [-1, -1], [-1, 2]]
     assert observer.statistics.usage_E.tolist() == [1, 0, 1]
-    assert observer.statistics.saliency().tolist() == [1, 0, 209]
+    assert observer.statistics.saliency_E.tolist() == [1, 0, 209]
 
 
 @pytest.mark.parametrize("kind", [Plain, Curved, Scaled])
@@ -122,3 +130,40 @@ def test_sums_of_half_precision_outputs_are_rounded_once() -> None:
     output = RoutedObserver()(Constant(), torch.ones(1, 1, dtype=torch.bfloat16), index, weight)
     assert output.dtype == torch.bfloat16
     assert output.tolist() == [[258]]
+
+
+def test_a_tied_observer_leads_every_choice_to_the_expert_of_its_cluster() -> None:
+    index, weight = torch.tensor([[0, 3], [2, 1], [4, 9]]), torch.tensor([[1.0, 2.0], [1.0, 0.0], [1.0, 1.0]])
+    observer = TiedObserver((0, 1, 1, 2), 3)
+    output = observer(Plain(), TOKENS, index, weight)
+    direct = RoutedObserver()
+    # 4 and 9 are no experts of the source, so they must not become any of the result.
+    expected = direct(Plain(), TOKENS, torch.tensor([[0, 2], [1, 1], [3, 3]]), weight)
+    assert torch.equal(output, expected)
+    assert observer.top_k[0].tolist() == direct.top_k[0].tolist() == [[0, 2], [1, -1], [-1, -1]]
+
+
+def test_two_choices_of_one_cluster_add_up() -> None:
+    observer = TiedObserver((0, 1, 1), 2)
+    output = observer(Plain(), TOKENS[:1], torch.tensor([[1, 2]]), torch.tensor([[0.5, 0.25]]))
+    alone = RoutedObserver()(Plain(), TOKENS[:1], torch.tensor([[1]]), torch.tensor([[0.75]]))
+    assert torch.equal(output, alone)
+
+
+def test_a_sample_observer_remembers_what_the_experts_were_given() -> None:
+    observer = SampleObserver()
+    index, weight = torch.tensor([[0], [1], [7]]), torch.tensor([[0.5], [2.0], [1.0]])
+    output = observer(Plain(), TOKENS, index, weight)
+    assert torch.equal(output, RoutedObserver()(Plain(), TOKENS, index, weight))
+    assert torch.equal(observer.tokens[0], TOKENS)
+    assert torch.equal(observer.weights[0], weight)
+    assert observer.top_k[0].tolist() == [[0], [1], [-1]]
+
+
+def test_a_subset_observer_adds_up_outputs_that_are_known_already() -> None:
+    outputs = torch.stack([Plain().project(expert, Plain().hidden(expert, TOKENS)) for expert in range(3)])
+    # Row 0 of the smaller router stands for expert 0, row 1 for expert 2; 2 and 5 are no rows of it.
+    index, weight = torch.tensor([[0, 1], [1, 2], [5, 0]]), torch.tensor([[1.0, 0.5], [2.0, 1.0], [1.0, 0.0]])
+    found = SubsetObserver(outputs, (0, 2))(Plain(), TOKENS, index, weight)
+    expected = RoutedObserver()(Plain(), TOKENS, torch.tensor([[0, 2], [2, 3], [3, 0]]), weight)
+    assert torch.equal(found, expected)

@@ -82,3 +82,22 @@ def test_agreement_equals_the_definition_on_random_choices() -> None:
             if wanted:
                 shares.append(len(wanted & {cluster for cluster in chosen if cluster >= 0}) / len(wanted))
         assert top_k_agreement(full, reduced, CLUSTERS) == pytest.approx(sum(shares) / len(shares))
+
+
+@pytest.mark.parametrize(
+    ("full", "reduced", "share"),
+    [
+        ([[1, 0]], [[0, 1]], 0.5),
+        # Two dropped experts are two lost choices, not one.
+        ([[0, 3, 1]], [[0, 1, 1]], 1 / 3),
+        ([[0, 3]], [[0, 1]], 0.0),
+        ([[1, 2]], [[0, 1]], 1.0),
+        ([[0, -1]], [[-1, 0]], 0.0),
+        ([[-1, -1], [1, -1]], [[0, 1], [0, 1]], 1.0),
+    ],
+)
+def test_a_dropped_expert_is_wanted_but_never_met(
+    full: list[list[int]], reduced: list[list[int]], share: float
+) -> None:
+    clusters = Clusters.of([-1, 0, 1, -1])
+    assert top_k_agreement(torch.tensor(full), torch.tensor(reduced), clusters) == pytest.approx(share)

@@ -1,5 +1,6 @@
-"""N router rows to K: the three policies, every shape that a router tensor has, and tables of expert numbers."""
+"""N router rows to K: every policy, every shape that a router tensor has, and tables of expert numbers."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,64 +12,88 @@ from hcsmoe_hub.routing import reduce_rows, remap_experts
 
 CLUSTERS = Clusters.of([0, 1, 0, 2, 1, 0])
 USAGE = [1, 6, 5, 0, 2, 4]
+DOMINANTS = (2, 1, 3)
 ROWS = torch.tensor([[0.0, 1.0], [10.0, 11.0], [20.0, 21.0], [30.0, 31.0], [40.0, 41.0], [50.0, 51.0]])
+
+
+def reduce(rows: Tensor, policy: RouterPolicy, usage: list[int] = USAGE) -> Tensor:
+    """Reduces with hard memberships where the policy asks for some."""
+    membership = np.eye(3)[list(CLUSTERS.labels)]
+    return reduce_rows(rows, CLUSTERS, policy, dominants=DOMINANTS, usage_E=usage, membership_EC=membership)
 
 
 def reduce_part(tensor: Tensor, part: ExpertTensor, policy: RouterPolicy = RouterPolicy.DOMINANT) -> Tensor:
     """Reduces the experts' part of a whole router tensor, as a conversion does."""
     rows, extra = part.split(tensor)
-    return part.join(reduce_rows(rows, CLUSTERS, USAGE, policy), extra)
+    return part.join(reduce(rows, policy), extra)
 
 
 # The policies
 
 
-def test_dominant_takes_the_row_of_the_most_used_member() -> None:
-    assert reduce_rows(ROWS, CLUSTERS, USAGE, RouterPolicy.DOMINANT).tolist() == [[20, 21], [10, 11], [30, 31]]
+def test_dominant_takes_the_row_of_the_dominant_member() -> None:
+    assert reduce(ROWS, RouterPolicy.DOMINANT).tolist() == [[20, 21], [10, 11], [30, 31]]
 
 
 def test_frequency_takes_the_mean_of_the_rows_weighted_by_usage() -> None:
-    reduced = reduce_rows(ROWS, CLUSTERS, USAGE, RouterPolicy.FREQUENCY)
+    reduced = reduce(ROWS, RouterPolicy.FREQUENCY)
     assert reduced[:, 0].tolist() == pytest.approx([(0 * 1 + 20 * 5 + 50 * 4) / 10, (10 * 6 + 40 * 2) / 8, 30])
     assert torch.allclose(reduced[:, 1], reduced[:, 0] + 1)
 
 
 def test_average_takes_the_plain_mean_of_the_rows() -> None:
-    reduced = reduce_rows(ROWS, CLUSTERS, USAGE, RouterPolicy.AVERAGE)
+    reduced = reduce(ROWS, RouterPolicy.AVERAGE)
     assert reduced[:, 0].tolist() == pytest.approx([70 / 3, 25, 30])
-
-
-def test_the_lowest_expert_gives_the_row_among_equally_used_ones() -> None:
-    reduced = reduce_rows(ROWS, CLUSTERS, [3, 2, 3, 0, 2, 3], RouterPolicy.DOMINANT)
-    assert reduced.tolist() == [[0, 1], [10, 11], [30, 31]]
 
 
 def test_rows_of_a_cluster_that_no_token_reached_count_equally() -> None:
     unused = [0] * 6
-    by_frequency = reduce_rows(ROWS, CLUSTERS, unused, RouterPolicy.FREQUENCY)
-    assert torch.equal(by_frequency, reduce_rows(ROWS, CLUSTERS, unused, RouterPolicy.AVERAGE))
+    by_frequency = reduce(ROWS, RouterPolicy.FREQUENCY, unused)
+    assert torch.equal(by_frequency, reduce(ROWS, RouterPolicy.AVERAGE, unused))
+
+
+def test_membership_weighs_the_rows_of_all_experts() -> None:
+    membership = np.array([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.25, 0.75], [0.75, 0.25]])
+    reduced = reduce_rows(
+        ROWS,
+        Clusters.of([0, 0, 1, 0, 1, 0]),
+        RouterPolicy.MEMBERSHIP,
+        dominants=(0, 2),
+        usage_E=USAGE,
+        membership_EC=membership,
+    )
+    assert torch.allclose(reduced.double(), torch.from_numpy(membership / membership.sum(0)).T @ ROWS.double())
+
+
+@pytest.mark.parametrize("policy", [policy for policy in RouterPolicy if policy is not RouterPolicy.MEMBERSHIP])
+def test_rows_of_dropped_experts_go(policy: RouterPolicy) -> None:
+    clusters = Clusters.of([-1, 0, 1, -1, 2, -1])
+    reduced = reduce_rows(ROWS, clusters, policy, dominants=(1, 2, 4), usage_E=USAGE)
+    assert torch.equal(reduced, ROWS[[1, 2, 4]])
 
 
 @pytest.mark.parametrize("policy", RouterPolicy)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_as_many_clusters_as_experts_keeps_every_row_bit_for_bit(policy: RouterPolicy, dtype: torch.dtype) -> None:
     rows = torch.randn(6, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
-    reduced = reduce_rows(rows, Clusters.of(range(6)), USAGE, policy)
+    reduced = reduce_rows(
+        rows, Clusters.of(range(6)), policy, dominants=range(6), usage_E=USAGE, membership_EC=np.eye(6)
+    )
     assert reduced.dtype == dtype
     assert torch.equal(reduced, rows)
 
 
 @pytest.mark.parametrize("policy", RouterPolicy)
 def test_a_bias_is_reduced_exactly_like_the_rows(policy: RouterPolicy) -> None:
-    bias = reduce_rows(ROWS[:, 0], CLUSTERS, USAGE, policy)
+    bias = reduce(ROWS[:, 0], policy)
     assert bias.shape == (3,)
-    assert torch.equal(bias, reduce_rows(ROWS, CLUSTERS, USAGE, policy)[:, 0])
+    assert torch.equal(bias, reduce(ROWS, policy)[:, 0])
 
 
 @pytest.mark.parametrize("policy", RouterPolicy)
 def test_reduced_rows_share_no_memory_with_the_source(policy: RouterPolicy) -> None:
     rows = ROWS.clone()
-    reduce_rows(rows, CLUSTERS, USAGE, policy).zero_()
+    reduce(rows, policy).zero_()
     assert torch.equal(rows, ROWS)
 
 
@@ -110,7 +135,7 @@ def test_rows_beyond_the_experts_stay_as_they_are() -> None:
         reduced = reduce_part(torch.cat([ROWS, skip_class]), part, policy)
         assert reduced.shape == (5, 2)
         assert torch.equal(reduced[3:], skip_class)
-        assert torch.equal(reduced[:3], reduce_rows(ROWS, CLUSTERS, USAGE, policy))
+        assert torch.equal(reduced[:3], reduce(ROWS, policy))
 
 
 def test_a_bias_with_an_entry_beyond_the_experts_keeps_it() -> None:
@@ -161,3 +186,12 @@ def test_a_table_keeps_its_shape(shape: tuple[int, ...]) -> None:
 def test_a_table_stays_as_it_is_when_every_expert_is_alone() -> None:
     table = torch.randint(0, 6, (50, 2), generator=torch.Generator().manual_seed(1))
     assert torch.equal(remap_experts(table, Clusters.of(range(6))), table)
+
+
+def test_a_table_may_leave_out_the_dropped_experts() -> None:
+    assert remap_experts(torch.tensor([[1, 2]]), Clusters.of([-1, 0, 1])).tolist() == [[0, 1]]
+
+
+def test_a_table_that_names_a_dropped_expert_is_refused() -> None:
+    with pytest.raises(AssertionError, match="dropped"):
+        remap_experts(torch.tensor([[0, 2]]), Clusters.of([-1, 0, 1]))

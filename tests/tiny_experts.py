@@ -1,0 +1,68 @@
+"""The experts of one layer of a tiny model, for tests that need nothing else of it."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import cache, partial
+from typing import Any
+
+import torch
+from architectures import EXPERTS, TOP_K, tiny_model
+from torch import Tensor, nn
+
+from hcsmoe_hub.merging.neurons import NeuronView
+from hcsmoe_hub.moe.experts import experts_of, is_experts_module
+from hcsmoe_hub.moe.neurons import neurons_of
+from hcsmoe_hub.moe.sample import NeuronSample
+
+# Every layout: fused, transposed, interleaved with biases, without a gate, and two of their own.
+LAYOUTS = ("mixtral", "aria_text", "gpt_oss", "nemotron_h", "dbrx", "llama4_text")
+
+
+@cache
+def _template(model_type: str) -> Any:
+    return next(module for module in tiny_model(model_type).modules() if is_experts_module(module))
+
+
+def tiny_experts(model_type: str) -> Any:
+    """The experts of one layer of a tiny model; a copy that may be changed."""
+    return deepcopy(_template(model_type))
+
+
+def rows_of(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors of the experts, experts first, in the memory of the module."""
+    return {
+        name: parameter.data.unflatten(0, (EXPERTS, -1)) if parameter.shape[0] > EXPERTS else parameter.data
+        for name, parameter in module.named_parameters()
+    }
+
+
+def view_of(module: nn.Module) -> NeuronView:
+    """How to look at tensors of this layout neuron by neuron."""
+    return partial(neurons_of, module)
+
+
+def outputs_of(module: nn.Module, tokens_TH: Tensor) -> Tensor:
+    """Output of every expert on every token, ``[E, T, H]``."""
+    experts = experts_of(module)
+    with torch.no_grad():
+        return torch.stack([experts.project(e, experts.hidden(e, tokens_TH)) for e in range(EXPERTS)])
+
+
+def load_rows(module: nn.Module, rows: Mapping[str, Tensor]) -> None:
+    """Writes tensors of as many experts into the module."""
+    for name, tensor in rows_of(module).items():
+        tensor.copy_(rows[name])
+
+
+def sample_of(module: nn.Module, tokens: int = 200, seed: int = 0) -> NeuronSample:
+    """Random tokens, each routed to ``TOP_K`` random experts; every tenth to none."""
+    numbers = torch.Generator().manual_seed(seed)
+    hidden_size = view_of(module)(rows_of(module)).outputs[0].shape[2]
+    index_TK = torch.rand(tokens, EXPERTS, generator=numbers).topk(TOP_K).indices
+    index_TK[::10] = -1
+    return NeuronSample(
+        experts=experts_of(module),
+        tokens_TH=torch.randn(tokens, hidden_size, generator=numbers),
+        index_TK=index_TK,
+        weight_TK=torch.rand(tokens, TOP_K, generator=numbers),
+    )
