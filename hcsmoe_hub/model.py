@@ -15,6 +15,7 @@ from hcsmoe_hub.checkpoint.config_json import MoESettings
 from hcsmoe_hub.checkpoint.skeleton import Group, Skeleton, build_config, quantization_method
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import SourceError, UnsupportedModelError
+from hcsmoe_hub.layouts.mapped import plain_config
 from hcsmoe_hub.moe.architectures import ARCHITECTURES
 from hcsmoe_hub.moe.blocks import MoEBlock, compare, find_blocks
 
@@ -30,6 +31,7 @@ class Model:
         groups: Stored keys by decoder layer; ``None`` is everything outside the layers.
         unused: Stored keys that the model does not load.
         blocks: Its MoE blocks, one per sparse layer.
+        expert_map: Decoder layer to the expert of each router row, if it is a result in the mapped layout.
     """
 
     source: Source
@@ -38,12 +40,17 @@ class Model:
     groups: Mapping[int | None, Group]
     unused: list[str]
     blocks: tuple[MoEBlock, ...]
+    expert_map: Mapping[int, tuple[int, ...]] | None = None
 
     @property
     def parameters(self) -> int:
         """Parameters that the model loads, shared ones counted once."""
         shared = self.skeleton.model.all_tied_weights_keys.keys()
         return sum(tensor.numel() for name, tensor in self.skeleton.state.items() if name not in shared)
+
+    def is_whole_layer(self, block: MoEBlock) -> bool:
+        """Whether router and experts hang on the decoder layer itself, so that the block's input is the layer's."""
+        return block.path == f"{self.skeleton.layers_name}.{block.layer}"
 
     def expert_parameters(self) -> int:
         """Parameters of all routed experts."""
@@ -69,15 +76,26 @@ def read_model(source: Source) -> Model:
         skeleton = Skeleton(source.config, dtype)
     groups, unused = skeleton.group_keys(source.tensors)
     check_against_config(skeleton, groups, source.tensors)
-    twice = _with_experts(source.config, built, settings, 2 * settings.experts)
-    tensors = compare(skeleton.state, Skeleton(twice, dtype).state, experts=settings.experts)
+    # A map leads from N router rows; without it, the same config describes the N experts that they had.
+    plain = plain_config(source.config)
+    untied = skeleton if skeleton.expert_map is None else Skeleton(plain, dtype)
+    twice = _with_experts(plain, built, settings, 2 * settings.experts)
+    tensors = compare(untied.state, Skeleton(twice, dtype).state, experts=settings.experts)
     blocks = find_blocks(skeleton.layers_name, skeleton.layers, tensors, skeleton.state)
     if not blocks:
         raise UnsupportedModelError(
             f"{source.label} has no MoE layer, so there is nothing to merge.",
             hint="pass a Mixture-of-Experts checkpoint; see 'hcsmoe architectures'",
         )
-    model = Model(source=source, settings=settings, skeleton=skeleton, groups=groups, unused=unused, blocks=blocks)
+    model = Model(
+        source=source,
+        settings=settings,
+        skeleton=skeleton,
+        groups=groups,
+        unused=unused,
+        blocks=blocks,
+        expert_map=skeleton.expert_map,
+    )
     _check_expert_dtypes(model)
     return model
 

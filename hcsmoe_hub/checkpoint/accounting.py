@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from hcsmoe_hub.checkpoint.skeleton import Group, Skeleton
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
 from hcsmoe_hub.errors import SourceError, UnsupportedModelError
+from hcsmoe_hub.layouts.shapes import edited_names
 from hcsmoe_hub.moe.blocks import REPORT_HINT
+from hcsmoe_hub.options import Layout
 
 if TYPE_CHECKING:
     from hcsmoe_hub.model import Model
@@ -102,12 +105,13 @@ def _sort_unused(account: Account, model: "Model", *, keep_mtp: bool) -> None:
     account.copied.update(account.unread)
 
 
-def take_account(model: "Model", reduced: Skeleton, *, keep_mtp: bool) -> Account:
+def take_account(model: "Model", result: Mapping[str, Tensor], *, layout: Layout, keep_mtp: bool) -> Account:
     """Decides what becomes of every stored tensor, and names every tensor of the result.
 
     Args:
         model: The source.
-        reduced: Skeleton of the result.
+        result: Parameters and buffers of the result, on any device, as ``result_state`` makes them.
+        layout: How the result writes its experts, which decides whether the router is written as well.
         keep_mtp: Whether multi-token prediction layers still fit the result.
 
     Raises:
@@ -115,14 +119,14 @@ def take_account(model: "Model", reduced: Skeleton, *, keep_mtp: bool) -> Accoun
     """
     stored, account = model.source.tensors, Account()
     _sort_unused(account, model, keep_mtp=keep_mtp)
-    edited = set().union(*(block.edited for block in model.blocks))
+    edited = edited_names(model, layout)
     for layer in sorted(model.groups, key=lambda layer: -1 if layer is None else layer):
         group = model.groups[layer]
         rewritten = [name for name in dict.fromkeys(group.targets.values()) if name in edited | group.dequantized]
         account.rewritten[layer] = rewritten
         copied = [key for key in group.targets if group.targets[key] not in rewritten]
         account.copied.update(copied)
-        tensors = reduced.to_stored({name: reduced.state[name] for name in rewritten}, group.conversions)
+        tensors = model.skeleton.to_stored({name: result[name] for name in rewritten}, group.conversions)
         for name, tensor in tensors.items():
             is_kept = name in stored and group.targets.get(name) not in group.dequantized
             dtype = stored[name].dtype if is_kept else tensor.dtype

@@ -12,7 +12,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_ba
 
 from hcsmoe_hub.checkpoint.sidecars import SIDECARS
 from hcsmoe_hub.checkpoint.source import Source
-from hcsmoe_hub.checkpoint.tensors import StoredTensor, local_header, read_header, stored_tensors
+from hcsmoe_hub.checkpoint.tensors import StoredTensor, local_bytes, local_header, read_header, stored_tensors
 from hcsmoe_hub.errors import SourceError
 
 # What a conversion may read: a snapshot in the cache is complete with these, whatever else the repository holds.
@@ -169,6 +169,12 @@ class HubSource(Source):
                 lambda start, end: self._read_remote(shard, start, min(end, file_bytes)), shard=shard
             )
         return stored_tensors(header, shard=shard, data_start=data_start, file_bytes=file_bytes)
+
+    def peek(self, tensor: StoredTensor, count: int) -> bytes:
+        path = self.cached(tensor.shard)
+        if path is not None:
+            return local_bytes(path, tensor, count)
+        return self._read_remote(tensor.shard, tensor.offset, tensor.offset + min(count, tensor.nbytes))
 
     def _read_remote(self, file: str, start: int, end: int) -> bytes:
         """Bytes of a file that is not on this machine."""

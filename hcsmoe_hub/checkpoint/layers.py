@@ -48,7 +48,7 @@ class LayerLoader:
         skeleton: The model to fill.
         groups: Its keys by decoder layer.
         reader: Where weights come from.
-        writer: Where copied tensors go.
+        writer: Where copied tensors go; ``None`` copies nothing.
         copied: Keys that are copied.
         kept: Parameters whose stored form is kept, by name.
         device: Where layers run; everything outside the layers stays on the CPU.
@@ -59,7 +59,7 @@ class LayerLoader:
         skeleton: Skeleton,
         groups: Mapping[int | None, Group],
         reader: TensorReader,
-        writer: ShardWriter,
+        writer: ShardWriter | None,
         *,
         stored: Mapping[str, StoredTensor],
         copied: set[str],
@@ -90,7 +90,7 @@ class LayerLoader:
         originals: dict[str, Tensor] = {}
 
         def on_read(tensor: StoredTensor, content: Tensor) -> None:
-            if tensor.name in self._copied:
+            if self._writer is not None and tensor.name in self._copied:
                 self._writer.write(tensor.name, content)
             target = group.targets[tensor.name]
             if target in self._kept and tensor.name in group.renamed:

@@ -1,6 +1,7 @@
 """Loads a checkpoint as a user would, in a process of its own, and says what transformers noticed.
 
-Run as ``python -m hcsmoe_hub.checkpoint.reload FOLDER TOKENS``; prints one JSON object.
+Run as ``python -m hcsmoe_hub.checkpoint.reload FOLDER TOKENS LAYOUT``; prints one JSON object. ``mapped`` runs the
+modelling file in the folder, so whoever says so has compared it with the one that hcsmoe writes.
 """
 
 import json
@@ -17,26 +18,32 @@ from transformers.utils import logging as transformers_logging
 
 from hcsmoe_hub.checkpoint.skeleton import build_config, model_class
 from hcsmoe_hub.checkpoint.source import LocalSource
+from hcsmoe_hub.options import Layout
 
 # Any short prompt will do: it is the strictness of the load that counts, and that the result computes.
 PROMPT_LENGTH = 8
 
 
-def reload(folder: Path, tokens: int) -> dict[str, Any]:
-    """Loads with plain ``from_pretrained`` and generates greedily.
+def reload(folder: Path, tokens: int, *, run_code: bool) -> dict[str, Any]:
+    """Loads with ``from_pretrained`` and generates greedily.
+
+    Args:
+        folder: The checkpoint.
+        tokens: How many to generate.
+        run_code: Whether the modelling file in the folder may run.
 
     Returns:
         The loading info as lists of names, the generated token ids, and whether the logits were finite.
     """
     source = LocalSource(folder)
     loader: Any = AutoModelForCausalLM
-    if type(AutoConfig.from_pretrained(folder)) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if not run_code and type(AutoConfig.from_pretrained(folder)) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         loader = model_class(build_config(source.config))
     size = sum(source.fetch(shard).stat().st_size for shard in source.shards)
     with tempfile.TemporaryDirectory() as offload:
         # A model that does not fit is spread over devices, memory and disk by accelerate.
         spread = {"device_map": "auto", "offload_folder": offload} if size > psutil.virtual_memory().available else {}
-        model, info = loader.from_pretrained(folder, output_loading_info=True, **spread)
+        model, info = loader.from_pretrained(folder, output_loading_info=True, trust_remote_code=run_code, **spread)
         vocab_size = model.config.get_text_config().vocab_size
         prompt = torch.arange(PROMPT_LENGTH)[None] % vocab_size
         with torch.no_grad():
@@ -52,8 +59,8 @@ def main() -> None:
     """Entry point of the fresh process."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    folder, tokens = sys.argv[1:]
-    sys.stdout.write(json.dumps(reload(Path(folder), int(tokens))) + "\n")
+    folder, tokens, layout = sys.argv[1:]
+    sys.stdout.write(json.dumps(reload(Path(folder), int(tokens), run_code=Layout(layout) is Layout.MAPPED)) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
 from hcsmoe_hub.errors import UnsupportedModelError
+from hcsmoe_hub.layouts.modeling_hcsmoe import CLASS_PREFIX, MappedExperts, read_expert_map
 
 # Formats that transformers turns back into bf16 exactly while it loads; every other one is refused.
 DEQUANTIZERS: Mapping[str, type] = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
@@ -57,7 +58,7 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
         )
     # Infinite and undefined numbers are tagged in the file, as JSON has no words for them.
     built = CONFIG_MAPPING[model_type].from_dict(PreTrainedConfig._decode_special_floats(dict(config)))
-    if type(built) not in MODEL_FOR_CAUSAL_LM_MAPPING and _named_class(built) is None:
+    if _native_class(built) is None and _named_class(built) is None:
         raise UnsupportedModelError(
             f"model_type {model_type!r} cannot be loaded by AutoModelForCausalLM.",
             hint="see 'hcsmoe architectures' for what is supported",
@@ -67,9 +68,19 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     return built
 
 
+def _native_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class of transformers itself that its auto class maps; whoever loads other code may have added to the map."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    mapped: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    found: type[PreTrainedModel] = mapped[0] if isinstance(mapped, tuple) else mapped
+    return found if found.__module__.startswith("transformers.") else None
+
+
 def _named_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The causal language model that ``architectures`` names, for models that no auto class maps."""
-    for name in config.architectures or ():
+    for architecture in config.architectures or ():
+        name = architecture.removeprefix(CLASS_PREFIX)
         if name.endswith("ForCausalLM") and hasattr(transformers, name):
             found: type[PreTrainedModel] = getattr(transformers, name)
             return found
@@ -77,12 +88,8 @@ def _named_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The model class that ``AutoModelForCausalLM`` would choose."""
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        mapped: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        found = mapped[0] if isinstance(mapped, tuple) else mapped
-    else:
-        found = _named_class(config)
+    """The model class of transformers that ``AutoModelForCausalLM`` would choose, or that a mapped result extends."""
+    found = _native_class(config) or _named_class(config)
     assert found is not None, "build_config refuses a config without a causal language model"
     return found
 
@@ -110,6 +117,9 @@ class Skeleton:
     Args:
         config: Raw ``config.json``.
         dtype: Dtype of the weights once they are loaded.
+
+    Attributes:
+        expert_map: Decoder layer to the expert of each router row, for a result in the mapped layout.
     """
 
     def __init__(self, config: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -119,7 +129,10 @@ class Skeleton:
         # Collected over the whole calibration set, the logits of every router would outweigh the layers.
         self.config.output_router_logits = False
         self.quantizer = self._quantizer(quantization_method(config))
+        self.expert_map = read_expert_map(self.config)
         model_type = model_class(self.config)
+        if self.expert_map is not None:
+            model_type = type(CLASS_PREFIX + model_type.__name__, (MappedExperts, model_type), {})
         with ExitStack() as contexts:
             for context in model_type.get_init_context(dtype, self.quantizer is not None, False, None):
                 contexts.enter_context(context)

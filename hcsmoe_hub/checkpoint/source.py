@@ -12,6 +12,7 @@ from hcsmoe_hub.checkpoint.tensors import (
     SINGLE_FILE,
     StoredTensor,
     check_index,
+    local_bytes,
     local_header,
     parse_config,
     read_index,
@@ -62,6 +63,10 @@ class Source(ABC):
     @abstractmethod
     def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
         """Tensors of one shard, from its header alone."""
+
+    @abstractmethod
+    def peek(self, tensor: StoredTensor, count: int) -> bytes:
+        """The first bytes of a stored tensor, at most ``count``, without downloading its shard."""
 
     @abstractmethod
     def download_bytes(self) -> int:
@@ -161,6 +166,9 @@ class LocalSource(Source):
         path = self.fetch(shard)
         header, data_start = local_header(path)
         return stored_tensors(header, shard=shard, data_start=data_start, file_bytes=path.stat().st_size)
+
+    def peek(self, tensor: StoredTensor, count: int) -> bytes:
+        return local_bytes(self.fetch(tensor.shard), tensor, count)
 
     def is_here(self, file: str) -> bool:
         return True

@@ -142,6 +142,13 @@ def local_header(path: Path) -> tuple[dict[str, Any], int]:
         return read_header(read, shard=path.name)
 
 
+def local_bytes(path: Path, tensor: StoredTensor, count: int) -> bytes:
+    """The first bytes of a tensor in a local safetensors file, at most ``count``."""
+    with path.open("rb") as file:
+        file.seek(tensor.offset)
+        return file.read(min(count, tensor.nbytes))
+
+
 def stored_tensors(
     header: Mapping[str, Any], *, shard: str, data_start: int, file_bytes: int
 ) -> dict[str, StoredTensor]:

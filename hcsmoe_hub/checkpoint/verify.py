@@ -1,8 +1,10 @@
 """Proves that a written checkpoint holds what it promises: structure, numbers, a strict reload, generation."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from hcsmoe_hub.checkpoint.source import LocalSource, Source
 from hcsmoe_hub.checkpoint.tensors import total_bytes
 from hcsmoe_hub.checkpoint.writer import INCOMPLETE
 from hcsmoe_hub.errors import VerificationError
+from hcsmoe_hub.layouts.check import check_code, check_report, experts_per_layer, layout_of
 from hcsmoe_hub.model import Model, read_model
-from hcsmoe_hub.report import REPORT_FILE
+from hcsmoe_hub.options import Layout
 
 GENERATED_TOKENS = 8
 
@@ -70,21 +73,9 @@ def check_structure(folder: Path) -> Model:
                 hint="convert again",
             )
     model = read_model(source)
-    if REPORT_FILE in files:
-        _check_report(source, model)
+    check_report(model)
+    check_code(model)
     return model
-
-
-def _check_report(source: Source, model: Model) -> None:
-    try:
-        after = json.loads(source.text(REPORT_FILE))["experts"]["after"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise VerificationError(f"{REPORT_FILE} is no report of a conversion.", hint="convert again") from None
-    if after != model.settings.experts:
-        raise VerificationError(
-            f"{REPORT_FILE} speaks of {after} experts, config.json of {model.settings.experts}.",
-            hint="convert again",
-        )
 
 
 def verify(folder: Path, *, against: Source | None = None) -> Verification:
@@ -109,7 +100,7 @@ def verify(folder: Path, *, against: Source | None = None) -> Verification:
     return Verification(
         tensors=len(tensors),
         weights_bytes=total_bytes(tensors.values()),
-        experts=model.settings.experts,
+        experts=experts_per_layer(model),
         moe_layers=len(model.blocks),
         generated=_reload(model),
         identical=identical,
@@ -133,9 +124,13 @@ def _compare(model: Model, against: Source) -> int:
             f"{model.source.label} has other tensors than {against.label}: it is not the source.",
             hint="pass the checkpoint that it was made from; hcsmoe.json names it",
         )
-    is_unmerged = original.settings.experts == model.settings.experts
-    account = take_account(original, model.skeleton, keep_mtp=is_unmerged)
-    copied = sorted(against.tensors if is_unmerged and original.skeleton.quantizer is None else account.copied)
+    layout = layout_of(model)
+    is_unmerged = layout is Layout.REDUCED and original.settings.experts == model.settings.experts
+    account = take_account(original, model.skeleton.state, layout=layout, keep_mtp=False)
+    # Prediction heads beyond the decoder are left out, or kept as a whole.
+    heads = account.dropped.keys() if account.dropped.keys() & model.source.tensors.keys() else set()
+    is_complete = is_unmerged and original.skeleton.quantizer is None
+    copied = sorted(against.tensors if is_complete else account.copied | heads)
     with TensorReader(model.source) as ours, TensorReader(against) as theirs:
         for name in copied:
             found, expected = model.source.tensors.get(name), against.tensors[name]
@@ -157,15 +152,12 @@ def _reload(model: Model) -> list[int]:
     """Loads the checkpoint in a fresh process and generates; returns the generated tokens."""
     assert model.source.path is not None
     # -P: whatever lies in the current folder must not pass for a library.
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "hcsmoe_hub.checkpoint.reload",
-        str(model.source.path),
-        str(GENERATED_TOKENS),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-m", "hcsmoe_hub.checkpoint.reload"]
+    command += [str(model.source.path), str(GENERATED_TOKENS), layout_of(model)]
+    with tempfile.TemporaryDirectory() as modules:
+        # Code of the checkpoint is copied before it runs, by default into a cache of the user's.
+        environment = os.environ | {"HF_MODULES_CACHE": modules}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise VerificationError(f"transformers cannot load {model.source.path}: {lines[-1]}", hint="convert again")
