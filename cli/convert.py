@@ -6,86 +6,55 @@ import time
 from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli import summary
 from hcsmoe_hub.cli.documents import available, plan_document
+from hcsmoe_hub.cli.groups import grouped
 from hcsmoe_hub.cli.libraries import collector_paused, prepare_libraries
+from hcsmoe_hub.cli.method_options import ExpertsOption, ExpertsPerTokenOption, MethodFlags
 from hcsmoe_hub.cli.output import Output
 from hcsmoe_hub.cli.progress import listening
 from hcsmoe_hub.convert import execute, plan_conversion
 from hcsmoe_hub.events import Stage, StageFinished, StageStarted
-from hcsmoe_hub.options import (
-    DEFAULT_MAX_SHARD_SIZE,
-    CalibrationOptions,
-    ConvertOptions,
-    Device,
-    MethodOptions,
-)
+from hcsmoe_hub.options import ConvertOptions
+from hcsmoe_hub.report import FIGURE_FILE
 
-METHOD = MethodOptions()
-CALIBRATION = CalibrationOptions()
 EXAMPLES = """[bold]Examples[/]
 $ hcsmoe convert mistralai/Mixtral-8x7B-v0.1 --experts 4 --dry-run
 $ hcsmoe convert Qwen/Qwen3-30B-A3B --experts 96 --output qwen3-96e
-$ hcsmoe convert ./my-mixtral -e 6 --calibration domain.jsonl --samples 64"""
+$ hcsmoe convert ./my-mixtral -e 6 --calibration domain.jsonl --samples 64
+$ hcsmoe convert ./my-mixtral -e 6 --method prune --statistics my-mixtral.stats"""
 
 
+@grouped
 def convert(
     source: cli.SourceArgument,
-    experts: cli.ExpertsOption,
-    experts_per_token: cli.ExpertsPerTokenOption = None,
-    similarity: cli.SimilarityOption = METHOD.similarity,
-    distance: cli.DistanceOption = METHOD.distance,
-    clustering: cli.ClusteringOption = METHOD.clustering,
-    linkage: cli.LinkageOption = METHOD.linkage,
-    merge: cli.MergeOption = METHOD.merge,
-    router: cli.RouterOption = METHOD.router,
-    layout: cli.LayoutOption = METHOD.layout,
-    calibration: cli.CalibrationOption = CALIBRATION.dataset,
-    samples: cli.SamplesOption = CALIBRATION.samples,
-    sequence_length: cli.SequenceLengthOption = CALIBRATION.sequence_length,
-    seed: cli.SeedOption = CALIBRATION.seed,
-    text_column: cli.TextColumnOption = CALIBRATION.text_column,
-    device: cli.DeviceOption = Device.AUTO,
-    batch_tokens: cli.BatchTokensOption = None,
-    max_memory: cli.MaxMemoryOption = None,
-    output: cli.OutputOption = None,
-    max_shard_size: cli.MaxShardSizeOption = DEFAULT_MAX_SHARD_SIZE,
-    overwrite: cli.OverwriteOption = False,
-    dry_run: cli.DryRunOption = False,
-    as_json: cli.JsonOption = False,
-    quiet: cli.QuietOption = False,
-    revision: cli.RevisionOption = None,
-    token: cli.TokenOption = None,
-    cache_dir: cli.CacheDirOption = None,
+    *,
+    experts: ExpertsOption,
+    experts_per_token: ExpertsPerTokenOption = None,
+    method: MethodFlags,
+    calibration: cli.CalibrationFlags,
+    compute: cli.ComputeFlags,
+    output: cli.OutputFlags,
+    hub: cli.Hub,
 ) -> None:
-    """Merge experts and write a checkpoint with fewer of them."""
-    method = MethodOptions(
-        similarity=similarity,
-        distance=distance,
-        clustering=clustering,
-        linkage=linkage,
-        merge=merge,
-        router=router,
-        layout=layout,
-    )
-    text = CalibrationOptions(
-        dataset=calibration, samples=samples, sequence_length=sequence_length, seed=seed, text_column=text_column
-    )
+    """Merge or prune experts and write a checkpoint with fewer of them."""
     options = ConvertOptions(
         experts=experts,
         experts_per_token=experts_per_token,
-        method=method,
-        calibration=text,
-        output=output,
-        max_shard_size=max_shard_size,
-        overwrite=overwrite,
-        device=device,
-        batch_tokens=batch_tokens,
-        max_memory_bytes=max_memory,
+        method=method.options(seed=calibration.seed),
+        calibration=calibration.options(),
+        output=output.output,
+        max_shard_size=output.max_shard_size,
+        overwrite=output.overwrite,
+        device=compute.device,
+        batch_tokens=compute.batch_tokens,
+        max_memory_bytes=compute.max_memory,
+        statistics=calibration.statistics,
+        figure=output.figure,
     )
-    sink = Output(as_json=as_json, quiet=quiet)
+    sink = Output(as_json=output.as_json, quiet=output.quiet)
     with collector_paused():
         prepare_libraries()
-    run = _dry_run if dry_run else _convert
-    run(source, options, cli.Hub(revision=revision, token=token, cache_dir=cache_dir), sink)
+    run = _dry_run if output.dry_run else _convert
+    run(source, options, hub, sink)
 
 
 def _convert(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -> None:
@@ -97,9 +66,13 @@ def _convert(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -
         listener(StageFinished(Stage.PLAN, time.perf_counter() - start))
         report = execute(plan, listener=listener)
     document = {**report.as_dict(), "output": str(plan.output)}
+    figure = plan.output / FIGURE_FILE
+    if figure.exists():
+        document["figure"] = str(figure)
     human = summary.conversion(document, check_mark=sink.check_mark, seconds=time.perf_counter() - start)
     sink.result(document, human=human, brief=str(plan.output))
-    sink.hint(f"check it with 'hcsmoe verify {shlex.quote(str(plan.output))}'")
+    path = shlex.quote(str(plan.output))
+    sink.hint(f"check it with 'hcsmoe verify {path}', look at its clusters with 'hcsmoe inspect {path}'")
 
 
 def _dry_run(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -> None:

@@ -2,12 +2,16 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hcsmoe_hub.moe.architectures import ARCHITECTURES
+from hcsmoe_hub.options import Layout
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hcsmoe_hub.checkpoint.config_json import MoESettings
     from hcsmoe_hub.checkpoint.source import Source
     from hcsmoe_hub.model import Model
@@ -32,9 +36,42 @@ def _source(source: "Source") -> dict[str, Any]:
     }
 
 
-def _active(parameters: int, expert_parameters: int, settings: "MoESettings") -> int:
-    """Parameters that one token meets: all but those of the experts it does not visit."""
-    return parameters - expert_parameters * (settings.experts - settings.experts_per_token) // settings.experts
+def _active(
+    parameters: int, model: "Model", state: Mapping[str, "Tensor"], stored: Mapping[int, int], per_token: int
+) -> int:
+    """Parameters that one token meets: all but those of the experts it does not visit.
+
+    Args:
+        parameters: Of the whole model.
+        model: The source, for the names of its tensors.
+        state: Tensors of the model in question.
+        stored: Experts that each of its MoE layers holds.
+        per_token: Experts that each token visits, where there are as many.
+    """
+    for block in model.blocks:
+        experts = stored[block.layer]
+        numbers = sum(state[tensor.name].numel() for tensor in block.experts)
+        parameters -= numbers * max(0, experts - per_token) // experts
+    return parameters
+
+
+def _stored_experts(model: "Model") -> dict[int, int]:
+    """Experts that each MoE layer of a model holds; router rows may share them."""
+    if model.expert_map is not None:
+        return {layer: max(experts) + 1 for layer, experts in model.expert_map.items()}
+    return {block.layer: model.settings.experts for block in model.blocks}
+
+
+def _by_layer(counts: Mapping[int, int]) -> dict[str, int]:
+    """Counts by layer, as JSON can hold them."""
+    return {str(layer): count for layer, count in counts.items()}
+
+
+def _model_active(model: "Model") -> int:
+    """Parameters of a model that one token meets."""
+    return _active(
+        model.parameters, model, model.skeleton.state, _stored_experts(model), model.settings.experts_per_token
+    )
 
 
 def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
@@ -44,21 +81,26 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
 
     model, calibration = plan.model, plan.calibration
     speed = measure_flops(resolve_device(plan.options.device), model.skeleton.dtype)
-    before, after, experts = model.settings, plan.settings, model.expert_parameters()
+    before, after, counts = model.settings, plan.settings, plan.experts_by_layer
+    # In the full layout the members of a cluster are copies of its expert.
+    stored = _stored_experts(model) if plan.recipe.layout is Layout.FULL else counts
+    statistics = plan.options.statistics
     return {
         "dry_run": True,
         "source": _source(model.source),
         "experts": {
             "before": before.experts,
-            "after": after.experts,
+            "after": plan.options.experts,
             "per_token_before": before.experts_per_token,
             "per_token_after": after.experts_per_token,
             "moe_layers": len(model.blocks),
         },
+        **({"experts_by_layer": _by_layer(counts)} if len(set(counts.values())) > 1 else {}),
+        "is_final": plan.is_final,
         "parameters": {"before": model.parameters, "after": plan.parameters_after},
         "active_parameters": {
-            "before": _active(model.parameters, experts, before),
-            "after": _active(plan.parameters_after, experts * after.experts // before.experts, after),
+            "before": _model_active(model),
+            "after": _active(plan.parameters_after, model, plan.state, stored, after.experts_per_token),
         },
         "weights_bytes": {
             "before": total_bytes(model.source.tensors.values()),
@@ -66,7 +108,7 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
         },
         "shards": {"before": len(model.source.shards), "after": len(plan.layout.shards)},
         "needs": asdict(plan.needs(flops_per_second=speed)),
-        "method": {key: str(value) for key, value in asdict(plan.options.method).items()},
+        "method": plan.recipe.as_dict(),
         "calibration": {
             "dataset": calibration.dataset,
             "sequences": calibration.sequences,
@@ -74,6 +116,7 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
             "tokens": calibration.tokens,
             "seed": calibration.seed,
         },
+        "statistics": None if statistics is None else {"path": str(statistics), "reused": plan.statistics is not None},
         "output": str(plan.output),
         "warnings": plan.warnings,
         "dropped_tensors": plan.account.dropped,
@@ -107,6 +150,7 @@ def model_document(model: "Model") -> dict[str, Any]:
     source, settings, config = model.source, model.settings, model.skeleton.config
     architecture = ARCHITECTURES[config.model_type]
     weights_bytes, experts = total_bytes(source.tensors.values()), model.expert_parameters()
+    is_mapped = model.expert_map is not None
     return {
         "source": _source(source),
         "architecture": type(model.skeleton.model).__name__,
@@ -118,15 +162,19 @@ def model_document(model: "Model") -> dict[str, Any]:
             "groups": settings.groups,
             "moe_layers": len(model.blocks),
             "layers": len(model.skeleton.layers),
+            **({"stored_by_layer": _by_layer(_stored_experts(model))} if is_mapped else {}),
         },
         "parameters": {
             "total": model.parameters,
             "experts": experts,
-            "active": _active(model.parameters, experts, settings),
+            "active": _model_active(model),
         },
         "weights_bytes": weights_bytes,
         "shards": len(source.shards),
-        "projections": [_projection(model, kept, weights_bytes) for kept in _worth_trying(settings)],
+        # A result whose router rows share experts is not converted again.
+        "projections": []
+        if is_mapped
+        else [_projection(model, kept, weights_bytes) for kept in _worth_trying(settings)],
     }
 
 

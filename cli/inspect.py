@@ -1,38 +1,107 @@
-"""``hcsmoe inspect``: what a checkpoint is made of, and what fewer experts would save; reads headers only."""
+"""``hcsmoe inspect``: what a checkpoint is made of, what fewer experts would save, and how a result was made."""
 
 import shlex
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from hcsmoe_hub.cli import options as cli
+from hcsmoe_hub.cli.clusters import detail, overview
 from hcsmoe_hub.cli.documents import model_document
+from hcsmoe_hub.cli.groups import grouped
 from hcsmoe_hub.cli.libraries import prepare_libraries
 from hcsmoe_hub.cli.output import Output, format_plural
-from hcsmoe_hub.cli.tables import Document, section, source_line
+from hcsmoe_hub.cli.reports import LayerResult, Result, read_result
+from hcsmoe_hub.cli.tables import Document, format_range, section, source_line
+from hcsmoe_hub.errors import PlanError, SourceError
+from hcsmoe_hub.report import REPORT_FILE
 from hcsmoe_hub.units import format_bytes, format_count
 
+if TYPE_CHECKING:
+    from hcsmoe_hub.checkpoint.source import Source
 
+LayerOption = Annotated[
+    int | None,
+    typer.Option(
+        "--layer", min=0, metavar="INT", show_default=False, help="Show the clusters of one layer of a result."
+    ),
+]
+
+
+@grouped
 def inspect(
-    source: cli.SourceArgument,
-    as_json: cli.JsonOption = False,
-    revision: cli.RevisionOption = None,
-    token: cli.TokenOption = None,
-    cache_dir: cli.CacheDirOption = None,
+    source: cli.SourceArgument, *, layer: LayerOption = None, as_json: cli.JsonOption = False, hub: cli.Hub
 ) -> None:
-    """Show a checkpoint's experts, router and sizes; reads headers only."""
+    """Show experts, router and sizes, and the clusters of a result; reads headers only."""
     sink = Output(as_json=as_json)
-    hub = cli.Hub(revision=revision, token=token, cache_dir=cache_dir)
     prepare_libraries()
     with sink.working("Reading headers"):
         from hcsmoe_hub.checkpoint.source import open_source
         from hcsmoe_hub.model import read_model
 
-        document = model_document(read_model(open_source(source, **hub.arguments())))
-    sink.result(document, human=_summary(document))
-    if document["projections"]:
+        opened = open_source(source, **hub.arguments())
+        document = model_document(read_model(opened))
+        result = _result(opened, sink, is_needed=layer is not None)
+    if layer is not None:
+        assert result is not None, "a layer without a report is refused"
+        chosen = _chosen(result, layer, label=opened.label)
+        kept = [content for content in result.document["layers"] if content["layer"] == layer]
+        document["conversion"] = {**result.document, "layers": kept}
+        sink.result(document, human=detail(chosen, width=sink.drawing_width, is_ascii=sink.is_ascii))
+        return
+    document["conversion"] = None if result is None else result.document
+    human = _summary(document)
+    sink.result(document, human=human if result is None else Group(human, Text(), overview(result)))
+    path = shlex.quote(source)
+    if result is not None and result.layers:
+        sink.hint(f"'hcsmoe inspect {path} --layer {result.layers[0].layer}' shows the clusters of one layer")
+    elif document["projections"]:
         experts = document["projections"][-1]["experts"]
-        sink.hint(f"'hcsmoe convert {shlex.quote(source)} --experts {experts} --dry-run' says what that would need")
+        sink.hint(f"'hcsmoe convert {path} --experts {experts} --dry-run' says what that would need")
+
+
+def _result(source: "Source", sink: Output, *, is_needed: bool) -> Result | None:
+    """What is known about a conversion; a damaged report is told, and hides nothing else of the checkpoint.
+
+    Raises:
+        SourceError: If the report is needed, and damaged.
+        PlanError: If it is needed, and there is none.
+    """
+    try:
+        result = read_result(source)
+    except SourceError as error:
+        if is_needed:
+            raise
+        sink.warn(error.message)
+        return None
+    if result is None and is_needed:
+        raise PlanError(
+            f"{source.label} holds no {REPORT_FILE}, so nothing is known about clusters of its layers.",
+            hint="name a result of 'hcsmoe convert', or leave --layer out",
+        )
+    return result
+
+
+def _chosen(result: Result, layer: int, *, label: str) -> LayerResult:
+    found = {known.layer: known for known in result.layers}
+    if layer not in found:
+        raise PlanError(
+            f"layer {layer} of {label} is none of its {len(found)} MoE layers: {', '.join(map(str, found))}.",
+            hint="use --layer with one of them",
+        )
+    return found[layer]
+
+
+def _experts(experts: Document) -> str:
+    """How many experts a layer has, and a token visits."""
+    groups = f", in {experts['groups']} groups" if experts["groups"] > 1 else ""
+    tail = f"{experts['per_token']} per token{groups}"
+    if "stored_by_layer" not in experts:
+        return f"{experts['per_layer']} per layer, {tail}"
+    stored = format_range(list(experts["stored_by_layer"].values()))
+    return f"{experts['per_layer']} router rows share {stored} experts per layer, {tail}"
 
 
 def _summary(document: Document) -> RenderableType:
@@ -40,12 +109,11 @@ def _summary(document: Document) -> RenderableType:
     source, experts, parameters = document["source"], document["experts"], document["parameters"]
     share = 100 * parameters["experts"] / parameters["total"]
     stored = source["quantization"] or source["dtype"]
-    groups = f", in {experts['groups']} groups" if experts["groups"] > 1 else ""
     rows = [
         ("architecture", document["architecture"]),
         ("router", "; ".join(filter(None, (document["router"], document["note"])))),
         ("layers", f"{experts['moe_layers']} of {format_plural(experts['layers'], 'decoder layer')} are MoE layers"),
-        ("experts", f"{experts['per_layer']} per layer, {experts['per_token']} per token{groups}"),
+        ("experts", _experts(experts)),
         (
             "parameters",
             f"{format_count(parameters['total'])}, {share:.0f} % in experts, "

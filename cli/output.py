@@ -1,9 +1,10 @@
 """The one place that writes to the terminal: data on stdout, everything else on stderr."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum, auto
+from statistics import fmean
 from typing import Any, assert_never
 
 import typer
@@ -12,6 +13,8 @@ from rich.text import Text
 
 # Wide enough that no line is cut or wrapped when the output goes to a file or to another program.
 PIPE_WIDTH = 1000
+# What a drawing is given there: it grows with its width, and is no better for it.
+PAGE_WIDTH = 100
 # A person cannot read faster, and the work needs the processor more than its display does.
 REFRESHES_PER_SECOND = 4
 
@@ -53,9 +56,19 @@ class Output:
         return self.mode is not Mode.QUIET and self.stderr.is_interactive and self.stderr.file.isatty()
 
     @property
+    def is_ascii(self) -> bool:
+        """Whether stdout can show letters, digits and little else."""
+        return self._stdout.options.ascii_only
+
+    @property
+    def drawing_width(self) -> int:
+        """Characters per line for a drawing: those of the terminal, or what a page holds."""
+        return self._stdout.width if self._stdout.is_terminal else PAGE_WIDTH
+
+    @property
     def check_mark(self) -> str:
         """Sign of success, in what the terminal can show."""
-        return "OK" if self._stdout.options.ascii_only else "✓"
+        return "OK" if self.is_ascii else "✓"
 
     def result(self, document: Any, *, human: RenderableType, brief: str = "") -> None:
         """Prints the data of a command, once.
@@ -118,6 +131,12 @@ def stderr_console() -> Console:
 def print_labelled(console: Console, label: str, style: str, message: str) -> None:
     """Prints ``Label: message``; long lines are left to the terminal, so that they can be copied."""
     console.print(Text.assemble((f"{label}:", style), f" {message}"), soft_wrap=True)
+
+
+def format_mean(values: Iterable[float | None], *, digits: int = 3) -> str:
+    """Mean of the values that are defined; a dash if none is."""
+    defined = [value for value in values if value is not None]
+    return f"{fmean(defined):.{digits}f}" if defined else "-"
 
 
 def format_plural(number: int, noun: str) -> str:

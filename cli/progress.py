@@ -23,6 +23,8 @@ from hcsmoe_hub.events import (
 from hcsmoe_hub.units import format_bytes
 
 BAR_WIDTH = 16
+# Stages whose steps are decoder layers.
+LAYER_STAGES = frozenset({Stage.OBSERVE, Stage.CONVERT})
 STAGE_WIDTH = max(len(stage) for stage in Stage)
 
 
@@ -44,12 +46,14 @@ class _PlainView:
 
     def __init__(self, output: Output) -> None:
         self._output = output
+        self._stage = Stage.PLAN
         self._bytes_written = 0
 
     def listen(self, event: Event) -> None:
         match event:
             case StageStarted(stage, total):
-                layers = f", {format_plural(total, 'layer')}" if stage is Stage.CONVERT else ""
+                self._stage = stage
+                layers = f", {format_plural(total, 'layer')}" if stage in LAYER_STAGES else ""
                 self._line(stage, f"started{layers}")
             case StageAdvanced():
                 self._bytes_written = event.bytes_written
@@ -57,7 +61,7 @@ class _PlainView:
                 written = f", {format_bytes(self._bytes_written)} written" if stage is Stage.CONVERT else ""
                 self._line(stage, f"done in {format_seconds(seconds)}{written}")
             case Fetching(shard, number, total):
-                self._line(Stage.CONVERT, f"downloading {shard} ({number} of {total})")
+                self._line(self._stage, f"downloading {shard} ({number} of {total})")
             case Warned(message):
                 self._output.warn(message)
             case _:
@@ -72,6 +76,7 @@ class _LiveView:
 
     def __init__(self, output: Output) -> None:
         self._output = output
+        self._stage = Stage.PLAN
         self._tasks: dict[Stage, TaskID] = {}
         self.progress = Progress(
             TextColumn(f"{{task.description:<{STAGE_WIDTH}}}"),
@@ -87,6 +92,7 @@ class _LiveView:
             case StageStarted(stage, total):
                 # A stage of one step has no share that could be shown: its bar only moves.
                 known = total if total > 1 else None
+                self._stage = stage
                 self._tasks[stage] = self.progress.add_task(
                     stage.value, total=known, stage=stage, written=0, seconds=0.0, fetching=""
                 )
@@ -99,7 +105,7 @@ class _LiveView:
                 steps = self.progress.tasks[self._tasks[stage]].total or 1
                 self.progress.update(self._tasks[stage], total=steps, completed=steps)
             case Fetching(shard):
-                self.progress.update(self._tasks[Stage.CONVERT], fetching=shard)
+                self.progress.update(self._tasks[self._stage], fetching=shard)
             case Warned(message):
                 self._output.warn(message)
             case _:
@@ -114,13 +120,15 @@ class _Details(ProgressColumn):
         self._process = psutil.Process()
 
     def render(self, task: Task) -> Text:
-        if task.fields["stage"] is not Stage.CONVERT:
+        stage = task.fields["stage"]
+        if stage not in LAYER_STAGES:
             return Text()
         parts = [f"{task.completed:.0f}/{task.total or 1:.0f} layers"]
         left = None if task.finished else _seconds_left(task)
         if left is not None:
             parts.append(f"{format_seconds(left)} left")
-        parts.append(f"{format_bytes(task.fields['written'])} written")
+        if stage is Stage.CONVERT:
+            parts.append(f"{format_bytes(task.fields['written'])} written")
         if task.fields["fetching"]:
             parts.append(f"downloading {task.fields['fetching']}")
         if not task.finished:

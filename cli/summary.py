@@ -1,24 +1,24 @@
 """What a person sees of a plan and of a finished conversion; drawn from the documents that ``--json`` prints."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hcsmoe_hub.cli.output import format_plural, format_seconds
-from hcsmoe_hub.cli.tables import Document, before_after, section, source_line
+from hcsmoe_hub.cli.method_words import method_line
+from hcsmoe_hub.cli.output import format_mean, format_plural, format_seconds
+from hcsmoe_hub.cli.tables import Document, before_after, experts_left, format_range, section, source_line
+from hcsmoe_hub.options import Layout
 from hcsmoe_hub.units import format_bytes
 
-
-def method_line(method: Document) -> str:
-    """Every choice of the method, in words."""
-    return (
-        f"{method['similarity']}, {method['distance']} distance, {method['clustering']} clustering, "
-        f"{method['linkage']} linkage, {method['merge']} merge, {method['router']} router, {method['layout']} layout"
-    )
+# What a report calls the policy of a router that keeps all its rows.
+UNCHANGED = "unchanged"
+TWO_PASSES = (
+    "how many experts each layer keeps follows from statistics: the model runs once, and the weights are read twice"
+)
 
 
 def calibration_line(calibration: Document) -> str:
@@ -53,9 +53,14 @@ def dry_run(document: Document, room: Document) -> RenderableType:
     rows = [
         ("method", method_line(document["method"])),
         ("calibration", calibration_line(document["calibration"])),
-        ("output", document["output"]),
     ]
+    if document["statistics"] is not None:
+        use = "reused, the model does not run" if document["statistics"]["reused"] else "will be written"
+        rows.append(("statistics", f"{document['statistics']['path']}, {use}"))
+    rows.append(("output", document["output"]))
     rows += [("dropped", reason) for reason in _dropped(document["dropped_tensors"])]
+    if not document["is_final"]:
+        rows.append(("passes", TWO_PASSES))
     return Group(
         source_line(document["source"], moe_layers=document["experts"]["moe_layers"]),
         Text(),
@@ -77,28 +82,52 @@ def _dropped(dropped: Mapping[str, str]) -> list[str]:
 
 def conversion(document: Document, *, check_mark: str, seconds: float) -> RenderableType:
     """A finished conversion, from its report, and how long it took."""
-    experts, layers = document["experts"], document["layers"]
-    agreement = fmean(layer["router"]["top_k_agreement"] for layer in layers)
-    error = fmean(layer["output_error"] for layer in layers)
-    title = f"Converted to {experts['after']} experts per layer"
+    layers, layout = document["layers"], document["method"]["layout"]
+    distinct = "distinct experts" if layout == Layout.FULL else "experts"
+    title = f"Converted to {format_range(experts_left(document))} {distinct} per layer"
+    facts = [("path", document["output"])]
+    if "figure" in document:
+        facts.append(("figure", document["figure"]))
+    if layout == Layout.MAPPED:
+        facts.append(("load", loading(document["output"])))
     return Group(
         Text.assemble((check_mark, "bold green"), (f" {title}", "bold"), f" in {format_seconds(seconds)}"),
-        Text(f"  path: {document['output']}", no_wrap=True, overflow="ignore"),
+        *(Text(f"  {label}: {text}", no_wrap=True, overflow="ignore") for label, text in facts),
         Text(),
         before_after(document),
         Text(),
-        section(
-            [
-                (
-                    "top-k agreement",
-                    f"{100 * agreement:.1f} %",
-                    "of the clusters that the full router chooses, the reduced one chooses too",
-                ),
-                ("output error", f"{100 * error:.1f} %", "of the norm of the routed experts' output"),
-            ]
-        ),
+        section(_measures(layers)),
         Text(
             f"Mean over {format_plural(len(layers), 'MoE layer')} on the calibration text; no measure of quality.",
             style="dim",
         ),
     )
+
+
+def loading(path: str) -> str:
+    """How a result that brings a modelling file is loaded."""
+    consent = {"trust_remote_code": True}
+    arguments = [repr(path), *(f"{name}={value}" for name, value in consent.items())]
+    return f"AutoModelForCausalLM.from_pretrained({', '.join(arguments)})"
+
+
+def _measures(layers: Sequence[Document]) -> list[tuple[str, str, str]]:
+    """What was measured of the layers, as far as it is defined."""
+    if all(layer["router"]["policy"] == UNCHANGED for layer in layers):
+        rows = [("router", "unchanged", "every token is routed as in the source")]
+    else:
+        agreement = fmean(layer["router"]["top_k_agreement"] for layer in layers)
+        meaning = "of the clusters that the full router chooses, the reduced one chooses too"
+        rows = [("top-k agreement", f"{100 * agreement:.1f} %", meaning)]
+    error = fmean(layer["output_error"] for layer in layers)
+    rows.append(("output error", f"{100 * error:.1f} %", "of the norm of the routed experts' output"))
+    for label, key, meaning in (
+        ("silhouette", "silhouette", "-1 to 1: how much closer experts are to their own cluster than to the next"),
+        ("Dunn index", "dunn", "least distance between clusters over the greatest within one"),
+    ):
+        if any(layer[key] is not None for layer in layers):
+            rows.append((label, format_mean(layer[key] for layer in layers), meaning))
+    dead, experts = (sum(len(layer[key]) for layer in layers) for key in ("dead_experts", "labels"))
+    if dead:
+        rows.append(("dead experts", f"{dead} of {experts}", "that no calibration token was routed to"))
+    return rows

@@ -1,12 +1,14 @@
 """Tables and lines that several commands print; drawn from the documents that ``--json`` prints."""
 
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from hcsmoe_hub.cli.output import format_change, format_plural
+from hcsmoe_hub.options import Layout
 from hcsmoe_hub.units import format_bytes, format_count
 
 Document = Mapping[str, Any]
@@ -39,7 +41,7 @@ def before_after(document: Document) -> Table:
     for title in ("", "SOURCE", "RESULT"):
         table.add_column(title, justify="right" if title else "left", min_width=10 if title else 19)
     table.add_column(justify="right")
-    table.add_row("experts per layer", str(experts["before"]), str(experts["after"]))
+    table.add_row("experts per layer", str(experts["before"]), *_experts_after(document))
     table.add_row("experts per token", str(experts["per_token_before"]), str(experts["per_token_after"]))
     for label, key, show in (
         ("parameters", "parameters", format_count),
@@ -52,3 +54,27 @@ def before_after(document: Document) -> Table:
             percent = "" if key == "shards" else format_change(change)
             table.add_row(label, show(change["before"]), show(change["after"]), percent)
     return table
+
+
+def experts_left(document: Document) -> list[int]:
+    """Experts that the layers have left; copies are counted once."""
+    if "layers" in document:
+        return [layer["experts"] for layer in document["layers"]]
+    return list(document.get("experts_by_layer", {}).values()) or [document["experts"]["after"]]
+
+
+def format_range(numbers: list[int]) -> str:
+    """The number that all are, or the least and the greatest."""
+    least, greatest = min(numbers), max(numbers)
+    return str(least) if least == greatest else f"{least} to {greatest}"
+
+
+def _experts_after(document: Document) -> tuple[str, str]:
+    """Experts per layer that a result stores, and a remark."""
+    counts = experts_left(document)
+    found = format_range(counts)
+    if document["method"]["layout"] == Layout.FULL:
+        return str(document["experts"]["before"]), f"{found} distinct"
+    if not document.get("is_final", True):
+        return found, "on average"
+    return found, "" if len(set(counts)) == 1 else f"{fmean(counts):.1f} on average"

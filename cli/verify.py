@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from hcsmoe_hub.cli import options as cli
+from hcsmoe_hub.cli.groups import grouped
 from hcsmoe_hub.cli.libraries import prepare_libraries
 from hcsmoe_hub.cli.output import Output, format_plural
 from hcsmoe_hub.cli.tables import Document, section
@@ -25,19 +26,14 @@ AgainstOption = Annotated[
 ]
 
 
+@grouped
 def verify(
-    path: cli.PathArgument,
-    against: AgainstOption = None,
-    as_json: cli.JsonOption = False,
-    revision: cli.RevisionOption = None,
-    token: cli.TokenOption = None,
-    cache_dir: cli.CacheDirOption = None,
+    path: cli.PathArgument, *, against: AgainstOption = None, as_json: cli.JsonOption = False, hub: cli.Hub
 ) -> None:
     """Check a checkpoint: index, names, shapes, finite values, strict reload, generation."""
     sink = Output(as_json=as_json)
     if not path.is_dir():
         raise SourceError(f"there is no folder {path}.", hint="pass the folder that 'hcsmoe convert' wrote")
-    hub = cli.Hub(revision=revision, token=token, cache_dir=cache_dir)
     prepare_libraries()
     with sink.working("Checking"):
         from hcsmoe_hub.checkpoint.source import open_source

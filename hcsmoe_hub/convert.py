@@ -6,13 +6,13 @@ Importing this module is cheap; torch and transformers are imported when a conve
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hcsmoe_hub.events import Listener, Stage, StageFinished, StageStarted, Warned, ignore
 from hcsmoe_hub.options import ConvertOptions
-from hcsmoe_hub.report import ConversionReport, LayerReport
+from hcsmoe_hub.report import FIGURE_FILE, ConversionReport, LayerReport
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,8 +79,7 @@ def execute(plan: "ConversionPlan", *, listener: Listener = ignore) -> Conversio
     Raises:
         HcsmoeError: If calibration text, a download or the disk fails; everything written so far is removed.
     """
-    from hcsmoe_hub.checkpoint.verify import check_structure
-    from hcsmoe_hub.output import claim_output, write_result
+    from hcsmoe_hub.run import load_tokens, observe
 
     seconds: dict[str, float] = {}
     warnings = list(plan.warnings)
@@ -92,12 +91,37 @@ def execute(plan: "ConversionPlan", *, listener: Listener = ignore) -> Conversio
 
     for message in plan.warnings:
         listener(Warned(message))
-    with _timed(Stage.CALIBRATION, 1, emit, seconds):
-        token_ids = _load_tokens(plan, emit)
+    with TemporaryDirectory(prefix="hcsmoe-") as scratch:
+        token_ids = None
+        if plan.statistics is None:
+            with _timed(Stage.CALIBRATION, 1, emit, seconds):
+                token_ids = load_tokens(plan, emit)
+        if not plan.is_final:
+            assert token_ids is not None, "statistics make every plan final"
+            with _timed(Stage.OBSERVE, len(plan.model.skeleton.layers), emit, seconds):
+                plan = observe(plan, token_ids, plan.options.statistics or Path(scratch) / "statistics", emit)
+        return _convert(plan, token_ids, warnings, seconds, emit)
+
+
+def _convert(
+    plan: "ConversionPlan",
+    token_ids: "Tensor | None",
+    warnings: list[str],
+    seconds: dict[str, float],
+    emit: Listener,
+) -> ConversionReport:
+    """Converts with a final plan: from its statistics if it has some, otherwise on calibration tokens."""
+    from hcsmoe_hub.checkpoint.verify import check_structure
+    from hcsmoe_hub.figure import draw
+    from hcsmoe_hub.output import claim_output, write_result
+    from hcsmoe_hub.run import run
+
     with claim_output(plan) as writer:
         with _timed(Stage.CONVERT, len(plan.model.skeleton.layers), emit, seconds):
-            layers, peak = _stream(plan, writer, token_ids, emit)
+            layers, pictures, peak = run(plan, writer, token_ids, emit)
         report = _report(plan, token_ids, layers, warnings, seconds, peak)
+        if pictures:
+            draw(pictures, plan.output / FIGURE_FILE, title=plan.model.source.name)
         write_result(plan, writer, report)
         with _timed(Stage.VERIFY, 1, emit, seconds):
             check_structure(plan.output)
@@ -113,77 +137,26 @@ def _timed(stage: Stage, total: int, emit: Listener, seconds: dict[str, float]) 
     emit(StageFinished(stage, seconds[stage.value]))
 
 
-def _load_tokens(plan: "ConversionPlan", emit: Listener) -> "Tensor":
-    from hcsmoe_hub.calibration.text import load_token_ids
-
-    source = plan.model.source
-    folder = source.fetch("config.json").parent
-    for file in plan.sidecars:
-        source.fetch(file)
-    vocab_size = plan.model.skeleton.config.get_text_config().vocab_size
-    token_ids = load_token_ids(plan.calibration, tokenizer_folder=folder, vocab_size=vocab_size)
-    if len(token_ids) < plan.calibration.sequences:
-        found, planned = len(token_ids), plan.calibration.sequences
-        emit(Warned(f"{plan.calibration.dataset} fills {found} of {planned} calibration sequences."))
-    return token_ids
-
-
-def _stream(plan: "ConversionPlan", writer: Any, token_ids: "Tensor", emit: Listener) -> tuple[list[LayerReport], Any]:
-    """Runs the pass; returns a report per MoE layer and the peak memory."""
-    from hcsmoe_hub.checkpoint.layers import LayerLoader, sequential_loading
-    from hcsmoe_hub.checkpoint.reader import TensorReader
-    from hcsmoe_hub.device import peak_memory, resolve_device
-    from hcsmoe_hub.memory import map_large_tensors
-    from hcsmoe_hub.reduction import LayerReducer
-    from hcsmoe_hub.streaming import make_batcher, stream
-
-    model, account, device = plan.model, plan.account, resolve_device(plan.options.device)
-    kept = {tensor.name for block in model.blocks for tensor in block.router}
-    kept |= {name for block in model.blocks for name in block.tables}
-    map_large_tensors()
-    batcher = make_batcher(model.skeleton, token_ids, batch_tokens=plan.batch_tokens, device=device)
-    with TensorReader(model.source, emit=emit) as reader, sequential_loading():
-        loader = LayerLoader(
-            model.skeleton,
-            model.groups,
-            reader,
-            writer,
-            stored=model.source.tensors,
-            copied=account.copied,
-            kept=kept,
-            device=device,
-        )
-        reducer = LayerReducer(plan, writer, batcher, emit)
-        try:
-            stream(model.skeleton, loader, reducer, token_ids, batcher=batcher)
-        finally:
-            loader.close()
-        for key in account.unread:
-            writer.write(key, reader.read(model.source.tensors[key]))
-    return reducer.reports, peak_memory(device)
-
-
 def _report(
     plan: "ConversionPlan",
-    token_ids: "Tensor",
+    token_ids: "Tensor | None",
     layers: list[LayerReport],
     warnings: list[str],
     seconds: dict[str, float],
     peak: dict[str, int],
 ) -> ConversionReport:
-    from hcsmoe_hub.calibration.text import fingerprint
     from hcsmoe_hub.checkpoint.tensors import total_bytes
+    from hcsmoe_hub.statistics_file import calibration_record
     from hcsmoe_hub.versions import installed_versions, tool
 
     source, before, after = plan.model.source, plan.model.settings, plan.settings
     name = {"repo_id": source.repo_id} if source.repo_id is not None else {"path": str(source.path)}
-    sequences, length = token_ids.shape
     return ConversionReport(
         tool=tool(),
         source={**name, "revision": source.revision, "model_type": source.config["model_type"]},
         experts={
             "before": before.experts,
-            "after": after.experts,
+            "after": plan.options.experts,
             "per_token_before": before.experts_per_token,
             "per_token_after": after.experts_per_token,
             "moe_layers": len(plan.model.blocks),
@@ -193,15 +166,8 @@ def _report(
             "before": total_bytes(source.tensors.values()),
             "after": total_bytes(plan.layout.tensors.values()),
         },
-        method={key: str(value) for key, value in asdict(plan.options.method).items()},
-        calibration={
-            "dataset": plan.calibration.dataset,
-            "sequences": sequences,
-            "sequence_length": length,
-            "tokens": sequences * length,
-            "seed": plan.calibration.seed,
-            "sha256": fingerprint(token_ids),
-        },
+        method=plan.recipe.as_dict(),
+        calibration=calibration_record(plan, token_ids),
         layers=layers,
         dropped_tensors=plan.account.dropped,
         warnings=warnings,

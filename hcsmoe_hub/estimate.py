@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hcsmoe_hub.checkpoint.tensors import total_bytes
+from hcsmoe_hub.options import Align, Merge
 
 if TYPE_CHECKING:
     from hcsmoe_hub.plan import ConversionPlan
@@ -14,6 +15,8 @@ PROCESS_BYTES = 480_000_000
 TEXT_BYTES = 150_000_000
 # Fusing the stored tensors of a layer briefly holds a part of it twice; the figure is for per-expert checkpoints.
 LOADING_FACTOR = 1.35
+# Per pair of neurons: similarity in float32, its copy in float64, and what the assignment works with (measured).
+ASSIGNMENT_BYTES = 21
 # Rough reading speed of a local disk, for the estimate of time only.
 DISK_BYTES_PER_SECOND = 1e9
 # Besides matrix products there are activations, attention and clustering.
@@ -60,17 +63,17 @@ class Needs:
 
 def layer_cost(plan: "ConversionPlan") -> LayerCost:
     """Sizes and arithmetic of a plan's layers, from the shapes of both models."""
-    model, after = plan.model, plan.settings
+    model, experts_after = plan.model, plan.options.experts
     state, itemsize = model.skeleton.state, model.skeleton.dtype.itemsize
     sizes = {
         layer: sum(state[name].numel() for name in set(group.targets.values())) for layer, group in model.groups.items()
     }
-    merged = max(sum(plan.reduced.state[tensor.name].numel() for tensor in block.experts) for block in model.blocks)
+    merged = max(sum(plan.state[tensor.name].numel() for tensor in block.experts) for block in model.blocks)
     layers = [size for layer, size in sizes.items() if layer is not None]
     experts = model.expert_parameters()
-    kept = experts * after.experts // model.settings.experts
+    kept = experts * experts_after // model.settings.experts
     share_before = model.settings.experts_per_token / model.settings.experts
-    share_after = after.experts_per_token / after.experts
+    share_after = plan.settings.experts_per_token / experts_after
     # Gate and up run on every token; down, and the merged experts, on the tokens that are routed to them.
     active = sum(layers) - experts + experts * (2 + share_before) / 3 + kept * share_after
     return LayerCost(
@@ -79,6 +82,23 @@ def layer_cost(plan: "ConversionPlan") -> LayerCost:
         rest_bytes=sizes.get(None, 0) * itemsize,
         flops_per_token=int(2 * active),
     )
+
+
+def matching_bytes(plan: "ConversionPlan") -> int:
+    """Memory for comparing the neurons of one cluster with each other, in the worst case.
+
+    ZipIt holds one float32 matrix over all neurons of a cluster, which can have as many members as experts are merged
+    away, and one more; the assignments of the others hold a few matrices over the neurons of one expert.
+    """
+    recipe, experts = plan.recipe, plan.model.settings.experts
+    hidden = plan.model.skeleton.config.get_text_config().hidden_size
+    # Gate, up and down.
+    neurons = plan.model.expert_parameters() // (3 * hidden * experts * len(plan.model.blocks))
+    if recipe.merge is Merge.ZIPIT:
+        members = min(experts - plan.options.experts + 1, recipe.max_cluster_size or experts)
+        return 4 * (members * neurons) ** 2
+    matches = recipe.features is not None or recipe.align not in (None, Align.NONE)
+    return ASSIGNMENT_BYTES * neurons**2 if matches else 0
 
 
 def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = None) -> Needs:
@@ -95,6 +115,7 @@ def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = N
     states = 4 * tokens * token_bytes
     layers = int(cost.layer_bytes * (1 + LOADING_FACTOR)) + cost.merged_bytes
     at_work = layers + 16 * min(plan.batch_tokens, tokens) * token_bytes
+    matching = matching_bytes(plan)
     process = PROCESS_BYTES + (0 if plan.calibration.is_token_ids else TEXT_BYTES)
     flops, disk_bytes = cost.flops_per_token * tokens, plan.layout.file_bytes
     seconds = None
@@ -104,7 +125,7 @@ def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = N
     return Needs(
         download_bytes=source.download_bytes(),
         disk_bytes=disk_bytes,
-        memory_bytes=process + cost.rest_bytes + states + (0 if plan.on_device else at_work),
+        memory_bytes=process + cost.rest_bytes + states + matching + (0 if plan.on_device else at_work),
         device_bytes=at_work if plan.on_device else 0,
         flops=flops,
         seconds=seconds,

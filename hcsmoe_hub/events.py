@@ -10,6 +10,7 @@ class Stage(StrEnum):
 
     PLAN = "plan"
     CALIBRATION = "calibration"
+    OBSERVE = "observe"
     CONVERT = "convert"
     VERIFY = "verify"
 

@@ -8,13 +8,15 @@ from hcsmoe_hub.checkpoint.sidecars import copy_sidecars, sidecar_files
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
 from hcsmoe_hub.checkpoint.writer import INCOMPLETE, ShardWriter, write_bytes, write_json
 from hcsmoe_hub.errors import OutputError
+from hcsmoe_hub.layouts.mapped import MODELING_FILE, mapped_config, modeling_source
+from hcsmoe_hub.options import Layout
 from hcsmoe_hub.plan import ConversionPlan
-from hcsmoe_hub.report import REPORT_FILE, ConversionReport
+from hcsmoe_hub.report import FIGURE_FILE, REPORT_FILE, ConversionReport
 
 
 def _clear(folder: Path) -> None:
     """Removes an old checkpoint; what makes it look complete goes first. Other files of the user stay."""
-    for name in (INDEX_FILE, "config.json", REPORT_FILE):
+    for name in (INDEX_FILE, "config.json", REPORT_FILE, FIGURE_FILE):
         (folder / name).unlink(missing_ok=True)
     present = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     _remove_sidecars(folder, sidecar_files(present))
@@ -59,9 +61,13 @@ def write_result(plan: ConversionPlan, writer: ShardWriter, report: ConversionRe
     copy_sidecars(plan.model.source, plan.sidecars, plan.output)
     write_json(plan.output / REPORT_FILE, report.as_dict())
     source = plan.model.source
-    if plan.config == source.config:
+    config = plan.config
+    if plan.recipe.layout is Layout.MAPPED:
+        config = mapped_config(config, plan.model, {layer.layer: layer.labels for layer in report.layers})
+        write_bytes(plan.output / MODELING_FILE, modeling_source(plan.model).encode())
+    if config == source.config:
         # Nothing changed, so not even the formatting should.
         write_bytes(plan.output / "config.json", source.fetch("config.json").read_bytes())
     else:
-        write_json(plan.output / "config.json", plan.config)
+        write_json(plan.output / "config.json", config)
     writer.finish()

@@ -1,9 +1,12 @@
 """Turns a source's config and headers and the options into a plan, or refuses: no weight byte is read here."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from hcsmoe_hub.calibration.text import CalibrationPlan, plan_calibration
 from hcsmoe_hub.checkpoint import config_json
@@ -13,12 +16,18 @@ from hcsmoe_hub.checkpoint.sidecars import has_tokenizer, sidecar_files
 from hcsmoe_hub.checkpoint.skeleton import Skeleton, quantization_method
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.checkpoint.writer import ShardLayout, lay_out
+from hcsmoe_hub.clustering import frequency_budget
 from hcsmoe_hub.device import default_batch_tokens
 from hcsmoe_hub.errors import OutputError, PlanError
 from hcsmoe_hub.estimate import Needs, estimate_needs
+from hcsmoe_hub.layouts.shapes import result_state
 from hcsmoe_hub.model import Model, read_model
 from hcsmoe_hub.moe.blocks import REPORT_HINT
-from hcsmoe_hub.options import ConvertOptions, Distance, Linkage
+from hcsmoe_hub.options import Budget, ConvertOptions, Layout
+from hcsmoe_hub.recipe import Recipe
+from hcsmoe_hub.refusals import check_recipe, converted_layers
+from hcsmoe_hub.resolve import resolve
+from hcsmoe_hub.statistics_file import StatisticsFile
 from hcsmoe_hub.units import format_bytes
 
 
@@ -28,14 +37,21 @@ class ConversionPlan:
 
     Attributes:
         model: The source.
-        options: The options in force.
-        settings: Expert counts of the result.
-        reduced: The result without weights.
+        options: The options as they were given.
+        recipe: Every choice of the method in force.
+        settings: Expert counts in the config of the result.
+        experts_by_layer: Experts that each MoE layer will have left. Where the budget depends on statistics that nobody
+            has collected yet, the average.
+        is_final: Whether ``experts_by_layer`` is more than the average.
+        state: Parameters and buffers of the result on the meta device.
+        reduced: The result as a model without weights, if it is one of fewer experts and router rows.
         account: What becomes of every stored tensor.
         layout: Where every tensor of the result will lie.
-        config: ``config.json`` of the result.
+        config: ``config.json`` of the result, but for what the mapped layout adds.
         sidecars: Files that are copied byte for byte.
         calibration: What the experts are observed on.
+        feature_tokens: Tokens of every layer that are kept for methods that look at single tokens.
+        statistics: Statistics of an earlier run that take the place of running the model.
         on_device: Whether layers run on an accelerator.
         batch_tokens: Tokens per micro-batch.
         output: Folder of the result.
@@ -44,13 +60,19 @@ class ConversionPlan:
 
     model: Model
     options: ConvertOptions
+    recipe: Recipe
     settings: MoESettings
-    reduced: Skeleton
+    experts_by_layer: dict[int, int]
+    is_final: bool
+    state: dict[str, Tensor]
+    reduced: Skeleton | None
     account: Account
     layout: ShardLayout
     config: dict[str, Any]
     sidecars: list[str]
     calibration: CalibrationPlan
+    feature_tokens: int
+    statistics: StatisticsFile | None
     on_device: bool
     batch_tokens: int
     output: Path
@@ -59,8 +81,8 @@ class ConversionPlan:
     @property
     def parameters_after(self) -> int:
         """Parameters of the result, shared ones counted once."""
-        shared = self.reduced.model.all_tied_weights_keys.keys()
-        return sum(tensor.numel() for name, tensor in self.reduced.state.items() if name not in shared)
+        shared = self.model.skeleton.model.all_tied_weights_keys.keys()
+        return sum(tensor.numel() for name, tensor in self.state.items() if name not in shared)
 
     def needs(self, *, flops_per_second: float | None = None) -> Needs:
         """Download, disk, memory and, if the speed of the device is known, time."""
@@ -78,37 +100,86 @@ def make_plan(source: Source, options: ConvertOptions, *, on_device: bool = Fals
     Raises:
         HcsmoeError: Every refusal of a conversion happens here.
     """
-    _check_method(options)
+    recipe = resolve(options.method)
     model = read_model(source)
     _check_device(model, on_device=on_device)
-    after = config_json.check_counts(
-        model.settings, experts=options.experts, experts_per_token=options.experts_per_token, label=source.label
+    after = check_recipe(model, recipe, options)
+    statistics = _find_statistics(model, options)
+    counts, is_final = _experts_by_layer(model, recipe, options.experts, after, statistics)
+    state = result_state(model, counts, recipe.layout)
+    reduced = None if recipe.is_tied else Skeleton(_edited_config(model, after), model.skeleton.dtype)
+    if reduced is not None:
+        _check_reduced(model, reduced, state, after)
+    account = take_account(
+        model, state, layout=recipe.layout, keep_mtp=set(counts.values()) == {model.settings.experts}
     )
-    reduced = Skeleton(_edited_config(model, after), model.skeleton.dtype)
-    _check_reduced(model, reduced, after)
-    account = take_account(model, reduced, keep_mtp=model.settings.experts == after.experts)
     plan = ConversionPlan(
         model=model,
         options=options,
+        recipe=recipe,
         settings=after,
+        experts_by_layer=counts,
+        is_final=is_final,
+        state=state,
         reduced=reduced,
         account=account,
         layout=lay_out(account.outputs, max_shard_size=options.max_shard_size),
         config=_edited_config(model, after, without_mtp=bool(account.dropped)),
         sidecars=sidecar_files(source.files()),
-        calibration=plan_calibration(
-            options.calibration,
-            max_positions=getattr(model.skeleton.config, "max_position_embeddings", None),
-            has_tokenizer=has_tokenizer(source.files()),
-            label=source.label,
-        ),
+        calibration=_plan_calibration(model, options, statistics),
+        feature_tokens=options.calibration.feature_tokens if statistics is None else statistics.feature_tokens,
+        statistics=statistics,
         on_device=on_device,
         batch_tokens=options.batch_tokens or default_batch_tokens(on_device=on_device),
-        output=options.output or Path(f"{source.name}-hcsmoe-{after.experts}e"),
-        warnings=_warnings(model, after, account),
+        output=options.output or Path(f"{source.name}-hcsmoe-{options.experts}e"),
+        warnings=_warnings(model, options, recipe, after, account),
     )
     _check_room(plan)
     return plan
+
+
+def _find_statistics(model: Model, options: ConvertOptions) -> StatisticsFile | None:
+    """Statistics to reuse, ``None`` if the model has to run."""
+    if options.statistics is None or not options.statistics.exists():
+        return None
+    found = StatisticsFile(options.statistics)
+    found.check(model, options.calibration)
+    return found
+
+
+def _experts_by_layer(
+    model: Model, recipe: Recipe, experts: int, after: MoESettings, statistics: StatisticsFile | None
+) -> tuple[dict[int, int], bool]:
+    """Experts that each MoE layer will have left, and whether that is final."""
+    counts = {block.layer: model.settings.experts for block in model.blocks}
+    layers = converted_layers(model, recipe)
+    if recipe.budget is Budget.UNIFORM or statistics is None:
+        counts |= dict.fromkeys(layers, experts)
+        return counts, recipe.budget is Budget.UNIFORM
+    usage = statistics.usage()
+    least = after.experts_per_token if recipe.budget is Budget.FREQUENCY else 1
+    floors = [_floor(recipe, layer, least, model.settings.experts) for layer in layers]
+    budget = frequency_budget([usage[layer].tolist() for layer in layers], experts, floors)
+    return counts | dict(zip(layers, budget, strict=True)), True
+
+
+def _floor(recipe: Recipe, layer: int, least: int, experts: int) -> int:
+    """Fewest clusters of a layer: room for protected experts, for the size limit, and for what a token chooses."""
+    protected = len(recipe.protected(layer))
+    limit = recipe.max_cluster_size or experts
+    others = -(-(experts - protected) // limit)
+    return max(least, protected + others)
+
+
+def _plan_calibration(model: Model, options: ConvertOptions, statistics: StatisticsFile | None) -> CalibrationPlan:
+    if statistics is not None:
+        return statistics.calibration
+    return plan_calibration(
+        options.calibration,
+        max_positions=getattr(model.skeleton.config, "max_position_embeddings", None),
+        has_tokenizer=has_tokenizer(model.source.files()),
+        label=model.source.label,
+    )
 
 
 def _edited_config(model: Model, after: MoESettings, *, without_mtp: bool = False) -> dict[str, Any]:
@@ -122,15 +193,6 @@ def _edited_config(model: Model, after: MoESettings, *, without_mtp: bool = Fals
     )
 
 
-def _check_method(options: ConvertOptions) -> None:
-    method = options.method
-    if method.linkage is Linkage.WARD and method.distance is not Distance.EUCLIDEAN:
-        raise PlanError(
-            f"ward linkage measures squared errors, which the {method.distance} distance does not have.",
-            hint="use --distance euclidean, or another --linkage",
-        )
-
-
 def _check_device(model: Model, *, on_device: bool) -> None:
     if on_device and getattr(model.skeleton.config, "num_kv_shared_layers", None):
         raise PlanError(
@@ -139,31 +201,28 @@ def _check_device(model: Model, *, on_device: bool) -> None:
         )
 
 
-def _check_reduced(model: Model, reduced: Skeleton, after: MoESettings) -> None:
-    """Checks that the edited config describes exactly the tensors that the merge will produce."""
-    sized = {tensor.name: tensor for block in model.blocks for tensor in (*block.experts, *block.router)}
+def _check_reduced(model: Model, reduced: Skeleton, state: Mapping[str, Tensor], after: MoESettings) -> None:
+    """Checks that the edited config describes exactly the tensors that the conversion will produce."""
     is_same_top_k = model.settings.experts_per_token == after.experts_per_token
-    for name, tensor in model.skeleton.state.items():
-        expected = list(tensor.shape)
-        if name in sized:
-            rows = after.experts * sized[name].rows_per_expert + sized[name].extra_rows
-            expected[sized[name].dim] = rows
+    for name, tensor in state.items():
         found = list(reduced.state[name].shape) if name in reduced.state else "no tensor at all"
-        if found != expected:
+        if found != list(tensor.shape):
             raise PlanError(
                 f"with {after.experts} experts and {after.experts_per_token} per token the model would need {found} "
-                f"for {name}, the conversion makes {expected}.",
+                f"for {name}, the conversion makes {list(tensor.shape)}.",
                 hint=REPORT_HINT if is_same_top_k else "keep --experts-per-token as it is",
             )
 
 
-def _warnings(model: Model, after: MoESettings, account: Account) -> list[str]:
-    before, found = model.settings, []
-    if before.experts == after.experts:
-        found.append(f"{after.experts} experts are kept of {before.experts}: nothing will shrink.")
+def _warnings(model: Model, options: ConvertOptions, recipe: Recipe, after: MoESettings, account: Account) -> list[str]:
+    before, experts, found = model.settings, options.experts, []
+    if before.experts == experts:
+        found.append(f"{experts} experts are kept of {before.experts}: nothing will shrink.")
+    elif recipe.layout is Layout.FULL:
+        found.append("the full layout copies every merged expert to all members of its cluster: nothing will shrink.")
     if before.groups != after.groups:
         found.append(
-            f"{after.experts} experts cannot be split into {before.groups} groups: group-limited routing is switched "
+            f"{experts} experts cannot be split into {before.groups} groups: group-limited routing is switched "
             "off (one group)."
         )
     if after.experts == after.experts_per_token < before.experts:

@@ -1,222 +1,256 @@
-"""What happens to one layer while it is in memory: observe, cluster, merge, route, measure, write."""
+"""What happens to one MoE layer while it is in memory: compare experts, choose, merge, route, measure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 import torch
-from accelerate.utils import send_to_device
-from torch import Tensor, nn
+from torch import Tensor
 
-from hcsmoe_hub.calibration.statistics import ExpertStatistics
-from hcsmoe_hub.checkpoint.layers import free, move_computed_buffers
+from hcsmoe_hub.checkpoint.layers import free
 from hcsmoe_hub.checkpoint.microbatch import MicroBatcher
-from hcsmoe_hub.checkpoint.writer import ShardWriter
-from hcsmoe_hub.clustering import Clusters, hierarchical, pairwise_distances
 from hcsmoe_hub.errors import VerificationError
-from hcsmoe_hub.events import Listener, Stage, StageAdvanced, Warned
+from hcsmoe_hub.events import Listener, Warned
+from hcsmoe_hub.figure import LayerPicture
+from hcsmoe_hub.measure import Deviation, compare_reduced, compare_tied
 from hcsmoe_hub.memory import return_freed_memory
-from hcsmoe_hub.merging import member_weights, merge_rows
+from hcsmoe_hub.merging import member_shares, merge_experts
 from hcsmoe_hub.moe.blocks import MoEBlock
-from hcsmoe_hub.moe.experts import PROBE, experts_of, observe, register_probe, stop_observing
-from hcsmoe_hub.moe.observer import CalibrationObserver, RoutedObserver, mean_outputs
-from hcsmoe_hub.options import MethodOptions
+from hcsmoe_hub.moe.experts import experts_of
+from hcsmoe_hub.moe.neurons import neurons_of
+from hcsmoe_hub.moe.observer import SampleObserver
+from hcsmoe_hub.moe.sample import NeuronSample
+from hcsmoe_hub.observation import BROKEN_WEIGHTS_HINT, Observation, rerun
+from hcsmoe_hub.options import Layout, Merge, RouterPolicy
 from hcsmoe_hub.plan import ConversionPlan
+from hcsmoe_hub.reconstruction import SubsetError
 from hcsmoe_hub.report import LayerReport, RouterReport
-from hcsmoe_hub.routing import reduce_rows, remap_experts, top_k_agreement
-from hcsmoe_hub.streaming import Visitor
-
-BROKEN_WEIGHTS_HINT = "download the source again; 'hcsmoe verify SOURCE' names the first tensor that is not finite"
-Call = tuple[tuple[Any, ...], Mapping[str, Any]]
-
-
-def cluster_experts(features_EH: Tensor, experts: int, method: MethodOptions) -> Clusters:
-    """Groups the experts of one layer by their features."""
-    return hierarchical(pairwise_distances(features_EH, method.distance), experts, method.linkage)
+from hcsmoe_hub.routing import reduce_rows, remap_experts
+from hcsmoe_hub.selection import Selection, select
+from hcsmoe_hub.similarity import expert_distances
+from hcsmoe_hub.weights import BlockWeights
 
 
-@dataclass(slots=True)
-class _Observation:
-    """What is remembered of the layer at work.
+class LayerReducer:
+    """Turns the N experts of one layer after another into K.
 
-    Attributes:
-        observer: Statistics, routing and routed outputs.
-        calls: Inputs of its MoE block, one entry per micro-batch.
-    """
-
-    observer: CalibrationObserver
-    calls: list[Call] = field(default_factory=list)
-
-
-class LayerReducer(Visitor):
-    """Turns every layer's N experts into K as it passes, and writes the result.
+    Args:
+        plan: What to do.
+        batcher: Knows the device, and cuts sequences into micro-batches.
+        emit: Called with warnings.
 
     Attributes:
         reports: One report per MoE layer, in order.
+        pictures: What a figure shows of each of them, if the plan asks for one.
     """
 
-    def __init__(self, plan: ConversionPlan, writer: ShardWriter, batcher: MicroBatcher, emit: Listener) -> None:
+    def __init__(self, plan: ConversionPlan, batcher: MicroBatcher, emit: Listener) -> None:
         self.reports: list[LayerReport] = []
+        self.pictures: list[LayerPicture] = []
         self._plan = plan
-        self._writer = writer
+        self._model = plan.model
+        self._source = plan.model.skeleton.model
         self._batcher = batcher
         self._emit = emit
-        self._blocks = {block.layer: block for block in plan.model.blocks}
-        self._planned = plan.layout.tensors
-        self._seen: _Observation | None = None
-        register_probe()
-        for skeleton in (plan.model.skeleton, plan.reduced):
-            if skeleton.model._can_set_experts_implementation():
-                skeleton.model.set_experts_implementation(PROBE)
 
-    def enter(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        block = self._blocks.get(layer)
-        if block is None:
-            return
-        self._seen = _Observation(CalibrationObserver(ExpertStatistics.empty(self._plan.model.settings.experts)))
-        moe = self._plan.model.skeleton.model.get_submodule(block.path)
-        if moe is module:
-            # Router and experts hang on the decoder layer itself, so the block's input is the layer's.
-            self._seen.calls.append((args, kwargs))
-        else:
-            moe.register_forward_pre_hook(self._remember_call, with_kwargs=True)
+    def reduce(self, block: MoEBlock, originals: Mapping[str, Tensor], seen: Observation) -> dict[str, Tensor]:
+        """Converts one block.
 
-    def _remember_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert self._seen is not None
-        self._seen.calls.append((send_to_device(args, "cpu"), send_to_device(kwargs, "cpu")))
+        Args:
+            block: The block; its layer's weights are in memory.
+            originals: Its router tensors as stored, by parameter name.
+            seen: What was observed of it.
 
-    def start(self, layer: int) -> None:
-        block = self._blocks.get(layer)
-        if block is None:
-            return
-        assert self._seen is not None
-        if not self._is_whole_layer(block):
-            self._seen.calls.clear()
-        self._seen.observer = CalibrationObserver(ExpertStatistics.empty(self._plan.model.settings.experts))
-        model = self._plan.model.skeleton.model
-        observe(model.get_submodule(block.path), model.get_submodule(block.experts_path), self._seen.observer)
+        Returns:
+            Its tensors in the result that differ from the source's, by parameter name.
 
-    def _is_whole_layer(self, block: MoEBlock) -> bool:
-        return block.path == f"{self._plan.model.skeleton.layers_name}.{block.layer}"
-
-    def leave(self, layer: int | None, module: nn.Module, originals: Mapping[str, Tensor]) -> None:
-        changed: dict[str, Tensor] = {}
-        block = None if layer is None else self._blocks.get(layer)
-        if block is not None:
-            changed = self._reduce(block, originals)
-        self._write(layer, changed)
-        if layer is not None:
-            self._emit(StageAdvanced(Stage.CONVERT, f"layer {layer}", self._writer.bytes_written))
-
-    def _reduce(self, block: MoEBlock, originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Clusters and merges one block; returns its changed tensors by parameter name."""
-        assert self._seen is not None
-        seen, self._seen = self._seen, None
-        method, model = self._plan.options.method, self._plan.model.skeleton.model
-        stop_observing(model.get_submodule(block.path), model.get_submodule(block.experts_path))
-        experts = experts_of(model.get_submodule(block.experts_path))
-        statistics = seen.observer.statistics
-        outputs_EH = mean_outputs(experts, statistics)
-        if not outputs_EH.isfinite().all():
-            raise VerificationError(
-                f"layer {block.layer}: the outputs of its experts are not finite: the source holds broken weights.",
-                hint=BROKEN_WEIGHTS_HINT,
-            )
-        clusters = cluster_experts(outputs_EH, self._plan.settings.experts, method)
-        usage_E = statistics.usage_E.tolist()
-        self._warn(block, clusters, usage_E)
-        share_E = member_weights(clusters, usage_E, method.merge)
-        state = {name: tensor for name, tensor in model.state_dict().items() if name in block.edited} | dict(originals)
-        changed = {}
-        for tensor in block.experts:
-            rows_E, extra = tensor.split(state[tensor.name])
-            changed[tensor.name] = tensor.join(merge_rows(rows_E, clusters, share_E), extra)
-        for tensor in block.router:
-            rows_E, extra = tensor.split(state[tensor.name])
-            changed[tensor.name] = tensor.join(reduce_rows(rows_E, clusters, usage_E, method.router), extra)
-        for name, result in changed.items():
-            if not all(bound.isfinite() for bound in result.aminmax()):
-                raise VerificationError(
-                    f"{name} is not finite: the source holds broken weights.", hint=BROKEN_WEIGHTS_HINT
-                )
-        for name in block.tables:
-            changed[name] = remap_experts(state[name], clusters)
-        agreement, error = self._measure(block, changed, clusters, seen)
-        self.reports.append(
-            LayerReport(
-                layer=block.layer,
-                labels=list(clusters.labels),
-                dominant=list(clusters.dominant(usage_E)),
-                usage=usage_E,
-                saliency=statistics.saliency().tolist(),
-                merge_heights=list(clusters.heights),
-                router=RouterReport(policy=method.router.value, top_k_agreement=agreement),
-                output_error=error,
-            )
+        Raises:
+            VerificationError: If the source holds weights that are not finite.
+        """
+        recipe, statistics = self._plan.recipe, seen.statistics
+        weights = BlockWeights.of(self._model, block, originals)
+        sample = self._sample(block, seen) if recipe.needs_sample else None
+        distances = expert_distances(
+            recipe,
+            statistics,
+            expert_rows=list(weights.experts.values()),
+            router_rows=[rows for rows in weights.router.values() if rows.dim() == 2],
+            sample=sample,
         )
+        chosen = select(
+            # Otherwise random groups and starts would be the same in every layer.
+            replace(recipe, seed=recipe.seed + block.layer),
+            statistics,
+            distances,
+            self._plan.experts_by_layer[block.layer],
+            protected=recipe.protected(block.layer),
+            subset_error=lambda: self._subset_error(block, weights, seen),
+        )
+        self._warn_unused(block, chosen, statistics.usage_E.tolist())
+        merged = self._merge(block, weights, chosen, seen, sample)
+        changed = self._lay_out(block, weights, chosen, merged, seen)
+        deviation = self._compare(block, changed, merged, chosen, seen)
+        self.reports.append(self._report(block, chosen, seen, deviation))
+        if self._plan.options.figure:
+            self.pictures.append(_picture(block, chosen, statistics.usage_E.tolist()))
         # The source's experts are not needed any more; writing briefly holds parts of the merged ones twice.
-        free(model.get_submodule(block.experts_path))
+        free(self._source.get_submodule(block.experts_path))
         return_freed_memory()
         return changed
 
-    def _warn(self, block: MoEBlock, clusters: Clusters, usage_E: list[int]) -> None:
-        for members in clusters.members:
+    def look_again(self, block: MoEBlock, seen: Observation) -> SampleObserver:
+        """Runs the source's block on its sample, or on all it has seen where it cannot run on single tokens."""
+        whole = self._model.is_whole_layer(block)
+        calls = seen.calls if seen.statistics.sample is None else [seen.statistics.sample]
+        moe, experts = self._source.get_submodule(block.path), self._source.get_submodule(block.experts_path)
+        observer = rerun(moe, experts, calls, SampleObserver, batcher=self._batcher, whole_layer=whole)
+        assert isinstance(observer, SampleObserver)
+        return observer
+
+    def _sample(self, block: MoEBlock, seen: Observation) -> NeuronSample:
+        """What the experts are given on the sampled tokens."""
+        observer = self.look_again(block, seen)
+        tokens_TH, weight_TK = torch.cat(observer.tokens), torch.cat(observer.weights)
+        index_TK = torch.cat(observer.top_k).long()
+        if seen.statistics.sample is None:
+            generator = torch.Generator().manual_seed(self._plan.calibration.seed)
+            order = torch.randperm(len(tokens_TH), generator=generator)[: self._plan.feature_tokens].sort().values
+            tokens_TH, weight_TK, index_TK = tokens_TH[order], weight_TK[order], index_TK[order]
+        experts = experts_of(self._source.get_submodule(block.experts_path))
+        return NeuronSample(experts=experts, tokens_TH=tokens_TH, index_TK=index_TK, weight_TK=weight_TK)
+
+    def _subset_error(self, block: MoEBlock, weights: BlockWeights, seen: Observation) -> SubsetError:
+        assert self._plan.reduced is not None, "pruning always has the reduced layout"
+        assert seen.statistics.sample is not None, "the plan refuses the reconstruction error for blocks without one"
+        return SubsetError(
+            self._model,
+            self._plan.reduced,
+            block,
+            weights,
+            sample=self._sample(block, seen),
+            call=seen.statistics.sample,
+            batcher=self._batcher,
+        )
+
+    def _merge(
+        self, block: MoEBlock, weights: BlockWeights, chosen: Selection, seen: Observation, sample: NeuronSample | None
+    ) -> dict[str, Tensor]:
+        """The K experts, experts first, by parameter name."""
+        module, statistics, recipe = self._source.get_submodule(block.experts_path), seen.statistics, self._plan.recipe
+        share_EC = member_shares(
+            chosen.clusters,
+            recipe.merge or Merge.AVERAGE,
+            usage_E=statistics.usage_E.tolist(),
+            saliency_E=(statistics.saliency_E * statistics.usage_E).tolist(),
+            dominants=chosen.dominants,
+            dominant_weights=recipe.dominant_weights,
+            membership_EC=chosen.grouping.membership_EC,
+        )
+        merged = merge_experts(
+            weights.experts,
+            lambda rows: neurons_of(module, rows),
+            chosen.clusters,
+            recipe,
+            share_EC,
+            dominants=chosen.dominants,
+            sample=sample,
+        )
+        for number in merged.unseen:
+            names = ", ".join(map(str, chosen.clusters.members[number]))
+            self._emit(
+                Warned(f"layer {block.layer}: too few sampled tokens reach experts {names}; neurons matched by weight.")
+            )
+        for name, rows_C in merged.tensors.items():
+            self._check_finite(f"{block.experts_path}.{name}", rows_C)
+        return {f"{block.experts_path}.{name}": rows_C for name, rows_C in merged.tensors.items()}
+
+    @staticmethod
+    def _check_finite(name: str, values: Tensor) -> None:
+        if not all(bound.isfinite() for bound in values.aminmax()):
+            raise VerificationError(f"{name} is not finite: the source holds broken weights.", hint=BROKEN_WEIGHTS_HINT)
+
+    def _lay_out(
+        self, block: MoEBlock, weights: BlockWeights, chosen: Selection, merged: Mapping[str, Tensor], seen: Observation
+    ) -> dict[str, Tensor]:
+        """The changed tensors of the result, by parameter name."""
+        recipe, clusters = self._plan.recipe, chosen.clusters
+        labels = list(clusters.labels)
+        changed = {}
+        for tensor in block.experts:
+            rows_C = merged[tensor.name]
+            # In the full layout the members of a cluster are copies of its expert.
+            rows = rows_C[labels] if recipe.layout is Layout.FULL else rows_C
+            changed[tensor.name] = weights.join(tensor, rows)
+        if recipe.is_tied:
+            return changed
+        for tensor in block.router:
+            rows_C = reduce_rows(
+                weights.router[tensor.name],
+                clusters,
+                # Pruned experts take their rows along: every kept one is the dominant of its own cluster.
+                recipe.router or RouterPolicy.DOMINANT,
+                dominants=chosen.dominants,
+                usage_E=seen.statistics.usage_E.tolist(),
+                membership_EC=chosen.grouping.membership_EC,
+            )
+            changed[tensor.name] = weights.join(tensor, rows_C)
+            self._check_finite(tensor.name, changed[tensor.name])
+        for name in block.tables:
+            changed[name] = remap_experts(weights.state[name], clusters)
+        return changed
+
+    def _compare(
+        self,
+        block: MoEBlock,
+        changed: Mapping[str, Tensor],
+        merged: Mapping[str, Tensor],
+        chosen: Selection,
+        seen: Observation,
+    ) -> Deviation:
+        if self._plan.reduced is not None:
+            return compare_reduced(
+                self._model, self._plan.reduced, block, changed, chosen.clusters, seen, self._batcher
+            )
+        joined = {tensor.name: tensor.join(merged[tensor.name], merged[tensor.name][:0]) for tensor in block.experts}
+        return compare_tied(self._model, block, joined, chosen.clusters, seen, self._batcher)
+
+    def _warn_unused(self, block: MoEBlock, chosen: Selection, usage_E: list[int]) -> None:
+        if self._plan.recipe.merge is not Merge.FREQUENCY:
+            return
+        for members in chosen.clusters.members:
             if len(members) > 1 and not any(usage_E[expert] for expert in members):
                 names = ", ".join(map(str, members))
                 text = f"layer {block.layer}: no calibration token reached experts {names}; merged equally."
                 self._emit(Warned(text))
 
-    def _measure(
-        self, block: MoEBlock, changed: Mapping[str, Tensor], clusters: Clusters, seen: _Observation
-    ) -> tuple[float, float]:
-        """Runs the reduced block on the calibration tokens.
-
-        Returns:
-            Top-k agreement, and ``||new - old|| / ||old||`` of the routed outputs over all tokens.
-        """
-        source, reduced = self._plan.model.skeleton.model, self._plan.reduced.model
-        moe, device = reduced.get_submodule(block.path), self._batcher.device
-        prefix = f"{block.path}."
-        current = source.get_submodule(block.path).state_dict(prefix=prefix)
-        new = {name: changed[name].to(tensor.dtype) if name in changed else tensor for name, tensor in current.items()}
-        moe.load_state_dict({name.removeprefix(prefix): tensor.to(device) for name, tensor in new.items()}, assign=True)
-        move_computed_buffers(moe, device)
-        observers: list[RoutedObserver] = []
-
-        def start() -> None:
-            observers[:] = [RoutedObserver()]
-            observe(moe, reduced.get_submodule(block.experts_path), observers[0])
-
-        start()
-        with torch.no_grad():
-            for args, kwargs in seen.calls:
-                if self._is_whole_layer(block):
-                    self._batcher.wrap(moe.forward, start)(*args, **kwargs)
-                else:
-                    moe(*send_to_device(args, device), **send_to_device(kwargs, device))
-        stop_observing(moe, reduced.get_submodule(block.experts_path))
-        free(moe)
-        agreement = top_k_agreement(torch.cat(seen.observer.top_k), torch.cat(observers[0].top_k), clusters)
-        return agreement, relative_error(seen.observer.outputs, observers[0].outputs)
-
-    def _write(self, layer: int | None, changed: Mapping[str, Tensor]) -> None:
-        """Writes what this group does not simply copy, under the names of the source."""
-        names = self._plan.account.rewritten.get(layer)
-        if not names:
-            return
-        state = self._plan.model.skeleton.model.state_dict()
-        tensors = {name: changed.get(name, state[name]) for name in names}
-        conversions = self._plan.model.groups[layer].conversions
-        for name, tensor in self._plan.reduced.to_stored(tensors, conversions).items():
-            self._writer.write(name, tensor.to(self._planned[name].dtype))
+    def _report(self, block: MoEBlock, chosen: Selection, seen: Observation, deviation: Deviation) -> LayerReport:
+        recipe, statistics, clusters = self._plan.recipe, seen.statistics, chosen.clusters
+        usage_E: list[int] = statistics.usage_E.tolist()
+        tree = chosen.grouping.tree
+        policy = "unchanged" if recipe.is_tied else (recipe.router.value if recipe.router else "kept rows")
+        return LayerReport(
+            layer=block.layer,
+            experts=len(clusters.members),
+            labels=list(clusters.labels),
+            dominant=list(chosen.dominants),
+            usage=usage_E,
+            routing_score=statistics.routing_score_E.tolist(),
+            saliency=statistics.saliency_E.tolist(),
+            dead_experts=[expert for expert, count in enumerate(usage_E) if count == 0],
+            merge_heights=list(clusters.heights),
+            tree=None if tree is None else [[int(left), int(right), float(height)] for left, right, height, _ in tree],
+            silhouette=chosen.silhouette(),
+            dunn=chosen.dunn(),
+            router=RouterReport(policy=policy, top_k_agreement=deviation.top_k_agreement),
+            output_error=deviation.output_error,
+            measured_tokens=deviation.tokens,
+        )
 
 
-def relative_error(old: list[Tensor], new: list[Tensor]) -> float:
-    """``||new - old|| / ||old||`` over lists of equal tensors, summed in float64; 0 if both are zero."""
-    difference = sum(_squared_norm(b.float() - a.float()) for a, b in zip(old, new, strict=True))
-    size = sum(_squared_norm(a.float()) for a in old)
-    return (difference / size) ** 0.5 if size else 0.0
-
-
-def _squared_norm(values: Tensor) -> float:
-    return float(values.square().sum(dtype=torch.float64))
+def _picture(block: MoEBlock, chosen: Selection, usage_E: list[int]) -> LayerPicture:
+    return LayerPicture(
+        layer=block.layer,
+        usage=usage_E,
+        labels=chosen.clusters.labels,
+        distances_EE=chosen.distances_EE,
+        tree=chosen.grouping.tree,
+    )

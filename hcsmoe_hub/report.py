@@ -5,6 +5,7 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 REPORT_FILE = "hcsmoe.json"
+FIGURE_FILE = "hcsmoe.png"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +13,7 @@ class RouterReport:
     """How the router of one layer followed.
 
     Attributes:
-        policy: The rule that made K rows from N.
+        policy: The rule that made K rows from N; ``unchanged`` where all N are kept, ``kept rows`` after pruning.
         top_k_agreement: Share of the clusters chosen by the full router that the reduced one chooses too, 0 to 1.
     """
 
@@ -26,24 +27,39 @@ class LayerReport:
 
     Attributes:
         layer: Index of the decoder layer.
-        labels: Cluster of every source expert, numbered by first appearance.
-        dominant: Most used source expert of every cluster.
+        experts: Experts that the layer has left.
+        labels: Cluster of every source expert, numbered by first appearance; -1 for an expert that was pruned.
+        dominant: The source expert of every cluster that the others follow; of pruning, the kept expert.
         usage: How often the router chose each source expert on the calibration tokens.
+        routing_score: Mean probability of each source expert over all calibration tokens (softmax of the logits).
         saliency: Mean of router weight times output norm over the tokens routed to each source expert.
+        dead_experts: Source experts that no calibration token was routed to.
         merge_heights: Linkage distance of every merge.
+        tree: The whole dendrogram, ``[left, right, height]`` per merge as scipy numbers them; ``None`` if the method
+            has none.
+        silhouette: Mean silhouette of the clusters, -1 to 1; ``None`` where it is not defined.
+        dunn: Dunn index of the clusters; ``None`` where it is not defined.
         router: How the router followed.
-        output_error: Relative error of the new block's routed output against the old one on the calibration tokens;
-            shared experts, which do not change, are left out.
+        output_error: Relative error of the new block's routed output against the old one; shared experts, which do not
+            change, are left out.
+        measured_tokens: Tokens that ``output_error`` and ``top_k_agreement`` were measured on.
     """
 
     layer: int
+    experts: int
     labels: list[int]
     dominant: list[int]
     usage: list[int]
+    routing_score: list[float]
     saliency: list[float]
+    dead_experts: list[int]
     merge_heights: list[float]
+    tree: list[list[float]] | None
+    silhouette: float | None
+    dunn: float | None
     router: RouterReport
     output_error: float
+    measured_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import hcsmoe_hub.reduction
-from hcsmoe_hub.clustering import Clusters
 from hcsmoe_hub.convert import convert
 from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, Linkage, Merge, MethodOptions
 from hcsmoe_hub.report import ConversionReport
+from hcsmoe_hub.statistics_file import StatisticsFile
 
 GOLDEN = Path(__file__).parent / "golden"
 LAYERS = 4
@@ -55,26 +54,22 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Convert:
 
     @cache
     def run(experts: int, linkage: Linkage, merge: Merge) -> Result:
+        folder = tmp_path_factory.mktemp("golden")
         options = ConvertOptions(
             experts=experts,
             method=MethodOptions(linkage=linkage, merge=merge),
             calibration=CalibrationOptions(dataset=str(GOLDEN / "calib.npy")),
-            output=tmp_path_factory.mktemp("golden") / "result",
+            output=folder / "result",
+            statistics=folder / "statistics",
             device="cpu",
         )
-        features: list[Tensor] = []
-        cluster = hcsmoe_hub.reduction.cluster_experts
-
-        def record(features_EH: Tensor, count: int, method: MethodOptions) -> Clusters:
-            features.append(features_EH.clone())
-            return cluster(features_EH, count, method)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hcsmoe_hub.reduction, "cluster_experts", record)
-            report = convert(GOLDEN / "mixtral", options)
+        assert options.statistics is not None
+        report = convert(GOLDEN / "mixtral", options)
+        statistics = StatisticsFile(options.statistics)
+        outputs_LEH = torch.stack([statistics.layer(layer).outputs_EH for layer in range(LAYERS)])
         assert options.output is not None
         weights = load_file(options.output / "model.safetensors")
-        return Result(report=report, weights=weights, mean_outputs_LEH=torch.stack(features))
+        return Result(report=report, weights=weights, mean_outputs_LEH=outputs_LEH)
 
     return run
 

@@ -173,17 +173,17 @@ def test_config_and_index_come_last_of_all(
 
 
 def break_merging(monkeypatch: pytest.MonkeyPatch, failure: BaseException, *, after: int) -> None:
-    """Lets the merge fail after so many tensors."""
+    """Lets the merge fail after so many layers."""
     merged: list[int] = []
-    merge_rows = hcsmoe_hub.reduction.merge_rows
+    merge_experts = hcsmoe_hub.reduction.merge_experts
 
-    def failing(*args: Any) -> Tensor:
+    def failing(*args: Any, **kwargs: Any) -> Any:
         merged.append(1)
         if len(merged) > after:
             raise failure
-        return merge_rows(*args)
+        return merge_experts(*args, **kwargs)
 
-    monkeypatch.setattr(hcsmoe_hub.reduction, "merge_rows", failing)
+    monkeypatch.setattr(hcsmoe_hub.reduction, "merge_experts", failing)
 
 
 def break_reading(monkeypatch: pytest.MonkeyPatch, failure: BaseException, *, after: int) -> None:
@@ -214,7 +214,7 @@ def break_writing(monkeypatch: pytest.MonkeyPatch, failure: BaseException, *, af
 
 Break = Callable[..., None]
 # The first and the last moment of each.
-MOMENTS = [(break_merging, 0), (break_merging, 3), (break_reading, 0), (break_writing, 0), (break_writing, 1)]
+MOMENTS = [(break_merging, 0), (break_merging, 1), (break_reading, 0), (break_writing, 0), (break_writing, 1)]
 MOMENT_NAMES = ["first_layer", "last_layer", "background", "report", "config"]
 
 
@@ -274,7 +274,7 @@ def test_after_a_failure_the_same_conversion_gives_the_same_result(
     expected = tmp_path / "expected"
     convert(source, options(source, 4, output=expected))
     with monkeypatch.context() as broken:
-        break_merging(broken, KeyboardInterrupt(), after=3)
+        break_merging(broken, KeyboardInterrupt(), after=1)
         with pytest.raises(KeyboardInterrupt):
             convert(source, options(source, 4))
     convert(source, options(source, 4))

@@ -178,7 +178,7 @@ def test_a_count_that_leaves_too_few_experts_in_the_chosen_groups_is_refused(tmp
 def test_ward_linkage_with_another_distance_than_euclidean_is_refused(source: Path) -> None:
     method = MethodOptions(linkage=Linkage.WARD, distance=Distance.COSINE)
     error = refuse(source, PlanError, options(source, 4, method=method))
-    assert "ward linkage measures squared errors, which the cosine distance does not have" in error.message
+    assert "ward linkage measures squared errors, which cosine distances of expert-output do not have" in error.message
     assert "--distance euclidean" in error.hint
 
 

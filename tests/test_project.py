@@ -31,8 +31,9 @@ FOLDERS = {
     for folder in sorted({file.parent for file in top.rglob("*.py")})
 }
 # Packages of pure functions, and all that they may import.
-PURE = ("clustering", "merging", "routing")
-PURE_IMPORTS = {"torch", "numpy", "scipy", "hcsmoe_hub.options", *(f"hcsmoe_hub.{name}" for name in PURE)}
+PURE = ("clustering", "merging", "pruning", "routing")
+SHARED = ("options", "recipe", "errors")
+PURE_IMPORTS = {"torch", "numpy", "scipy", *(f"hcsmoe_hub.{name}" for name in (*SHARED, *PURE))}
 NETWORK = {"huggingface_hub", "datasets", "httpx", "httpx2", "requests", "urllib", "http", "socket", "aiohttp"}
 NETWORK_FILES = {"checkpoint/hub.py", "calibration/text.py"}
 # Names and sizes of shards, and names of errors: nothing that opens a connection.
@@ -214,6 +215,13 @@ def test_every_library_that_is_used_is_declared_and_no_other(project: Any) -> No
     imported = {
         name.partition(".")[0] for file in sources(LIBRARY, COMMANDS) for name in imports(file) if not is_standard(name)
     }
-    declared = {line.partition(">")[0].partition("<")[0].strip() for line in project["project"]["dependencies"]}
+    extras = project["project"]["optional-dependencies"]
+
+    def names(lines: list[str]) -> set[str]:
+        return {line.partition(">")[0].partition("<")[0].strip().replace("-", "_") for line in lines}
+
+    needed = names(project["project"]["dependencies"])
+    optional = {name for extra, lines in extras.items() if extra != "dev" for name in names(lines)}
     # Reports name versions of libraries that work below those that are imported.
-    assert imported - {"hcsmoe_hub"} <= declared <= imported | set(LIBRARIES)
+    assert needed <= imported | set(LIBRARIES)
+    assert imported - {"hcsmoe_hub"} == (needed & imported) | optional

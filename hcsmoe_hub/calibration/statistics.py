@@ -1,9 +1,12 @@
 """Streaming statistics of one layer's experts: independent of how the tokens were cut into micro-batches.
 
-E experts, T tokens of one micro-batch, F feature size (hidden activation or output), K experts per token.
+E experts, T tokens of one micro-batch, F feature size (hidden activation or output), H hidden size, K experts per
+token.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +20,16 @@ class ExpertStatistics:
         features_EF: Sum over all tokens of each expert's feature vector, float64, on the device of the features.
         usage_E: How often the router chose each expert, int64.
         saliency_E: Sum over routed tokens of ``weight * ||E_i(x)||``, float64 (REAP's numerator).
+        probability_E: Sum over all tokens of the softmax of the router logits, float64.
+        logits_gram_EE: Sum over all tokens of the products of two experts' router logits, float64.
         tokens: Number of tokens seen.
     """
 
     features_EF: Tensor
     usage_E: Tensor
     saliency_E: Tensor
+    probability_E: Tensor
+    logits_gram_EE: Tensor
     tokens: int = 0
 
     @classmethod
@@ -32,6 +39,8 @@ class ExpertStatistics:
             features_EF=torch.zeros(experts, 0, dtype=torch.float64),
             usage_E=torch.zeros(experts, dtype=torch.int64),
             saliency_E=torch.zeros(experts, dtype=torch.float64),
+            probability_E=torch.zeros(experts, dtype=torch.float64),
+            logits_gram_EE=torch.zeros(experts, experts, dtype=torch.float64),
         )
 
     def count(self, top_k_TK: Tensor) -> None:
@@ -51,10 +60,91 @@ class ExpertStatistics:
         """Adds the norms of one expert's router-weighted outputs ``[N, H]``."""
         self.saliency_E[expert] += routed_NH.norm(dim=-1).sum(dtype=torch.float64).cpu()
 
+    def add_logits(self, logits_TE: Tensor) -> None:
+        """Adds the raw router logits of one micro-batch, before any scoring function or bias."""
+        wide_TE = logits_TE.double()
+        self.logits_gram_EE += (wide_TE.T @ wide_TE).cpu()
+        self.probability_E += wide_TE.softmax(dim=-1).sum(0).cpu()
+
     def mean_features(self) -> Tensor:
         """Mean feature of every expert over all tokens, ``[E, F]`` float64."""
         return self.features_EF / self.tokens
 
-    def saliency(self) -> Tensor:
-        """Mean over the tokens routed to an expert of ``weight * ||E_i(x)||``, ``[E]`` float64; 0 where none was."""
-        return self.saliency_E / self.usage_E.clamp(min=1)
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The inputs of one run of an MoE block, all on the CPU."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerStatistics:
+    """All that is remembered of one MoE layer when the model has passed: enough for every method and every K.
+
+    Attributes:
+        tokens: Number of calibration tokens.
+        usage_E: How often the router chose each expert, int64.
+        routing_score_E: Mean over all tokens of the softmax of the router logits, float64 (S-prune's score).
+        saliency_E: Mean over the tokens routed to an expert of ``weight * ||E_i(x)||``, float64; 0 where none was.
+        outputs_EH: Mean output of every expert over all tokens, float32 (HC-SMoE, eq. 4).
+        logits_gram_EE: Products of two experts' router logits summed over all tokens, float64.
+        sample: Inputs of the block for a sample of the tokens, as one sequence; ``None`` where a block cannot be run on
+            single tokens.
+    """
+
+    tokens: int
+    usage_E: Tensor
+    routing_score_E: Tensor
+    saliency_E: Tensor
+    outputs_EH: Tensor
+    logits_gram_EE: Tensor
+    sample: Call | None
+
+    @classmethod
+    def of(cls, sums: ExpertStatistics, outputs_EH: Tensor, sample: Call | None) -> "LayerStatistics":
+        """Finishes the sums over all tokens."""
+        return cls(
+            tokens=sums.tokens,
+            usage_E=sums.usage_E,
+            routing_score_E=sums.probability_E / sums.tokens,
+            saliency_E=sums.saliency_E / sums.usage_E.clamp(min=1),
+            outputs_EH=outputs_EH,
+            logits_gram_EE=sums.logits_gram_EE,
+            sample=sample,
+        )
+
+
+def sample_tokens(calls: list[Call], count: int, seed: int) -> Call | None:
+    """A seeded sample of the tokens that a block has seen, in their order, as one sequence.
+
+    Args:
+        calls: One per micro-batch; every input is a tensor ``[B, S, ...]`` for a block that treats tokens alone.
+        count: Number of tokens, or all there are.
+        seed: Of the choice.
+
+    Returns:
+        One call with inputs ``[1, count, ...]``; ``None`` if the block takes anything else than tokens.
+    """
+    first = calls[0]
+    inputs = [*first.args, *first.kwargs.values()]
+    if not all(isinstance(value, Tensor) and value.shape[:2] == inputs[0].shape[:2] for value in inputs):
+        return None
+    total = sum(call.args[0].shape[0] * call.args[0].shape[1] for call in calls)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    chosen = order[:count].sort().values
+
+    def pick(values: list[Tensor]) -> Tensor:
+        parts, start = [], 0
+        for value in values:
+            tokens = value.flatten(0, 1)
+            inside = chosen[(chosen >= start) & (chosen < start + len(tokens))]
+            parts.append(tokens[inside - start])
+            start += len(tokens)
+        return torch.cat(parts)[None]
+
+    return Call(
+        args=tuple(pick([call.args[number] for call in calls]) for number in range(len(first.args))),
+        kwargs={name: pick([call.kwargs[name] for call in calls]) for name in first.kwargs},
+    )

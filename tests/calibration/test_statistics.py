@@ -3,11 +3,13 @@
 E experts, T tokens, F feature size, K experts per token.
 """
 
+from math import exp
+
 import pytest
 import torch
 from torch import Tensor
 
-from hcsmoe_hub.calibration.statistics import ExpertStatistics
+from hcsmoe_hub.calibration.statistics import Call, ExpertStatistics, LayerStatistics, sample_tokens
 
 E, T, F, K = 5, 600, 12, 2
 
@@ -16,13 +18,16 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def collect(top_k_TK: Tensor, features_ETF: Tensor, routed_TKF: Tensor, sizes: list[int]) -> ExpertStatistics:
+def collect(
+    top_k_TK: Tensor, features_ETF: Tensor, routed_TKF: Tensor, logits_TE: Tensor, sizes: list[int]
+) -> ExpertStatistics:
     """Statistics of the same tokens in micro-batches of the given sizes."""
     statistics = ExpertStatistics.empty(len(features_ETF))
     start = 0
     for size in sizes:
         tokens = slice(start, start + size)
         statistics.count(top_k_TK[tokens])
+        statistics.add_logits(logits_TE[tokens])
         for expert, features_TF in enumerate(features_ETF):
             statistics.add_features(expert, features_TF[tokens])
             statistics.add_saliency(expert, routed_TKF[tokens][top_k_TK[tokens] == expert])
@@ -41,15 +46,18 @@ def test_statistics_do_not_depend_on_the_micro_batches(dtype: torch.dtype) -> No
     top_k = torch.randint(-1, E, (T, K), generator=generator(0), dtype=torch.int16)
     features = (torch.randn(E, T, F, generator=generator(1)) + 0.5).to(dtype)
     routed = torch.randn(T, K, F, generator=generator(2))
-    whole = collect(top_k, features, routed, [T])
+    logits = torch.randn(T, E, generator=generator(3)).to(dtype)
+    whole = collect(top_k, features, routed, logits, [T])
     for seed in range(5):
         sizes = random_cut(seed)
         assert len(sizes) == 21
-        cut = collect(top_k, features, routed, sizes)
+        cut = collect(top_k, features, routed, logits, sizes)
         assert cut.tokens == whole.tokens == T
         assert torch.equal(cut.usage_E, whole.usage_E)
         assert torch.allclose(cut.mean_features(), whole.mean_features(), rtol=1e-6, atol=1e-8)
-        assert torch.allclose(cut.saliency(), whole.saliency(), rtol=1e-6, atol=0)
+        assert torch.allclose(cut.saliency_E, whole.saliency_E, rtol=1e-6, atol=0)
+        assert torch.allclose(cut.probability_E, whole.probability_E, rtol=1e-9, atol=0)
+        assert torch.allclose(cut.logits_gram_EE, whole.logits_gram_EE, rtol=1e-9, atol=1e-9)
 
 
 def test_features_are_the_mean_over_all_tokens() -> None:
@@ -95,25 +103,102 @@ def test_counts_go_beyond_what_the_choices_are_stored_in() -> None:
     assert statistics.usage_E.tolist() == [50_000]
 
 
+def finish(sums: ExpertStatistics) -> LayerStatistics:
+    """What is remembered of a layer, but for its outputs and its tokens."""
+    return LayerStatistics.of(sums, outputs_EH=torch.zeros(len(sums.usage_E), 1), sample=None)
+
+
 def test_saliency_is_the_mean_norm_of_the_weighted_outputs_over_the_tokens_routed_there() -> None:
-    statistics = ExpertStatistics.empty(2)
+    sums = ExpertStatistics.empty(2)
     # Expert 0 sees two tokens with router weights 0.5 and 0.25, expert 1 sees one with 0.5.
-    statistics.count(torch.tensor([[0, 1], [0, -1], [-1, -1]]))
-    statistics.add_saliency(0, torch.tensor([[3.0, 4.0]]) * 0.5)
-    statistics.add_saliency(0, torch.tensor([[6.0, 8.0]]) * 0.25)
-    statistics.add_saliency(1, torch.tensor([[0.0, 1.0]]) * 0.5)
-    assert statistics.saliency().tolist() == [(0.5 * 5 + 0.25 * 10) / 2, 0.5]
+    sums.count(torch.tensor([[0, 1], [0, -1], [-1, -1]]))
+    sums.add_saliency(0, torch.tensor([[3.0, 4.0]]) * 0.5)
+    sums.add_saliency(0, torch.tensor([[6.0, 8.0]]) * 0.25)
+    sums.add_saliency(1, torch.tensor([[0.0, 1.0]]) * 0.5)
+    assert finish(sums).saliency_E.tolist() == [(0.5 * 5 + 0.25 * 10) / 2, 0.5]
 
 
 def test_an_expert_without_tokens_has_no_saliency() -> None:
-    statistics = ExpertStatistics.empty(3)
-    statistics.count(torch.tensor([[1]]))
-    statistics.add_saliency(1, torch.tensor([[2.0]]))
-    assert statistics.saliency().tolist() == [0, 2, 0]
+    sums = ExpertStatistics.empty(3)
+    sums.count(torch.tensor([[1]]))
+    sums.add_saliency(1, torch.tensor([[2.0]]))
+    assert finish(sums).saliency_E.tolist() == [0, 2, 0]
+
+
+def test_the_routing_score_is_the_mean_probability_over_all_tokens() -> None:
+    sums = ExpertStatistics.empty(2)
+    for logits in ([[0.0, 0.0]], [[0.0, 3.0], [-2.0, 1.0]]):
+        sums.count(torch.tensor([[1]] * len(logits)))
+        sums.add_logits(torch.tensor(logits))
+    probability = 1 / (1 + exp(3))
+    score = finish(sums).routing_score_E
+    assert score.dtype == torch.float64
+    assert score.tolist() == pytest.approx([(0.5 + 2 * probability) / 3, (0.5 + 2 * (1 - probability)) / 3], rel=1e-12)
+
+
+def test_logits_far_from_zero_have_finite_probabilities() -> None:
+    sums = ExpertStatistics.empty(2)
+    sums.add_logits(torch.tensor([[1e4, -1e4]], dtype=torch.bfloat16))
+    assert sums.probability_E.tolist() == [1, 0]
+
+
+def test_products_of_logits_are_summed_over_all_tokens() -> None:
+    sums = ExpertStatistics.empty(2)
+    sums.add_logits(torch.tensor([[1.0, 2.0], [3.0, -4.0]]))
+    sums.add_logits(torch.tensor([[5.0, 0.0]]))
+    assert sums.logits_gram_EE.tolist() == [[1 + 9 + 25, 2 - 12], [2 - 12, 4 + 16]]
+    assert sums.logits_gram_EE.dtype == torch.float64
 
 
 def test_empty_statistics_hold_nothing() -> None:
-    statistics = ExpertStatistics.empty(3)
-    assert statistics.tokens == 0
-    assert statistics.usage_E.tolist() == [0, 0, 0]
-    assert statistics.saliency().tolist() == [0, 0, 0]
+    sums = ExpertStatistics.empty(3)
+    assert sums.tokens == 0
+    for values in (sums.usage_E, sums.saliency_E, sums.probability_E, sums.logits_gram_EE):
+        assert values.sum() == 0
+
+
+# The sample of tokens
+
+
+def call(number: int, sequences: int, length: int) -> Call:
+    """Two inputs of a block: a number per token, and a vector with that number."""
+    first = 100 * number
+    numbers = torch.arange(first, first + sequences * length).view(sequences, length)
+    return Call(args=(numbers,), kwargs={"states": numbers[..., None].expand(-1, -1, 3).float()})
+
+
+def sampled(count: int, seed: int = 0) -> Call:
+    """A sample of 6 + 20 tokens."""
+    found = sample_tokens([call(0, 2, 3), call(1, 4, 5)], count, seed)
+    assert found is not None
+    return found
+
+
+def test_a_sample_takes_the_same_tokens_of_every_input_in_their_order() -> None:
+    sample = sampled(9)
+    (numbers,), states = sample.args, sample.kwargs["states"]
+    assert numbers.shape == (1, 9)
+    assert states.shape == (1, 9, 3)
+    assert numbers[0].tolist() == sorted(set(numbers[0].tolist()))
+    assert set(numbers[0].tolist()) < {*range(6), *range(100, 120)}
+    assert torch.equal(states[..., 1], numbers.float())
+
+
+@pytest.mark.parametrize("count", [26, 1000])
+def test_a_sample_of_more_than_all_tokens_is_all_of_them(count: int) -> None:
+    assert sampled(count).args[0][0].tolist() == [*range(6), *range(100, 120)]
+
+
+def test_the_seed_decides_which_tokens_are_sampled() -> None:
+    first, again, other = (sampled(9, seed).args[0] for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_larger_sample_contains_the_smaller_one() -> None:
+    assert set(sampled(5).args[0][0].tolist()) < set(sampled(9).args[0][0].tolist())
+
+
+@pytest.mark.parametrize("other", [None, torch.zeros(3, 2), 7])
+def test_a_block_that_takes_more_than_tokens_has_no_sample(other: object) -> None:
+    assert sample_tokens([Call((torch.zeros(2, 3, 4), other))], 4, 0) is None

@@ -58,6 +58,57 @@ def test_options_reach_the_conversion(run, quick, tmp_path):
     assert len(list((tmp_path / "result").glob("*.safetensors"))) > 2
 
 
+def test_every_choice_of_the_method_reaches_the_conversion(run, quick):
+    method = {
+        "budget": "frequency",
+        "layout": "full",
+        "layers": "1,3",
+        "protect": "3:1,*:0",
+        "clustering": "kmeans",
+        "similarity": "weight+router-weight",
+        "distance": "cosine",
+        "kmeans-start": "random",
+        "dominant": "saliency",
+        "max-cluster-size": "5",
+        "merge": "dominant",
+        "dominant-weights": "2,1",
+        "align": "weight",
+        "seed": "7",
+    }
+    result = run(*quick, "--dry-run", "--json", *(f"--{name}={value}" for name, value in method.items()))
+    assert result.code == 0
+    document = result.document()
+    numbers = {"layers": [1, 3], "max-cluster-size": 5, "dominant-weights": [2.0, 1.0], "seed": 7}
+    expected = {name.replace("-", "_"): value for name, value in (method | numbers).items()}
+    assert document["method"].items() >= expected.items()
+    assert document["calibration"]["seed"] == 7
+
+
+def test_choice_without_effect_is_refused(run, quick):
+    refused = run(*quick, "--method", "prune", "--linkage", "ward")
+    assert refused.code == 1
+    assert "--linkage ward would have no effect" in refused.stderr
+    assert "Hint: leave --linkage out" in refused.stderr
+    twice = run(*quick, "--similarity", "weight+weight")
+    assert (twice.code, "names a similarity twice" in twice.stderr) == (1, True)
+
+
+def test_figure_lies_beside_the_weights(run, quick, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "result"
+    result = run(*quick, "--output", folder, "--figure", "--json")
+    assert result.document()["figure"] == str(folder / "hcsmoe.png")
+    assert (folder / "hcsmoe.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_full_layout_tells_stored_from_distinct_experts(run, quick, tmp_path):
+    result = run(*quick, "--layout", "full", "--output", tmp_path / "result")
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[0].startswith("✓ Converted to 4 distinct experts per layer in ")
+    assert "experts per layer 8 8 4 distinct" in lines
+    assert not any(line.startswith("top-k agreement") for line in lines)
+
+
 def test_quiet_prints_only_the_path(run, quick, tmp_path):
     # Two experts per token of two: a warning is due, and kept back.
     result = run(*quick, "--experts", "2", "--output", tmp_path / "result", "--quiet")
@@ -78,7 +129,9 @@ def test_person_sees_what_was_made_and_what_to_do_next(run, quick, tmp_path, mon
     assert any(line.startswith("top-k agreement ") and "%" in line for line in lines)
     assert any(line.startswith("output error ") and "%" in line for line in lines)
     assert lines[-1] == "Mean over 4 MoE layers on the calibration text; no measure of quality."
-    assert result.stderr.endswith("Hint: check it with 'hcsmoe verify tiny-mixtral-hcsmoe-4e'\n")
+    assert any(line.startswith("silhouette ") for line in lines)
+    hint = "Hint: check it with 'hcsmoe verify tiny-mixtral-hcsmoe-4e', look at its clusters with 'hcsmoe inspect"
+    assert result.stderr.endswith(f"{hint} tiny-mixtral-hcsmoe-4e'\n")
 
 
 def test_warnings_are_on_stderr_and_in_the_document(run, quick, tmp_path):

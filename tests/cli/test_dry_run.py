@@ -14,6 +14,7 @@ KEYS = {
     "needs",
     "method",
     "calibration",
+    "statistics",
     "output",
     "warnings",
     "dropped_tensors",
@@ -45,6 +46,8 @@ def test_document_agrees_with_the_conversion(run, quick, converted):
     report = done.document()
     for key in ("experts", "parameters", "weights_bytes", "method"):
         assert planned[key] == report[key]
+    assert planned["is_final"]
+    assert "experts_by_layer" not in planned
 
 
 def test_nothing_is_written(run, quick, empty_folder):
@@ -99,3 +102,39 @@ def test_repository_device_download_and_dropped_tensors_are_shown(run, quick, ca
     assert "device 6.2 GB 24.0 GB free on cuda:0" in lines
     assert "time about 6 min 40 s without the download" in lines
     assert "dropped 2 tensors: a prediction head" in lines
+
+
+def test_layers_that_differ_are_counted_one_by_one(run, quick):
+    words = ("--layout", "mapped", "--layers", "0,2-3")
+    document = run(*quick, "--dry-run", "--json", *words).document()
+    assert document["experts"]["after"] == 4
+    assert document["experts_by_layer"] == {"0": 4, "1": 8, "2": 4, "3": 4}
+    assert document["method"]["layers"] == [0, 2, 3]
+    lines = [" ".join(line.split()) for line in run(*quick, "--dry-run", *words).stdout.splitlines()]
+    assert "experts per layer 8 4 to 8 5.0 on average" in lines
+
+
+@pytest.mark.parametrize(("layout", "stored"), [("mapped", 4), ("full", 8)])
+def test_tokens_meet_as_many_parameters_where_the_router_keeps_its_rows(run, quick, layout, stored):
+    document = run(*quick, "--dry-run", "--json", "--layout", layout).document()
+    assert document["active_parameters"]["before"] == document["active_parameters"]["after"]
+    # Three matrices of 128 x 192 for each of the experts that are gone from 4 layers.
+    assert document["parameters"]["before"] - document["parameters"]["after"] == 4 * (8 - stored) * 3 * 128 * 192
+
+
+def test_person_is_told_that_a_budget_needs_statistics_first(run, quick):
+    result = run(*quick, "--dry-run", "--layout", "mapped", "--budget", "frequency")
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert "experts per layer 8 4 on average" in lines
+    (passes,) = [line for line in lines if line.startswith("passes ")]
+    assert passes.endswith("follows from statistics: the model runs once, and the weights are read twice")
+
+
+def test_statistics_are_told_before_and_after_they_exist(run, quick, tmp_path):
+    file = tmp_path / "model.stats"
+    words = (*quick, "--statistics", file, "--dry-run")
+    assert run(*words, "--json").document()["statistics"] == {"path": str(file), "reused": False}
+    assert f"statistics {file}, will be written" in " ".join(run(*words).stdout.split())
+    assert run(*quick, "--statistics", file, "--output", tmp_path / "result", "--quiet").code == 0
+    assert run(*words, "--json").document()["statistics"] == {"path": str(file), "reused": True}
+    assert f"statistics {file}, reused, the model does not run" in " ".join(run(*words).stdout.split())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hcsmoe_hub.cli.output import format_change, format_plural, format_seconds
+from hcsmoe_hub.cli.output import format_change, format_mean, format_plural, format_seconds
 from hcsmoe_hub.units import format_bytes, format_count
 
 
@@ -44,3 +44,9 @@ def test_change_is_signed_and_empty_without_one():
 
 def test_nouns_follow_their_number():
     assert [format_plural(number, "shard") for number in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
+
+
+def test_mean_is_over_what_is_defined():
+    assert format_mean([0.25, None, 0.5]) == "0.375"
+    assert format_mean([3, 4], digits=1) == "3.5"
+    assert format_mean([None]) == format_mean([]) == "-"

@@ -3,16 +3,23 @@
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from typing import get_args, get_type_hints
 
 import pytest
 
+from hcsmoe_hub.cli.method_options import MethodFlags
+from hcsmoe_hub.options import Clustering, Merge, Method, MethodOptions
+from hcsmoe_hub.resolve import resolve
+
 OPTIONS = {
     "convert": (
-        "--experts -e --experts-per-token --similarity --distance --clustering --linkage --merge --router --layout "
-        "--calibration --samples --sequence-length --seed --text-column --device --batch-tokens --max-memory "
-        "--output -o --max-shard-size --overwrite --dry-run --json --quiet -q --revision --token --cache-dir"
+        "--experts -e --experts-per-token --method --budget --layers --protect --router --layout --clustering "
+        "--similarity --distance --linkage --kmeans-start --dominant --max-cluster-size --merge --dominant-weights "
+        "--align --features --saliency --calibration --samples --sequence-length --seed --text-column "
+        "--feature-tokens --statistics --device --batch-tokens --max-memory --output -o --max-shard-size --figure "
+        "--overwrite --dry-run --json --quiet -q --revision --token --cache-dir"
     ),
-    "inspect": "--json --revision --token --cache-dir",
+    "inspect": "--layer --json --revision --token --cache-dir",
     "verify": "--against --json --revision --token --cache-dir",
     "architectures": "--json",
 }
@@ -46,7 +53,9 @@ def test_help_page_lists_every_option_of_the_contract(run, command):
     assert [option for option in OPTIONS[command].split() if option not in words] == []
 
 
-@pytest.mark.parametrize("panel", ["Method", "Calibration", "Compute", "Output", "Hub"])
+@pytest.mark.parametrize(
+    "panel", ["Method", "Grouping", "Merging", "Pruning", "Calibration", "Compute", "Output", "Hub"]
+)
 def test_convert_help_groups_options_in_panels(run, panel):
     assert f"─ {panel} ─" in run("convert", "--help").stdout
 
@@ -54,8 +63,35 @@ def test_convert_help_groups_options_in_panels(run, panel):
 def test_convert_help_shows_choices_and_defaults(run):
     page = run("convert", "--help").stdout
     assert "[average|single|complete|ward]" in page
-    assert "[default: hierarchical]" in page
+    assert "[default: merge]" in page
+    assert "[default: (hierarchical)]" in page
     assert "./NAME-hcsmoe-Ke" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "default"),
+    [
+        ("clustering", {}, "hierarchical"),
+        ("similarity", {}, "expert-output"),
+        ("distance", {}, "euclidean"),
+        ("distance", {"clustering": Clustering.SINGLE_SHOT}, "cosine if single-shot"),
+        ("linkage", {}, "average"),
+        ("kmeans_start", {"clustering": Clustering.KMEANS}, "k-means++"),
+        ("dominant", {}, "usage"),
+        ("dominant", {"merge": Merge.FIX_DOM}, "center if the merge follows one"),
+        ("merge", {}, "frequency"),
+        ("merge", {"clustering": Clustering.FUZZY}, "membership if fuzzy"),
+        ("align", {}, "none"),
+        ("features", {"merge": Merge.ZIPIT}, "activation"),
+        ("saliency", {"method": Method.PRUNE}, "reap"),
+        ("router", {}, "dominant"),
+        ("router", {"clustering": Clustering.FUZZY}, "membership if fuzzy"),
+    ],
+)
+def test_defaults_in_words_are_those_that_the_library_takes(name, asked, default):
+    _, option = get_args(get_type_hints(MethodFlags, include_extras=True)[name])
+    assert default in option.show_default.split("; ")
+    assert resolve(MethodOptions(**asked)).as_dict()[name] == default.split()[0]
 
 
 def test_no_words_show_help_as_a_usage_error(run):

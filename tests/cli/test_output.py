@@ -54,3 +54,8 @@ def test_hints_are_for_people_alone(capsys):
     assert capsys.readouterr().err == ""
     Output().hint("try this")
     assert capsys.readouterr().err == "Hint: try this\n"
+
+
+def test_drawings_for_other_programs_are_as_wide_as_a_page(stdout):
+    stdout("utf-8")
+    assert Output().drawing_width == 100

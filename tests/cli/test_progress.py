@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from hcsmoe_hub.cli.output import Output
 from hcsmoe_hub.cli.progress import listening
-from hcsmoe_hub.events import Stage, StageAdvanced, StageFinished, StageStarted, Warned
+from hcsmoe_hub.events import Fetching, Stage, StageAdvanced, StageFinished, StageStarted, Warned
 
 EVENTS = [
     StageStarted(Stage.CALIBRATION, 1),
@@ -29,11 +29,20 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(output, file, *, width=100):
+OBSERVING = [
+    StageStarted(Stage.OBSERVE, 2),
+    Fetching("model-2.safetensors", 2, 3),
+    StageAdvanced(Stage.OBSERVE, "layer 0"),
+    StageAdvanced(Stage.OBSERVE, "layer 1"),
+    StageFinished(Stage.OBSERVE, 5),
+]
+
+
+def shown(output, file, *, width=100, events=EVENTS):
     """Sends all events; returns what was printed, without colours and cursor movements."""
     output.stderr = Console(file=file, force_terminal=file.isatty(), width=width, markup=False, highlight=False)
     with listening(output) as listener:
-        for event in EVENTS:
+        for event in events:
             listener(event)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
 
@@ -46,6 +55,20 @@ def test_plain_lines_say_when_a_stage_starts_and_ends():
         "Warning: layer 0: something [odd].",
         "convert      done in 6 min 40 s, 3.0 MB written",
     ]
+
+
+def test_observing_counts_layers_and_downloads_but_no_bytes():
+    assert shown(Output(), io.StringIO(), events=OBSERVING).splitlines() == [
+        "observe      started, 2 layers",
+        "observe      downloading model-2.safetensors (2 of 3)",
+        "observe      done in 5.0 s",
+    ]
+
+
+def test_terminal_shows_observed_layers():
+    text = shown(Output(), Terminal(), events=OBSERVING)
+    assert "2/2 layers" in text
+    assert "written" not in text
 
 
 @pytest.mark.parametrize("width", [40, 80, 100])

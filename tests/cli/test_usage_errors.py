@@ -2,6 +2,8 @@
 
 import pytest
 
+from hcsmoe_hub.options import Clustering, Merge, Similarity
+
 
 def usage_error(run, *words):
     """Text of a usage error without the frame around it."""
@@ -26,13 +28,13 @@ def test_experts_are_required(run):
 @pytest.mark.parametrize(
     ("option", "word", "meant", "known"),
     [
-        ("--similarity", "expert-outputs", "expert-output", "expert-output"),
-        ("--distance", "euclidian", "euclidean", "euclidean, cosine"),
-        ("--clustering", "hirarchical", "hierarchical", "hierarchical"),
+        ("--similarity", "expert-outputs", "expert-output", ", ".join(Similarity)),
+        ("--distance", "euclidian", "euclidean", "euclidean, cosine, kl-divergence, wasserstein"),
+        ("--clustering", "hirarchical", "hierarchical", ", ".join(Clustering)),
         ("--linkage", "Average", "average", "average, single, complete, ward"),
-        ("--merge", "freqency", "frequency", "frequency, average"),
-        ("--router", "dominat", "dominant", "dominant, frequency, average"),
-        ("--layout", "reduce", "reduced", "reduced"),
+        ("--merge", "freqency", "frequency", ", ".join(Merge)),
+        ("--router", "dominat", "dominant", "dominant, frequency, average, membership"),
+        ("--layout", "reduce", "reduced", "reduced, mapped, full"),
         ("--device", "cud", "cuda", "auto, cpu, cuda, cuda:N"),
         ("--device", "GPU", "cuda", "auto, cpu, cuda, cuda:N"),
         ("--device", "cuda:first", "cuda:N", "auto, cpu, cuda, cuda:N"),
@@ -46,7 +48,55 @@ def test_unknown_value_is_answered_with_a_suggestion_and_the_known_ones(run, opt
 
 def test_unknown_value_without_a_near_one_is_answered_with_the_known_ones(run):
     error = usage_error(run, "convert", "model", "--experts", "4", "--distance", "manhattan")
-    assert "'manhattan' is unknown. Known values: euclidean, cosine." in error
+    assert "'manhattan' is unknown. Known values: euclidean, cosine, kl-divergence, wasserstein." in error
+
+
+@pytest.mark.parametrize(
+    ("option", "word", "meant"),
+    [
+        ("--clustering", "k-means", "'kmeans'"),
+        ("--clustering", "kmeans++", "'kmeans'"),
+        ("--kmeans-start", "kmeans++", "'k-means++'"),
+        ("--similarity", "eo", "'expert-output'"),
+        ("--similarity", "weight+rl", "'router-logits'"),
+        ("--distance", "kl", "'kl-divergence'"),
+        ("--merge", "freq", "'frequency'"),
+        ("--merge", "weighted", "'average' or 'dominant'"),
+        ("--merge", "fix-dom-same", "'fix-dom'"),
+        ("--features", "act", "'activation'"),
+        ("--features", "act+weight", "'activation+weight'"),
+        ("--saliency", "freq", "'frequency'"),
+        ("--method", "pruned", "'prune'"),
+        ("--budget", "msmoe", "'m-smoe'"),
+        ("--align", "no", "'none'"),
+    ],
+)
+def test_names_of_the_published_code_are_answered_with_ours(run, option, word, meant):
+    error = usage_error(run, "convert", "model", "--experts", "4", option, word)
+    assert f"is unknown; did you mean {meant}?" in error
+
+
+@pytest.mark.parametrize("words", ["2", "2,1,1", "two,one", "nan,1", "1e9,1", ""])
+def test_bad_dominant_weights_are_one_message(run, words):
+    error = usage_error(run, "convert", "model", "--experts", "4", f"--dominant-weights={words}")
+    assert f"'{words}' are no weights; write two numbers such as 2,1." in error
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "problem"),
+    [
+        ("--layers", "0-x", "'0-x' is no layer"),
+        ("--layers", "", "'' is no layer"),
+        ("--layers", "5-3", "the range '5-3' ends before it begins"),
+        ("--layers", "0-999999999", "'0-999999999' is no layer"),
+        ("--protect", "3:", "'' is no expert"),
+        ("--protect", "a:1", "'a' is no layer"),
+        ("--protect", "1:-2", "'-2' is no expert"),
+        ("--protect", "@no/such/file", "the list of experts no/such/file cannot be read"),
+    ],
+)
+def test_bad_list_is_one_message(run, option, text, problem):
+    assert problem in usage_error(run, "convert", "model", "--experts", "4", f"{option}={text}")
 
 
 @pytest.mark.parametrize("option", ["--max-memory", "--max-shard-size"])
@@ -57,7 +107,16 @@ def test_bad_size_is_one_message(run, option, size):
 
 
 @pytest.mark.parametrize(
-    "option", ["--experts", "--experts-per-token", "--samples", "--sequence-length", "--batch-tokens"]
+    "option",
+    [
+        "--experts",
+        "--experts-per-token",
+        "--samples",
+        "--sequence-length",
+        "--feature-tokens",
+        "--batch-tokens",
+        "--max-cluster-size",
+    ],
 )
 @pytest.mark.parametrize("number", ["0", "-1", "many", "1.5"])
 def test_number_below_one_is_refused(run, option, number):

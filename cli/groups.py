@@ -1,0 +1,53 @@
+"""Options that belong together reach a command as one value; the command line sees every single option."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_args, get_type_hints
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Replaces every parameter that is a dataclass by the options that its fields declare.
+
+    Args:
+        command: A command for typer. Its parameters are options declared with ``Annotated``, or dataclasses whose
+            fields are such options; no two of them may have the same name.
+
+    Returns:
+        The same command, for typer to read: keyword-only parameters without any group.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters: list[Parameter] = []
+    for name, parameter in signature(command).parameters.items():
+        if name in groups:
+            parameters += _options(groups[name])
+        else:
+            parameters.append(_option(name, hints[name], parameter.default))
+
+    @wraps(command)
+    def flat(**given: Any) -> None:
+        values = {
+            name: kind(**{field.name: given.pop(field.name) for field in fields(kind)}) for name, kind in groups.items()
+        }
+        command(**given, **values)
+
+    flat.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat
+
+
+def _options(group: Any) -> Iterator[Parameter]:
+    """The options that the fields of a dataclass declare."""
+    hints = get_type_hints(group, include_extras=True)
+    for field in fields(group):
+        yield _option(field.name, hints[field.name], Parameter.empty if field.default is MISSING else field.default)
+
+
+def _option(name: str, annotation: Any, default: Any) -> Parameter:
+    """A parameter that typer can read."""
+    _, info = get_args(annotation)
+    # Typer knows few types, but a parser may return any: to typer, its option is a word.
+    readable = annotation if info.parser is None else Annotated[str, info]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=readable)

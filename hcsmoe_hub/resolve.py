@@ -1,0 +1,263 @@
+"""From what was asked to what will be done: defaults that suit each other, and a refusal of whatever would be ignored.
+
+Every choice is decided by one small function of the choices before it. It returns the default, or ``Idle`` with the
+reason why there is nothing to choose.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from math import inf
+from typing import Any
+
+from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.options import (
+    Align,
+    Budget,
+    Clustering,
+    Distance,
+    Dominant,
+    Features,
+    KMeansStart,
+    Layout,
+    Linkage,
+    Merge,
+    Method,
+    MethodOptions,
+    RouterPolicy,
+    Saliency,
+    Similarity,
+)
+from hcsmoe_hub.recipe import NEURON_MERGES, OVERLAPS, Recipe
+
+Chosen = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """A choice that the others leave nothing to do for."""
+
+    reason: str
+
+
+def resolve(options: MethodOptions) -> Recipe:
+    """Fills in every choice.
+
+    Raises:
+        PlanError: If a choice contradicts another one, or would have no effect.
+    """
+    chosen: dict[str, Any] = {field.name: getattr(options, field.name) for field in fields(options)}
+    for name, decide in _DECISIONS.items():
+        default, asked = decide(chosen), chosen[name]
+        if not isinstance(default, Idle):
+            chosen[name] = default if asked is None else asked
+        elif asked is not None:
+            raise PlanError(
+                f"{flag(name)} {_text(asked)} would have no effect: {default.reason}.", hint=f"leave {flag(name)} out"
+            )
+    for is_wrong, message, hint in _CONTRADICTIONS:
+        if is_wrong(chosen):
+            words = {key: _text(value) for key, value in chosen.items()}
+            raise PlanError(message.format(**words), hint=hint.format(**words))
+    return Recipe(**chosen)
+
+
+def flag(name: str) -> str:
+    """The option of the command line that sets a choice."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _text(value: Any) -> str:
+    return "+".join(value) if isinstance(value, tuple) and value and isinstance(value[0], str) else str(value)
+
+
+def _clustering(chosen: Chosen) -> Clustering | Idle:
+    return Idle("pruning groups nothing") if chosen["method"] is Method.PRUNE else Clustering.HIERARCHICAL
+
+
+def _similarity(chosen: Chosen) -> tuple[Similarity, ...] | Idle:
+    match chosen["clustering"]:
+        case None:
+            return Idle("pruning compares no experts with each other")
+        case Clustering.RANDOM:
+            return Idle("random groups compare nothing")
+    return (Similarity.EXPERT_OUTPUT,)
+
+
+def _distance(chosen: Chosen) -> Distance | Idle:
+    if chosen["similarity"] is None:
+        return Idle("no experts are compared with each other")
+    return Distance.COSINE if chosen["clustering"] is Clustering.SINGLE_SHOT else Distance.EUCLIDEAN
+
+
+def _linkage(chosen: Chosen) -> Linkage | Idle:
+    if chosen["clustering"] is Clustering.HIERARCHICAL:
+        return Linkage.AVERAGE
+    return Idle("only hierarchical clustering has a linkage")
+
+
+def _kmeans_start(chosen: Chosen) -> KMeansStart | Idle:
+    return KMeansStart.PLUS_PLUS if chosen["clustering"] is Clustering.KMEANS else Idle("only k-means has a start")
+
+
+def _max_cluster_size(chosen: Chosen) -> Idle | None:
+    match chosen["clustering"]:
+        case None:
+            return Idle("pruning makes no clusters")
+        case Clustering.FUZZY:
+            return Idle("every expert belongs to every fuzzy cluster")
+        case Clustering.RANDOM:
+            return Idle("random groups have no distances to move experts by")
+    return None
+
+
+def _merge(chosen: Chosen) -> Merge | Idle:
+    if chosen["method"] is Method.PRUNE:
+        return Idle("pruning merges nothing")
+    return Merge.MEMBERSHIP if chosen["clustering"] is Clustering.FUZZY else Merge.FREQUENCY
+
+
+def _dominant_weights(chosen: Chosen) -> Idle | None:
+    return (
+        None if chosen["merge"] is Merge.DOMINANT else Idle("only '--merge dominant' weighs the dominant expert apart")
+    )
+
+
+def _features(chosen: Chosen) -> Features | Idle:
+    if chosen["merge"] in NEURON_MERGES:
+        return Features.ACTIVATION
+    return Idle("only fix-dom and ZipIt match neurons by their features")
+
+
+def _align(chosen: Chosen) -> Align | Idle:
+    if chosen["method"] is Method.PRUNE:
+        return Idle("pruned experts stay as they are")
+    if chosen["merge"] in NEURON_MERGES:
+        return Idle(f"{chosen['merge']} arranges the neurons itself")
+    if chosen["merge"] is Merge.MEMBERSHIP:
+        return Idle("an expert that belongs to every cluster has no dominant expert to follow")
+    return Align.NONE
+
+
+def _saliency(chosen: Chosen) -> Saliency | Idle:
+    return Saliency.REAP if chosen["method"] is Method.PRUNE else Idle("only '--method prune' ranks experts to keep")
+
+
+def _dominant(chosen: Chosen) -> Dominant | Idle:
+    if chosen["method"] is Method.PRUNE:
+        return Idle("pruning makes no clusters")
+    needs_center = chosen["merge"] in (Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.DOMINANT)
+    has_center = chosen["clustering"] not in (Clustering.SINGLE_SHOT, Clustering.RANDOM)
+    return Dominant.CENTER if needs_center and has_center else Dominant.USAGE
+
+
+def _router(chosen: Chosen) -> RouterPolicy | Idle:
+    if chosen["layout"] is not Layout.REDUCED:
+        return Idle(f"the {chosen['layout']} layout keeps all router rows")
+    if chosen["method"] is Method.PRUNE:
+        return Idle("experts that are kept keep their router rows")
+    return RouterPolicy.MEMBERSHIP if chosen["clustering"] is Clustering.FUZZY else RouterPolicy.DOMINANT
+
+
+# In order: each may look at what the ones before it decided.
+_DECISIONS: Mapping[str, Callable[[Chosen], Any]] = {
+    "clustering": _clustering,
+    "similarity": _similarity,
+    "distance": _distance,
+    "linkage": _linkage,
+    "kmeans_start": _kmeans_start,
+    "max_cluster_size": _max_cluster_size,
+    "merge": _merge,
+    "dominant_weights": _dominant_weights,
+    "features": _features,
+    "align": _align,
+    "saliency": _saliency,
+    "dominant": _dominant,
+    "router": _router,
+}
+
+
+def _are_weights(numbers: tuple[float, float]) -> bool:
+    # Not a number fails every comparison, so it fails this one.
+    return all(0 <= number < inf for number in numbers) and max(numbers) > 0
+
+
+def _is_fuzzy(chosen: Chosen) -> bool:
+    return chosen["clustering"] is Clustering.FUZZY
+
+
+_CONTRADICTIONS: tuple[tuple[Callable[[Chosen], bool], str, str], ...] = (
+    (
+        lambda c: (
+            c["linkage"] is Linkage.WARD and (c["distance"] is not Distance.EUCLIDEAN or len(c["similarity"]) > 1)
+        ),
+        "ward linkage measures squared errors, which {distance} distances of {similarity} do not have.",
+        "use --distance euclidean with a single --similarity, or another --linkage",
+    ),
+    (
+        lambda c: c["similarity"] is not None and len(set(c["similarity"])) < len(c["similarity"]),
+        "--similarity {similarity} names a similarity twice.",
+        "name each one once in --similarity",
+    ),
+    (
+        lambda c: (
+            c["distance"] in OVERLAPS
+            and (c["clustering"] is not Clustering.SINGLE_SHOT or c["similarity"] != (Similarity.EXPERT_OUTPUT,))
+        ),
+        "--distance {distance} compares the outputs of two experts token by token, which is defined for single-shot "
+        "grouping by expert-output only, not for {clustering} by {similarity}.",
+        "use --clustering single-shot --similarity expert-output, or another --distance",
+    ),
+    (
+        lambda c: c["merge"] is Merge.DOMINANT and c["dominant_weights"] is None,
+        "--merge dominant does not say how much the dominant expert weighs.",
+        "add --dominant-weights with two numbers, such as 2,1",
+    ),
+    (
+        lambda c: c["dominant_weights"] is not None and not _are_weights(c["dominant_weights"]),
+        "--dominant-weights {dominant_weights} are no weights: both must be finite, none below zero, and one above.",
+        "use --dominant-weights with two numbers, such as 2,1",
+    ),
+    (
+        lambda c: c["method"] is Method.MERGE and _is_fuzzy(c) != (c["merge"] is Merge.MEMBERSHIP),
+        "{clustering} clustering and --merge {merge} do not go together: fuzzy clusters, and only they, have "
+        "memberships.",
+        "use --clustering fuzzy with --merge membership, or neither",
+    ),
+    (
+        lambda c: c["router"] is not None and _is_fuzzy(c) != (c["router"] is RouterPolicy.MEMBERSHIP),
+        "{clustering} clustering and --router {router} do not go together: fuzzy clusters, and only they, have "
+        "memberships.",
+        "use --clustering fuzzy with --router membership, or neither",
+    ),
+    (
+        lambda c: _is_fuzzy(c) and c["layout"] is not Layout.REDUCED,
+        "the {layout} layout sends every router row to one expert, but a fuzzy cluster has a part of every expert.",
+        "use --layout reduced, or another --clustering",
+    ),
+    (
+        lambda c: c["dominant"] is Dominant.CENTER and c["clustering"] in (Clustering.SINGLE_SHOT, Clustering.RANDOM),
+        "{clustering} grouping has no centres to find the dominant expert by.",
+        "use --dominant usage, routing-score or saliency",
+    ),
+    (
+        lambda c: c["method"] is Method.PRUNE and c["layout"] is not Layout.REDUCED,
+        "the {layout} layout keeps the router rows of all experts, but a pruned expert leaves none to send them to.",
+        "use --layout reduced",
+    ),
+    (
+        lambda c: c["max_cluster_size"] is not None and c["max_cluster_size"] < 1,
+        "a cluster of at most {max_cluster_size} experts holds none.",
+        "use --max-cluster-size with 1 or more",
+    ),
+    (
+        lambda c: c["method"] is Method.PRUNE and bool(c["protect"]) and c["saliency"] is Saliency.RECONSTRUCTION,
+        "the reconstruction error chooses whole subsets of experts, so none can be kept beforehand.",
+        "use another --saliency, or leave --protect out",
+    ),
+    (
+        lambda c: c["budget"] is not Budget.UNIFORM and c["method"] is Method.PRUNE,
+        "a {budget} budget gives layers different numbers of experts, and pruning needs a router of the same size in "
+        "every layer.",
+        "use --budget uniform",
+    ),
+)

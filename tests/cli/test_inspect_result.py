@@ -1,0 +1,218 @@
+"""``hcsmoe inspect`` of a result: how it was made, and what became of its experts."""
+
+import json
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def copy(converted, tmp_path):
+    """A copy of the converted checkpoint; its report may be changed by a function."""
+    folder, _ = converted
+    target = tmp_path / "result"
+    shutil.copytree(folder, target)
+
+    def install(change):
+        file = target / "hcsmoe.json"
+        document = json.loads(file.read_text())
+        change(document)
+        file.write_text(json.dumps(document))
+        return target
+
+    return install
+
+
+@pytest.fixture(scope="module")
+def mapped(run, quick, tmp_path_factory):
+    """A result whose router rows share experts, with different numbers of them."""
+    folder = tmp_path_factory.mktemp("mapped") / "result"
+    words = ("--layout", "mapped", "--layers", "1-2", "--clustering", "kmeans")
+    return folder, run(*quick, *words, "--output", folder)
+
+
+def lines_of(result):
+    return [" ".join(line.split()) for line in result.stdout.splitlines()]
+
+
+def test_document_holds_the_report(run, converted):
+    folder, _ = converted
+    result = run("inspect", folder, "--json")
+    assert (result.code, result.stderr) == (0, "")
+    assert result.document()["conversion"] == json.loads((folder / "hcsmoe.json").read_text())
+
+
+def test_checkpoint_of_others_has_no_conversion(run, example):
+    assert run("inspect", example, "--json").document()["conversion"] is None
+
+
+def test_person_sees_method_calibration_and_a_line_per_layer(run, converted, example):
+    folder, finished = converted
+    lines = lines_of(run("inspect", folder))
+    assert any(line.startswith(f"made from {example} by hcsmoe ") for line in lines)
+    assert any(line.startswith("method hierarchical clustering by expert-output (euclidean, ") for line in lines)
+    assert "calibration bundled, 2 x 64 tokens, seed 42" in lines
+    title = lines.index("LAYER EXPERTS SILHOUETTE DUNN OUTPUT ERROR TOP-K AGREEMENT DEAD MERGE HEIGHTS")
+    rows = [line.split() for line in lines[title + 1 :]]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "mean"]
+    for row, layer in zip(rows, finished.document()["layers"], strict=False):
+        assert row[1:4] == ["4", f"{layer['silhouette']:.3f}", f"{layer['dunn']:.3f}"]
+        assert row[4] == f"{100 * layer['output_error']:.1f}"
+    mean = sum(layer["silhouette"] for layer in finished.document()["layers"]) / 4
+    assert rows[-1][2] == f"{mean:.3f}"
+
+
+def test_one_layer_shows_clusters_shares_and_tree(run, converted):
+    folder, finished = converted
+    layer = finished.document()["layers"][2]
+    lines = lines_of(run("inspect", folder, "--layer", 2))
+    assert lines[0] == "layer 2: 8 source experts, 4 left"
+    title = lines.index("CLUSTER EXPERTS, * LEADS USAGE OF EACH EXPERT, %")
+    total = sum(layer["usage"])
+    for number, line in enumerate(lines[title + 1 : title + 5]):
+        members = [expert for expert, label in enumerate(layer["labels"]) if label == number]
+        lead = layer["dominant"][number]
+        names = ", ".join(f"{expert}*" if expert == lead and len(members) > 1 else f"{expert}" for expert in members)
+        share = 100 * sum(layer["usage"][expert] for expert in members) / total
+        assert line.startswith(f"{number} {names} {share:.1f} % ")
+    assert any("┊ 4 clusters" in line or "4 clusters ┊" in line for line in lines)
+
+
+def test_one_layer_is_drawn_in_what_the_terminal_can_show(run, converted, monkeypatch):
+    folder, _ = converted
+    monkeypatch.setattr("hcsmoe_hub.cli.output.Output.is_ascii", True)
+    result = run("inspect", folder, "--layer", 0)
+    assert result.stdout.replace(str(folder), "").isascii()
+    assert "4 clusters" in result.stdout
+
+
+def test_document_of_one_layer_holds_that_layer_alone(run, converted):
+    folder, _ = converted
+    (layer,) = run("inspect", folder, "--layer", 3, "--json").document()["conversion"]["layers"]
+    assert layer["layer"] == 3
+
+
+def test_layer_that_is_not_there_is_a_known_failure(run, converted):
+    folder, _ = converted
+    result = run("inspect", folder, "--layer", 9)
+    assert (result.code, result.stdout) == (1, "")
+    assert "none of its 4 MoE layers: 0, 1, 2, 3." in result.stderr
+
+
+def test_layer_of_a_checkpoint_without_report_is_a_known_failure(run, example):
+    result = run("inspect", example, "--layer", 0)
+    assert result.code == 1
+    assert "holds no hcsmoe.json" in result.stderr
+
+
+def test_mapped_result_tells_rows_from_experts_and_how_it_is_loaded(run, mapped):
+    folder, finished = mapped
+    assert finished.code == 0
+    lines = lines_of(finished)
+    assert lines[0].startswith("✓ Converted to 4 to 8 experts per layer in ")
+    assert f"load: AutoModelForCausalLM.from_pretrained('{folder}', trust_remote_code=True)" in lines
+    assert "experts per layer 8 4 to 8 6.0 on average" in lines
+    assert "router unchanged every token is routed as in the source" in lines
+    found = run("inspect", folder)
+    assert "experts 8 router rows share 4 to 8 experts per layer, 2 per token" in lines_of(found)
+    assert "LAYER EXPERTS SILHOUETTE DUNN OUTPUT ERROR DEAD MERGE HEIGHTS" in lines_of(found)
+    assert "--experts" not in found.everything
+
+
+def test_parameters_of_a_mapped_result_are_those_of_its_conversion(run, mapped):
+    folder, _ = mapped
+    document = run("inspect", folder, "--json").document()
+    assert document["experts"]["stored_by_layer"] == {"0": 8, "1": 4, "2": 4, "3": 8}
+    assert document["parameters"]["total"] == document["conversion"]["parameters"]["after"]
+    # All router rows are left, so a token meets what it met in the source: 2 of 8 experts.
+    assert document["parameters"]["active"] == 3085440 - 2359296 * 6 // 8
+
+
+def test_method_without_tree_is_shown_without_one(run, mapped):
+    folder, _ = mapped
+    result = run("inspect", folder, "--layer", 1)
+    assert result.code == 0
+    assert "┊" not in result.stdout
+    assert "router unchanged" in lines_of(result)
+
+
+def test_pruned_experts_are_named(run, quick, tmp_path):
+    folder = tmp_path / "pruned"
+    assert run(*quick, "--method", "prune", "--protect", "*:5", "--output", folder, "--quiet").code == 0
+    labels = json.loads((folder / "hcsmoe.json").read_text())["layers"][0]["labels"]
+    assert labels[5] >= 0
+    pruned = ", ".join(str(expert) for expert, label in enumerate(labels) if label < 0)
+    assert f"pruned {pruned}" in lines_of(run("inspect", folder, "--layer", 0))
+    assert "method prune by reap, protected *:5" in lines_of(run("inspect", folder))
+
+
+def test_moved_experts_are_told(run, copy):
+    def move(document):
+        layer = document["layers"][0]
+        clusters = [[expert for expert, label in enumerate(layer["labels"]) if label == number] for number in range(4)]
+        largest = max(range(4), key=lambda number: len(clusters[number]))
+        moved = next(expert for expert in clusters[largest] if expert not in layer["dominant"])
+        layer["labels"][moved] = (largest + 1) % 4
+
+    result = run("inspect", copy(move), "--layer", 0)
+    assert "The size limit moved experts after the tree was cut." in result.stdout
+
+
+def test_report_of_the_first_version_is_shown_without_what_it_lacks(run, copy):
+    def forget(document):
+        for name in ("method", "seed", "dominant", "budget", "protect", "layers", "max_cluster_size"):
+            document["method"].pop(name, None)
+        for layer in document["layers"]:
+            for name in ("experts", "routing_score", "dead_experts", "tree", "silhouette", "dunn", "measured_tokens"):
+                del layer[name]
+
+    folder = copy(forget)
+    lines = lines_of(run("inspect", folder))
+    row = lines[lines.index("LAYER EXPERTS SILHOUETTE DUNN OUTPUT ERROR TOP-K AGREEMENT DEAD MERGE HEIGHTS") + 1]
+    assert row.startswith("0 4 - - ")
+    assert run("inspect", folder, "--layer", 0).code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda document: document.pop("layers"), "layers is missing"),
+        (lambda document: document.pop("schema_version"), "schema_version is missing"),
+        (lambda document: document.update(method=None), "is damaged"),
+        (lambda document: document.update(layers="none"), "'none' is out of place"),
+        (lambda document: document["layers"][0].update(labels=[0, 1]), "contradict each other"),
+        (lambda document: document["layers"][0]["labels"].__setitem__(0, 99), "is damaged"),
+        (lambda document: document["layers"][1].update(dunn="high"), "'high' is out of place"),
+        (lambda document: document["layers"][0].update(dunn=float("nan")), "NaN is no number of JSON"),
+        (lambda document: document["layers"][0]["tree"].pop(), "a tree of 6 merges does not join 8 experts"),
+        (lambda document: document["layers"][0]["tree"].reverse(), "a tree of 7 merges does not join 8 experts"),
+        (lambda document: document["layers"][0]["tree"][-1].pop(), "is damaged"),
+        (lambda document: document["layers"][0]["tree"][0].__setitem__(2, -1.0), "a merge has the height -1.0"),
+        (lambda document: document["layers"][0]["tree"][0].__setitem__(2, 10**9), "a tree of 7 merges does not join"),
+        (lambda document: document["layers"][0].update(dominant=[], labels=[-1] * 8), "layer 0 has no experts left"),
+        (lambda document: document["layers"][0].update(output_error=10**400), "is out of place"),
+        (lambda document: document["layers"][0].update(router=[]), "is damaged"),
+        (lambda document: document.update(schema_version=7), "has schema version 7; this program reads 1."),
+    ],
+)
+def test_damaged_report_is_one_message_and_the_checkpoint_is_shown(run, copy, change, problem):
+    folder = copy(change)
+    result = run("inspect", folder, "--json")
+    assert result.code == 0
+    assert result.document()["conversion"] is None
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"Warning: {folder}/hcsmoe.json ")
+    assert problem in result.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b"\xff\xfe", b"[" * 100_000])
+def test_report_that_is_no_report_is_one_message(run, copy, content):
+    folder = copy(lambda document: None)
+    (folder / "hcsmoe.json").write_bytes(content)
+    result = run("inspect", folder)
+    assert result.code == 0
+    assert "experts 4 per layer, 2 per token" in lines_of(result)
+    assert result.stderr.count("Warning: ") == 1
+    refused = run("inspect", folder, "--layer", 0)
+    assert (refused.code, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("Error: ")
