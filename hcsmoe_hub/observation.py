@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,7 +148,8 @@ def rerun(
         with torch.no_grad():
             for call in calls:
                 if whole_layer:
-                    batcher.wrap(moe.forward, start)(*call.args, **call.kwargs)
+                    # The layer's own forward: the one on the instance may load and free its weights.
+                    batcher.wrap(partial(type(moe).forward, moe), start)(*call.args, **call.kwargs)
                 else:
                     moe(*send_to_device(call.args, batcher.device), **send_to_device(call.kwargs, batcher.device))
     finally:

@@ -23,7 +23,6 @@ from hcsmoe_hub.calibration.text import fingerprint as token_fingerprint
 from hcsmoe_hub.checkpoint.writer import INCOMPLETE
 from hcsmoe_hub.errors import CalibrationError, OutputError, PlanError
 from hcsmoe_hub.model import Model
-from hcsmoe_hub.moe.router import router_weight
 from hcsmoe_hub.options import CalibrationOptions
 
 if TYPE_CHECKING:
@@ -34,22 +33,27 @@ CONTENT = "statistics.json"
 # Enough of a tensor to tell two sets of weights apart.
 PEEKED_BYTES = 4096
 _FIELDS = ("usage_E", "routing_score_E", "saliency_E", "outputs_EH", "logits_gram_EE")
+_DESCRIBED = {"fingerprint", "source", "options", "plan", "calibration", "layers"}
 _INPUT, _NAMED_INPUT = "input.", "named_input."
 
 
 def fingerprint(model: Model) -> str:
     """SHA-256 that tells a source from every other one, whether it lies in a folder or on the Hub.
 
-    Covers the config, the names, dtypes and shapes of all tensors, and the first bytes of two of the routers.
+    Covers the config, the names, dtypes and shapes of all tensors, and the first bytes of the routers and experts
+    of two layers.
     """
     source, digest = model.source, hashlib.sha256()
     digest.update(json.dumps(source.config, sort_keys=True).encode())
     for name, tensor in sorted(source.tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-    routers = {weight.name for block in model.blocks if (weight := router_weight(block, model.skeleton.state))}
-    keys = [key for group in model.groups.values() for key, target in group.targets.items() if target in routers]
-    for key in sorted(keys)[:1] + sorted(keys)[-1:]:
-        digest.update(source.peek(source.tensors[key], PEEKED_BYTES))
+    for block in (model.blocks[0], model.blocks[-1]):
+        for tensors in (block.router, block.experts):
+            names = {tensor.name for tensor in tensors}
+            keys = sorted(key for key, target in model.groups[block.layer].targets.items() if target in names)
+            # A few of them are enough; on the Hub each one is a request.
+            for key in keys[:1] + keys[-1:]:
+                digest.update(source.peek(source.tensors[key], PEEKED_BYTES))
     return digest.hexdigest()
 
 
@@ -68,7 +72,9 @@ class StatisticsWriter:
             tensors[f"{_INPUT}{number}"] = value
         for name, value in statistics.sample.kwargs.items():
             tensors[f"{_NAMED_INPUT}{name}"] = value
-        self._write(f"layer-{layer}.safetensors", save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        # What is None is left out.
+        stored = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+        self._write(f"layer-{layer}.safetensors", save(stored))
 
     def describe(self, content: Mapping[str, Any]) -> None:
         """Writes what was observed."""
@@ -189,6 +195,9 @@ class StatisticsFile:
                 f"{self.path} has version {content.get('version')} of its format; this program reads {VERSION}.",
                 hint="collect the statistics again, into another file",
             )
+        missing = sorted(_DESCRIBED - content.keys())
+        if missing:
+            raise self._broken(f"{CONTENT} has no {missing[0]!r}")
         return content
 
     def layer(self, layer: int) -> LayerStatistics:
@@ -202,7 +211,9 @@ class StatisticsFile:
             fields = {name: tensors[name] for name in _FIELDS}
         except (safetensors.SafetensorError, KeyError) as error:
             raise self._broken(f"layer {layer} is damaged ({error})") from error
-        args = [tensors[f"{_INPUT}{number}"] for number in range(sum(name.startswith(_INPUT) for name in tensors))]
+        # An input that was None is not in the file.
+        numbers = [int(name.removeprefix(_INPUT)) for name in tensors if name.startswith(_INPUT)]
+        args = [tensors.get(f"{_INPUT}{number}") for number in range(max(numbers, default=-1) + 1)]
         kwargs = {name.removeprefix(_NAMED_INPUT): tensors[name] for name in tensors if name.startswith(_NAMED_INPUT)}
         return LayerStatistics(tokens=self.content["calibration"]["tokens"], sample=Call(tuple(args), kwargs), **fields)
 

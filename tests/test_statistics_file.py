@@ -196,7 +196,6 @@ def test_the_fingerprint_is_that_of_the_content_whatever_the_shards(folder: Path
         {"dataset": "c4"},
         {"samples": 7},
         {"sequence_length": 9},
-        {"seed": 1},
         {"text_column": "words"},
         {"feature_tokens": FEATURE_TOKENS + 1},
     ],
@@ -208,6 +207,11 @@ def test_other_calibration_options_than_those_of_the_file_are_refused(folder: Pa
     (name, value), words = next(iter(asked.items())), next(iter(asked)).replace("_", " ")
     found = StatisticsFile(folder / "statistics").content["options"][name]
     assert error.message == f"{folder / 'statistics'} was collected with {words} {found}, not {value}."
+
+
+def test_another_seed_is_that_of_the_method_and_keeps_the_statistics(folder: Path) -> None:
+    report = convert(folder / "model", replace(reusing(folder), calibration=CalibrationOptions(seed=1)))
+    assert report.calibration["seed"] == 42
 
 
 def test_the_calibration_options_of_the_file_itself_are_accepted(folder: Path) -> None:
@@ -248,6 +252,9 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "no text": lambda path: rewrite(path, lambda members: members.update({CONTENT: b"\xff\xfe\xff"})),
     "a list": lambda path: rewrite(path, lambda members: members.update({CONTENT: b"[]"})),
     "another format": lambda path: with_content(path, format="npz"),
+    "nothing but a format": lambda path: rewrite(
+        path, lambda members: members.update({CONTENT: b'{"format": "hcsmoe-statistics", "version": 1}'})
+    ),
 }
 
 

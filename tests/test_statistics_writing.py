@@ -2,6 +2,7 @@
 
 import errno
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,16 @@ def write(path: Path, *layers: LayerStatistics) -> None:
     with writing(path) as writer:
         for number, statistics in enumerate(layers):
             writer.add(number, statistics)
-        writer.describe({"calibration": {"tokens": 30}, "layers": list(range(len(layers)))})
+        writer.describe(
+            {
+                "fingerprint": "",
+                "source": "a model",
+                "options": {},
+                "plan": {},
+                "calibration": {"tokens": 30},
+                "layers": list(range(len(layers))),
+            }
+        )
 
 
 def tensors_of(statistics: LayerStatistics) -> list[torch.Tensor]:
@@ -60,6 +70,14 @@ def test_every_tensor_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert len(pairs) == 8
         assert all(same_bits(one, other.contiguous()) for one, other in pairs)
     assert [usage.tolist() for usage in file.usage().values()] == [layer.usage_E.tolist() for layer in layers]
+
+
+def test_inputs_that_are_none_stay_where_they_were(tmp_path: Path) -> None:
+    tokens = torch.randn(1, 5, 8)
+    write(tmp_path / "statistics", replace(layer_statistics(0), sample=Call((tokens, None, tokens[..., 0]))))
+    sample = StatisticsFile(tmp_path / "statistics").layer(0).sample
+    assert sample is not None
+    assert [None if value is None else value.shape for value in sample.args] == [(1, 5, 8), None, (1, 5)]
 
 
 def test_the_same_statistics_are_the_same_bytes(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def sample_tokens(calls: list[Call], count: int, seed: int) -> Call | None:
     """A seeded sample of the tokens that a block has seen, in their order, as one sequence.
 
     Args:
-        calls: One per micro-batch; every input is a tensor ``[B, S, ...]`` for a block that treats tokens alone.
+        calls: One per micro-batch; every input is a tensor ``[B, S, ...]`` or ``None`` for a block that treats tokens
+            alone.
         count: Number of tokens, or all there are.
         seed: Of the choice.
 
@@ -128,14 +129,16 @@ def sample_tokens(calls: list[Call], count: int, seed: int) -> Call | None:
         One call with inputs ``[1, count, ...]``; ``None`` if the block takes anything else than tokens.
     """
     first = calls[0]
-    inputs = [*first.args, *first.kwargs.values()]
+    inputs = [value for value in (*first.args, *first.kwargs.values()) if value is not None]
     if not all(isinstance(value, Tensor) and value.shape[:2] == inputs[0].shape[:2] for value in inputs):
         return None
     total = sum(call.args[0].shape[0] * call.args[0].shape[1] for call in calls)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     chosen = order[:count].sort().values
 
-    def pick(values: list[Tensor]) -> Tensor:
+    def pick(values: list[Any]) -> Tensor | None:
+        if values[0] is None:
+            return None
         parts, start = [], 0
         for value in values:
             tokens = value.flatten(0, 1)

@@ -199,6 +199,13 @@ def test_a_larger_sample_contains_the_smaller_one() -> None:
     assert set(sampled(5).args[0][0].tolist()) < set(sampled(9).args[0][0].tolist())
 
 
-@pytest.mark.parametrize("other", [None, torch.zeros(3, 2), 7])
+def test_an_input_that_is_none_stays_none() -> None:
+    sample = sample_tokens([Call((torch.zeros(2, 3, 4), None), {"mask": None})] * 2, 4, 0)
+    assert sample is not None
+    assert sample.args[0].shape == (1, 4, 4)
+    assert (sample.args[1], sample.kwargs) == (None, {"mask": None})
+
+
+@pytest.mark.parametrize("other", [torch.zeros(3, 2), 7])
 def test_a_block_that_takes_more_than_tokens_has_no_sample(other: object) -> None:
     assert sample_tokens([Call((torch.zeros(2, 3, 4), other))], 4, 0) is None
