@@ -13,6 +13,7 @@ from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
+    Correct,
     Distance,
     Dominant,
     Features,
@@ -100,6 +101,16 @@ class MethodFlags:
         Layout,
         _choice(_method, "--layout", Layout, "Fewer router rows, all of them and a map, or copies of merged experts."),
     ] = _DEFAULTS.layout
+    correct: Annotated[
+        Correct | None,
+        _choice(
+            _method,
+            "--correct",
+            Correct,
+            "Fit the down projections to the original layer's output, by least squares.",
+            "none",
+        ),
+    ] = None
     clustering: Annotated[
         Clustering | None, _choice(_grouping, "--clustering", Clustering, "How experts are grouped.", "hierarchical")
     ] = None

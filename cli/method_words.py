@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from hcsmoe_hub.cli.expert_lists import format_numbers
 from hcsmoe_hub.cli.output import format_plural
 from hcsmoe_hub.cli.tables import Document
-from hcsmoe_hub.options import Align, Budget, Clustering, Dominant, Merge, Method
+from hcsmoe_hub.options import Align, Budget, Clustering, Correct, Dominant, Merge, Method
 
 # What makes an expert the one that others gather around.
 SEEDS: Mapping[str, str] = {
@@ -23,6 +23,8 @@ def method_line(method: Document) -> str:
         parts = [f"prune by {method['saliency']}"]
     else:
         parts = [_grouping(method), *_merging(method), f"{method['layout']} layout"]
+    if method.get("correct") == Correct.DOWN:
+        parts.append("down projections corrected")
     if method.get("protect"):
         named = method["protect"]
         is_short = len(named) <= SHORT

@@ -121,6 +121,14 @@ def _measures(layers: Sequence[Document]) -> list[tuple[str, str, str]]:
         rows = [("top-k agreement", f"{100 * agreement:.1f} %", meaning)]
     error = fmean(layer["output_error"] for layer in layers)
     rows.append(("output error", f"{100 * error:.1f} %", "of the norm of the routed experts' output"))
+    corrections = [layer["correction"] for layer in layers if layer["correction"] is not None]
+    if corrections:
+        kept = [correction for correction in corrections if correction["is_kept"]]
+        meaning = "layers; on held-out text the others would have become worse"
+        if len(kept) == len(corrections):
+            before, after = (fmean(correction[key] for correction in kept) for key in ("error_before", "error_after"))
+            meaning = f"layers; the error on held-out text fell from {100 * before:.1f} to {100 * after:.1f} %"
+        rows.append(("correction", f"{len(kept)} of {len(corrections)}", meaning))
     for label, key, meaning in (
         ("silhouette", "silhouette", "-1 to 1: how much closer experts are to their own cluster than to the next"),
         ("Dunn index", "dunn", "least distance between clusters over the greatest within one"),

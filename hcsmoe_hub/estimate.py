@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hcsmoe_hub.checkpoint.tensors import total_bytes
-from hcsmoe_hub.options import Align, Merge
+from hcsmoe_hub.merging.least_squares import FACTOR_BYTES
+from hcsmoe_hub.options import Align, Correct, Merge
 
 if TYPE_CHECKING:
     from hcsmoe_hub.plan import ConversionPlan
@@ -84,21 +85,35 @@ def layer_cost(plan: "ConversionPlan") -> LayerCost:
     )
 
 
+def _neurons(plan: "ConversionPlan") -> int:
+    """Neurons of one expert, which has a gate, an up and a down projection."""
+    hidden = plan.model.skeleton.config.get_text_config().hidden_size
+    return plan.model.expert_parameters() // (3 * hidden * plan.model.settings.experts * len(plan.model.blocks))
+
+
 def matching_bytes(plan: "ConversionPlan") -> int:
     """Memory for comparing the neurons of one cluster with each other, in the worst case.
 
     ZipIt holds one float32 matrix over all neurons of a cluster, which can have as many members as experts are merged
     away, and one more; the assignments of the others hold a few matrices over the neurons of one expert.
     """
-    recipe, experts = plan.recipe, plan.model.settings.experts
-    hidden = plan.model.skeleton.config.get_text_config().hidden_size
-    # Gate, up and down.
-    neurons = plan.model.expert_parameters() // (3 * hidden * experts * len(plan.model.blocks))
+    recipe, experts, neurons = plan.recipe, plan.model.settings.experts, _neurons(plan)
     if recipe.merge is Merge.ZIPIT:
         members = min(experts - plan.options.experts + 1, recipe.max_cluster_size or experts)
         return 4 * (members * neurons) ** 2
     matches = recipe.features is not None or recipe.align not in (None, Align.NONE)
     return ASSIGNMENT_BYTES * neurons**2 if matches else 0
+
+
+def correction_bytes(plan: "ConversionPlan") -> int:
+    """Memory for a least-squares correction: tokens and residual once more, and what one expert's equations need."""
+    if plan.recipe.correct is not Correct.DOWN:
+        return 0
+    hidden, tokens = plan.model.skeleton.config.get_text_config().hidden_size, plan.calibration.tokens
+    states = tokens * hidden * (plan.model.skeleton.dtype.itemsize + 3 * 4)
+    neurons = _neurons(plan)
+    factors = min(FACTOR_BYTES, 8 * plan.options.experts * neurons**2)
+    return states + factors + 3 * 8 * neurons**2
 
 
 def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = None) -> Needs:
@@ -115,7 +130,7 @@ def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = N
     states = 4 * tokens * token_bytes
     layers = int(cost.layer_bytes * (1 + LOADING_FACTOR)) + cost.merged_bytes
     at_work = layers + 16 * min(plan.batch_tokens, tokens) * token_bytes
-    matching = matching_bytes(plan)
+    matching = matching_bytes(plan) + correction_bytes(plan)
     process = PROCESS_BYTES + (0 if plan.calibration.is_token_ids else TEXT_BYTES)
     flops, disk_bytes = cost.flops_per_token * tokens, plan.layout.file_bytes
     seconds = None

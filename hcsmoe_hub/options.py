@@ -117,6 +117,13 @@ class Saliency(StrEnum):
     RECONSTRUCTION = "reconstruction"
 
 
+class Correct(StrEnum):
+    """What is fitted to the original layer's output after the merge."""
+
+    NONE = "none"
+    DOWN = "down"
+
+
 class RouterPolicy(StrEnum):
     """How the N router rows become K."""
 
@@ -165,6 +172,7 @@ class MethodOptions:
         features: What fix-dom and ZipIt match neurons by.
         align: How neurons are permuted before a weighted merge.
         saliency: Which experts pruning keeps.
+        correct: What is fitted to the original layer's output in the ``reduced`` layout.
         router: How the router follows in the ``reduced`` layout.
         layout: How the result is written down.
         seed: Seed of every random choice.
@@ -186,6 +194,7 @@ class MethodOptions:
     features: Features | None = None
     align: Align | None = None
     saliency: Saliency | None = None
+    correct: Correct | None = None
     router: RouterPolicy | None = None
     layout: Layout = Layout.REDUCED
     seed: int = 42

@@ -7,6 +7,7 @@ from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
+    Correct,
     Distance,
     Dominant,
     Features,
@@ -49,6 +50,7 @@ class Recipe:
     features: Features | None
     align: Align | None
     saliency: Saliency | None
+    correct: Correct | None
     router: RouterPolicy | None
     layout: Layout
     seed: int

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hcsmoe_hub.checkpoint.layers import free
 from hcsmoe_hub.checkpoint.microbatch import MicroBatcher
+from hcsmoe_hub.correction import correct_down
 from hcsmoe_hub.errors import VerificationError
 from hcsmoe_hub.events import Listener, Warned
 from hcsmoe_hub.figure import LayerPicture
@@ -20,10 +21,10 @@ from hcsmoe_hub.moe.neurons import neurons_of
 from hcsmoe_hub.moe.observer import SampleObserver
 from hcsmoe_hub.moe.sample import NeuronSample
 from hcsmoe_hub.observation import BROKEN_WEIGHTS_HINT, Observation, rerun
-from hcsmoe_hub.options import Layout, Merge, RouterPolicy
+from hcsmoe_hub.options import Correct, Layout, Merge, RouterPolicy
 from hcsmoe_hub.plan import ConversionPlan
 from hcsmoe_hub.reconstruction import SubsetError
-from hcsmoe_hub.report import LayerReport, RouterReport
+from hcsmoe_hub.report import CorrectionReport, LayerReport, RouterReport
 from hcsmoe_hub.routing import reduce_rows, remap_experts
 from hcsmoe_hub.selection import Selection, select
 from hcsmoe_hub.similarity import expert_distances
@@ -88,8 +89,9 @@ class LayerReducer:
         self._warn_unused(block, chosen, statistics.usage_E.tolist())
         merged = self._merge(block, weights, chosen, seen, sample)
         changed = self._lay_out(block, weights, chosen, merged, seen)
+        changed, correction = self._correct(block, chosen, changed, seen)
         deviation = self._compare(block, changed, merged, chosen, seen)
-        self.reports.append(self._report(block, chosen, seen, deviation))
+        self.reports.append(self._report(block, chosen, seen, deviation, correction))
         if self._plan.options.figure:
             self.pictures.append(_picture(block, chosen, statistics.usage_E.tolist()))
         # The source's experts are not needed any more; writing briefly holds parts of the merged ones twice.
@@ -198,6 +200,18 @@ class LayerReducer:
             changed[name] = remap_experts(weights.state[name], clusters)
         return changed
 
+    def _correct(
+        self, block: MoEBlock, chosen: Selection, changed: dict[str, Tensor], seen: Observation
+    ) -> tuple[dict[str, Tensor], CorrectionReport | None]:
+        """Fits what the recipe corrects; a layer in which nothing was merged has nothing to correct."""
+        is_whole = len(chosen.clusters.members) == len(chosen.clusters.labels)
+        match self._plan.recipe.correct:
+            case Correct.DOWN if not is_whole:
+                assert self._plan.reduced is not None, "only the reduced layout is corrected"
+                return correct_down(self._model, self._plan.reduced, block, changed, seen, self._batcher)
+            case Correct.NONE | Correct.DOWN | None:
+                return changed, None
+
     def _compare(
         self,
         block: MoEBlock,
@@ -222,7 +236,14 @@ class LayerReducer:
                 text = f"layer {block.layer}: no calibration token reached experts {names}; merged equally."
                 self._emit(Warned(text))
 
-    def _report(self, block: MoEBlock, chosen: Selection, seen: Observation, deviation: Deviation) -> LayerReport:
+    def _report(
+        self,
+        block: MoEBlock,
+        chosen: Selection,
+        seen: Observation,
+        deviation: Deviation,
+        correction: CorrectionReport | None,
+    ) -> LayerReport:
         recipe, statistics, clusters = self._plan.recipe, seen.statistics, chosen.clusters
         usage_E: list[int] = statistics.usage_E.tolist()
         tree = chosen.grouping.tree
@@ -241,6 +262,7 @@ class LayerReducer:
             silhouette=chosen.silhouette(),
             dunn=chosen.dunn(),
             router=RouterReport(policy=policy, top_k_agreement=deviation.top_k_agreement),
+            correction=correction,
             output_error=deviation.output_error,
             measured_tokens=deviation.tokens,
         )

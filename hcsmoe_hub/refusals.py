@@ -7,8 +7,9 @@ from hcsmoe_hub.checkpoint.config_json import MoESettings, check_counts
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.layouts.mapped import mapped_refusal
 from hcsmoe_hub.model import Model
+from hcsmoe_hub.moe.experts import experts_of
 from hcsmoe_hub.moe.router import router_weight
-from hcsmoe_hub.options import Budget, ConvertOptions, Dominant, Layout, Method, Saliency, Similarity
+from hcsmoe_hub.options import Budget, ConvertOptions, Correct, Dominant, Layout, Method, Saliency, Similarity
 from hcsmoe_hub.recipe import Recipe
 
 
@@ -26,6 +27,7 @@ def check_recipe(model: Model, recipe: Recipe, options: ConvertOptions) -> MoESe
     _check_numbers(model, recipe, options.experts)
     _check_router(model, recipe)
     _check_sample(model, recipe, options)
+    _check_correction(model, recipe)
     if options.figure and not figure.is_available():
         raise PlanError("--figure draws with matplotlib, which is not installed.", hint="pip install 'hcsmoe[plots]'")
     before = model.settings
@@ -139,6 +141,21 @@ def _check_router(model: Model, recipe: Recipe) -> None:
             "leaves none to send them to.",
             hint="use --method merge",
         )
+
+
+def _check_correction(model: Model, recipe: Recipe) -> None:
+    """Checks that an expert's output is a sum over its neurons times the router weight, which the correction fits."""
+    if recipe.correct is not Correct.DOWN:
+        return
+    for block in model.blocks:
+        experts = experts_of(model.skeleton.model.get_submodule(block.experts_path))
+        if not experts.is_affine or experts.scales_input:
+            place = "before an expert's first projection" if experts.scales_input else "after a norm"
+            raise PlanError(
+                f"--correct down fits sums of router weight times neuron, but in {model.source.label} the weight is "
+                f"applied {place}.",
+                hint="leave --correct out",
+            )
 
 
 def _check_sample(model: Model, recipe: Recipe, options: ConvertOptions) -> None:

@@ -22,6 +22,25 @@ class RouterReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CorrectionReport:
+    """What a least-squares correction of one layer did on calibration text that it was not fitted to.
+
+    Attributes:
+        is_kept: Whether it lowered the error there; otherwise it was dropped.
+        error_before: Relative error of the routed output on held-out calibration tokens without it.
+        error_after: The same with it.
+        fitted_tokens: Tokens that it was fitted to.
+        held_out_tokens: Tokens that it was judged by.
+    """
+
+    is_kept: bool
+    error_before: float
+    error_after: float
+    fitted_tokens: int
+    held_out_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReport:
     """One MoE layer.
 
@@ -40,6 +59,7 @@ class LayerReport:
         silhouette: Mean silhouette of the clusters, -1 to 1; ``None`` where it is not defined.
         dunn: Dunn index of the clusters; ``None`` where it is not defined.
         router: How the router followed.
+        correction: What the correction did; ``None`` without one, or where nothing was merged.
         output_error: Relative error of the new block's routed output against the old one; shared experts, which do not
             change, are left out.
         measured_tokens: Tokens that ``output_error`` and ``top_k_agreement`` were measured on.
@@ -58,6 +78,7 @@ class LayerReport:
     silhouette: float | None
     dunn: float | None
     router: RouterReport
+    correction: CorrectionReport | None
     output_error: float
     measured_tokens: int
 

@@ -14,6 +14,7 @@ from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
+    Correct,
     Distance,
     Dominant,
     Features,
@@ -150,6 +151,12 @@ def _dominant(chosen: Chosen) -> Dominant | Idle:
     return Dominant.CENTER if needs_center and has_center else Dominant.USAGE
 
 
+def _correct(chosen: Chosen) -> Correct | Idle:
+    if chosen["layout"] is not Layout.REDUCED:
+        return Idle(f"the {chosen['layout']} layout keeps to the papers, which correct nothing")
+    return Correct.NONE
+
+
 def _router(chosen: Chosen) -> RouterPolicy | Idle:
     if chosen["layout"] is not Layout.REDUCED:
         return Idle(f"the {chosen['layout']} layout keeps all router rows")
@@ -172,6 +179,7 @@ _DECISIONS: Mapping[str, Callable[[Chosen], Any]] = {
     "align": _align,
     "saliency": _saliency,
     "dominant": _dominant,
+    "correct": _correct,
     "router": _router,
 }
 

@@ -62,6 +62,7 @@ def test_the_report_has_every_key_of_the_contract(source: Path, result: Path) ->
         "budget": "uniform",
         "merge": "frequency",
         "align": "none",
+        "correct": "none",
         "router": "dominant",
         "layout": "reduced",
         "seed": 42,

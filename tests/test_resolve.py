@@ -14,6 +14,7 @@ from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
+    Correct,
     Distance,
     Dominant,
     Features,
@@ -58,7 +59,7 @@ def refused(**asked: Any) -> PlanError:
 
 # Defaults
 
-COMMON = {"budget": Budget.UNIFORM, "layout": Layout.REDUCED, "seed": 42}
+COMMON = {"budget": Budget.UNIFORM, "correct": Correct.NONE, "layout": Layout.REDUCED, "seed": 42}
 MERGED = COMMON | {"method": Method.MERGE}
 HC_SMOE = MERGED | {
     "similarity": (Similarity.EXPERT_OUTPUT,),
@@ -127,7 +128,7 @@ def test_where_there_is_no_centre_the_most_used_expert_is_followed(
 
 @pytest.mark.parametrize("layout", [Layout.MAPPED, Layout.FULL])
 def test_layouts_that_keep_all_router_rows_have_no_router_policy(layout: Layout) -> None:
-    assert chosen(layout=layout) == without(HC_SMOE, "router", layout=layout)
+    assert chosen(layout=layout) == without(HC_SMOE, "router", "correct", layout=layout)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +182,8 @@ IDLE: list[tuple[dict[str, Any], str, Any]] = [
     *(({"merge": merge}, "align", Align.WEIGHT) for merge in (Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.ZIPIT)),
     *(({"merge": merge}, "dominant_weights", (2.0, 1.0)) for merge in Merge if merge is not Merge.DOMINANT),
     ({}, "saliency", Saliency.REAP),
+    ({"layout": Layout.MAPPED}, "correct", Correct.DOWN),
+    ({"layout": Layout.FULL}, "correct", Correct.NONE),
     ({"layout": Layout.MAPPED}, "router", RouterPolicy.DOMINANT),
     ({"layout": Layout.FULL}, "router", RouterPolicy.DOMINANT),
 ]  # fmt: skip
@@ -293,6 +296,7 @@ VALUES: dict[str, list[Any]] = {
     "features": [None, *Features],
     "align": [None, *Align],
     "saliency": [None, *Saliency],
+    "correct": [None, *Correct],
     "router": [None, *RouterPolicy],
     "layout": list(Layout),
     "seed": [42, 7],

@@ -1,0 +1,97 @@
+"""Fitted down projections make merged experts add up to a given output, as far as their neurons can."""
+
+import pytest
+import torch
+from architectures import EXPERTS
+from tiny_experts import rows_of, sample_of, tiny_experts, view_of
+from torch import Tensor
+
+from hcsmoe_hub.merging import least_squares
+from hcsmoe_hub.merging.least_squares import fit_down, routed_output
+from hcsmoe_hub.moe.sample import NeuronSample
+
+LAYOUTS = ("mixtral", "aria_text", "gpt_oss", "nemotron_h", "dbrx")
+TOKENS = 1500
+
+
+def layer(model_type: str) -> tuple[NeuronSample, Tensor]:
+    """Tokens with their routing, and the down projections ``[E, I, H]`` of a layer's experts."""
+    module = tiny_experts(model_type)
+    return sample_of(module, TOKENS), view_of(module)(rows_of(module)).outputs[0].float()
+
+
+def random_like(tensor: Tensor, seed: int) -> Tensor:
+    return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)) * tensor.std()
+
+
+@pytest.mark.parametrize("model_type", LAYOUTS)
+def test_projections_that_explain_the_output_are_found(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(least_squares, "RIDGE", 1e-9)
+    monkeypatch.setattr(least_squares, "ROUNDS", 200)
+    sample, down = layer(model_type)
+    wanted = down + random_like(down, 1)
+    residual = routed_output(sample, wanted - down)
+    left = residual - routed_output(sample, fit_down(sample, residual, down) - down)
+    assert left.norm() < 1e-2 * residual.norm()
+
+
+@pytest.mark.parametrize("model_type", LAYOUTS)
+def test_the_error_on_the_fitted_tokens_falls(model_type: str) -> None:
+    sample, down = layer(model_type)
+    residual = torch.randn(TOKENS, down.shape[2], generator=torch.Generator().manual_seed(2))
+    left = residual - routed_output(sample, fit_down(sample, residual, down) - down)
+    assert left.norm() < residual.norm()
+
+
+def test_one_expert_alone_is_the_textbook_ridge_solution() -> None:
+    sample, down = layer("mixtral")
+    alone = NeuronSample(
+        experts=sample.experts,
+        tokens_TH=sample.tokens_TH,
+        index_TK=torch.where(sample.index_TK == 2, 2, -1),
+        weight_TK=sample.weight_TK,
+    )
+    residual = torch.randn(TOKENS, down.shape[2], generator=torch.Generator().manual_seed(3))
+    token, slot = torch.where(alone.index_TK == 2)
+    features = (alone.hidden(2, alone.tokens_TH[token]) * alone.weight_TK[token, slot, None]).double()
+    gram = features.T @ features
+    ridge = least_squares.RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+    step = torch.linalg.solve(gram + ridge, features.T @ residual[token].double())
+    fitted = fit_down(alone, residual, down)
+    assert torch.allclose(fitted[2], down[2] + step.float(), atol=1e-5)
+    others = [expert for expert in range(EXPERTS) if expert != 2]
+    assert torch.equal(fitted[others], down[others])
+
+
+def test_nothing_changes_where_nothing_is_left_to_explain() -> None:
+    sample, down = layer("mixtral")
+    assert torch.equal(fit_down(sample, torch.zeros(TOKENS, down.shape[2]), down), down)
+
+
+def test_what_is_given_is_not_changed() -> None:
+    sample, down = layer("mixtral")
+    residual = torch.randn(TOKENS, down.shape[2], generator=torch.Generator().manual_seed(4))
+    given = residual.clone(), down.clone()
+    fit_down(sample, residual, down)
+    assert torch.equal(residual, given[0])
+    assert torch.equal(down, given[1])
+
+
+@pytest.mark.parametrize("name", ["FACTOR_BYTES", "CHUNK_TOKENS"])
+def test_memory_limits_do_not_change_the_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, down = layer("mixtral")
+    residual = torch.randn(TOKENS, down.shape[2], generator=torch.Generator().manual_seed(5))
+    expected = fit_down(sample, residual, down)
+    monkeypatch.setattr(least_squares, name, {"FACTOR_BYTES": 0, "CHUNK_TOKENS": 100}[name])
+    assert torch.allclose(fit_down(sample, residual, down), expected, atol=1e-5)
+
+
+def test_the_routed_output_is_what_the_experts_add_up_to() -> None:
+    sample, down = layer("mixtral")
+    expected = torch.zeros(TOKENS, down.shape[2])
+    for token in range(TOKENS):
+        for expert, weight in zip(sample.index_TK[token].tolist(), sample.weight_TK[token].tolist(), strict=True):
+            if expert >= 0:
+                output = sample.experts.project(expert, sample.experts.hidden(expert, sample.tokens_TH[token, None]))
+                expected[token] += weight * output[0].detach()
+    assert torch.allclose(routed_output(sample, down), expected, atol=1e-5)
