@@ -21,7 +21,6 @@ from hcsmoe_hub.options import (
     Budget,
     Clustering,
     Correct,
-    Correct,
     Distance,
     Dominant,
     Features,
@@ -56,10 +55,9 @@ DOMAINS: Mapping[str, tuple[Any, ...]] = {
     "features": (None, *Features),
     "align": (None, *Align),
     "saliency": (None, *Saliency),
-    "dominant": (None, *Dominant),
-    "correct": (None, *Correct),
     "correct": (None, *Correct),
     "router": (None, *RouterPolicy),
+    "dominant": (None, *Dominant),
 }
 NAMES = tuple(DOMAINS)
 # No limit is a choice; elsewhere None stands for whatever suits.

@@ -62,7 +62,7 @@ def _merging(method: Document) -> Iterator[str]:
         merge += f" by {method['features']}"
     yield merge
     # Single-shot grouping has named it already.
-    if method.get("dominant", Dominant.USAGE) != Dominant.USAGE and method["clustering"] != Clustering.SINGLE_SHOT:
+    if method.get("dominant") not in (None, Dominant.USAGE) and method["clustering"] != Clustering.SINGLE_SHOT:
         yield f"dominant by {method['dominant']}"
     if method.get("align", Align.NONE) not in (None, Align.NONE):
         yield f"neurons aligned by {method['align']}"

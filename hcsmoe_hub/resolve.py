@@ -146,6 +146,14 @@ def _saliency(chosen: Chosen) -> Saliency | Idle:
 def _dominant(chosen: Chosen) -> Dominant | Idle:
     if chosen["method"] is Method.PRUNE:
         return Idle("pruning makes no clusters")
+    has_followers = (
+        chosen["clustering"] is Clustering.SINGLE_SHOT
+        or chosen["merge"] in (Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.DOMINANT)
+        or chosen["align"] not in (None, Align.NONE)
+        or chosen["router"] is RouterPolicy.DOMINANT
+    )
+    if not has_followers:
+        return Idle("here no seed, no neuron, no weight and no router row follows a dominant expert")
     needs_center = chosen["merge"] in (Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.DOMINANT)
     has_center = chosen["clustering"] not in (Clustering.SINGLE_SHOT, Clustering.RANDOM)
     return Dominant.CENTER if needs_center and has_center else Dominant.USAGE
@@ -178,9 +186,9 @@ _DECISIONS: Mapping[str, Callable[[Chosen], Any]] = {
     "features": _features,
     "align": _align,
     "saliency": _saliency,
-    "dominant": _dominant,
     "correct": _correct,
     "router": _router,
+    "dominant": _dominant,
 }
 
 

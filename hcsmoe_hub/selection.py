@@ -73,13 +73,14 @@ def select(
         clusters = _prune(recipe, statistics, count, protected, subset_error)
         kept = tuple(members[0] for members in clusters.members)
         return Selection(grouping=Grouping(clusters=clusters), dominants=kept, distances_EE=None)
-    assert recipe.dominant is not None
-    score_E = _scores(recipe.dominant, statistics)
+    # Where nothing follows a dominant expert, the report still names one.
+    dominant = recipe.dominant or Dominant.USAGE
+    score_E = _scores(dominant, statistics)
     grouping = group_experts(distances, count, recipe, score_E=score_E, protected=protected)
     joined_EE = joined_distances(distances) if distances else None
     nothing = np.zeros((0, 0))
     dominants = dominant_experts(
-        grouping.clusters, nothing if joined_EE is None else joined_EE, recipe.dominant, score_E=score_E
+        grouping.clusters, nothing if joined_EE is None else joined_EE, dominant, score_E=score_E
     )
     return Selection(grouping=grouping, dominants=dominants, distances_EE=joined_EE)
 

@@ -92,7 +92,9 @@ def test_kmeans_starts_with_plus_plus() -> None:
 
 
 def test_fuzzy_clusters_merge_experts_and_rows_by_membership() -> None:
-    expected = without(HC_SMOE, "linkage", "align", **FUZZY, merge=Merge.MEMBERSHIP, router=RouterPolicy.MEMBERSHIP)
+    expected = without(
+        HC_SMOE, "linkage", "align", "dominant", **FUZZY, merge=Merge.MEMBERSHIP, router=RouterPolicy.MEMBERSHIP
+    )
     assert chosen(**FUZZY) == expected
 
 
@@ -128,7 +130,7 @@ def test_where_there_is_no_centre_the_most_used_expert_is_followed(
 
 @pytest.mark.parametrize("layout", [Layout.MAPPED, Layout.FULL])
 def test_layouts_that_keep_all_router_rows_have_no_router_policy(layout: Layout) -> None:
-    assert chosen(layout=layout) == without(HC_SMOE, "router", "correct", layout=layout)
+    assert chosen(layout=layout) == without(HC_SMOE, "router", "correct", "dominant", layout=layout)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +173,9 @@ IDLE: list[tuple[dict[str, Any], str, Any]] = [
     (RANDOM, "max_cluster_size", 2),
     (FUZZY, "max_cluster_size", 2),
     (FUZZY, "align", Align.WEIGHT),
+    (FUZZY, "dominant", Dominant.SALIENCY),
+    ({"layout": Layout.FULL}, "dominant", Dominant.CENTER),
+    ({"router": RouterPolicy.AVERAGE, "merge": Merge.ZIPIT}, "dominant", Dominant.CENTER),
     *(({"clustering": clustering}, "linkage", Linkage.AVERAGE) for clustering in (
         Clustering.KMEANS, Clustering.FUZZY, Clustering.SINGLE_SHOT, Clustering.RANDOM
     )),

@@ -62,6 +62,7 @@ def recipe(clustering: Clustering | None, **choices: Any) -> Recipe:
         features=None,
         align=None,
         saliency=None,
+        correct=None,
         router=RouterPolicy.DOMINANT,
         layout=Layout.REDUCED,
         seed=42,
