@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from hcsmoe_hub.cli.architectures import architectures
 from hcsmoe_hub.cli.convert import EXAMPLES, convert
+from hcsmoe_hub.cli.evaluate import evaluate
 from hcsmoe_hub.cli.inspect import inspect
 from hcsmoe_hub.cli.output import Output, print_labelled, stderr_console
 from hcsmoe_hub.cli.verify import verify
@@ -90,4 +91,5 @@ def root(
 app.command(epilog=EXAMPLES)(convert)
 app.command()(inspect)
 app.command()(verify)
+app.command()(evaluate)
 app.command()(architectures)

@@ -13,6 +13,7 @@ class Stage(StrEnum):
     OBSERVE = "observe"
     CONVERT = "convert"
     VERIFY = "verify"
+    EVALUATE = "evaluate"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from hcsmoe_hub.errors import OutputError
 from hcsmoe_hub.layouts.mapped import MODELING_FILE, mapped_config, modeling_source
 from hcsmoe_hub.options import Layout
 from hcsmoe_hub.plan import ConversionPlan
-from hcsmoe_hub.report import FIGURE_FILE, REPORT_FILE, ConversionReport
+from hcsmoe_hub.report import EVALUATION_FILE, FIGURE_FILE, REPORT_FILE, ConversionReport
 
 
 def _clear(folder: Path) -> None:
     """Removes an old checkpoint; what makes it look complete goes first. Other files of the user stay."""
-    for name in (INDEX_FILE, "config.json", REPORT_FILE, FIGURE_FILE):
+    for name in (INDEX_FILE, "config.json", REPORT_FILE, FIGURE_FILE, EVALUATION_FILE):
         (folder / name).unlink(missing_ok=True)
     present = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     _remove_sidecars(folder, sidecar_files(present))

@@ -6,6 +6,7 @@ from typing import Any
 SCHEMA_VERSION = 1
 REPORT_FILE = "hcsmoe.json"
 FIGURE_FILE = "hcsmoe.png"
+EVALUATION_FILE = "hcsmoe-evaluation.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

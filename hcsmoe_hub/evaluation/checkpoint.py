@@ -1,0 +1,117 @@
+"""A checkpoint that is evaluated: its skeleton, its sizes, and which bytes it is."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from hcsmoe_hub.checkpoint.accounting import check_against_config
+from hcsmoe_hub.checkpoint.layers import LayerLoader, sequential_loading
+from hcsmoe_hub.checkpoint.reader import TensorReader
+from hcsmoe_hub.checkpoint.skeleton import Group, Skeleton
+from hcsmoe_hub.checkpoint.source import Source
+from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.events import Listener
+from hcsmoe_hub.memory import map_large_tensors
+
+# Figures are measured in float32, whatever the checkpoint stores.
+DTYPE = torch.float32
+# Of every stored tensor; a checkpoint that was written anew differs in these somewhere.
+_PEEKED_BYTES = 64
+
+
+class Checkpoint:
+    """A checkpoint that can be loaded, whole or layer by layer; nothing that it brings along is ever run.
+
+    A result in the mapped layout is run by the code of this package, not by the file that travels with it.
+
+    Args:
+        source: Where it is.
+
+    Attributes:
+        source: Where it is.
+        max_positions: Longest sequence that it takes, ``None`` if its config names no limit.
+        vocab_size: Number of logits.
+        hidden_size: Width of the hidden states.
+        nbytes: Size in float32.
+
+    Raises:
+        SourceError: If its config or its tensors are damaged.
+        UnsupportedModelError: If transformers does not know the model.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        skeleton = self.skeleton()
+        self._groups: Mapping[int | None, Group] = skeleton.group_keys(source.tensors)[0]
+        check_against_config(skeleton, self._groups, source.tensors)
+        config = skeleton.config.get_text_config()
+        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.vocab_size: int = config.vocab_size
+        self.hidden_size: int = config.hidden_size
+        shared = skeleton.model.all_tied_weights_keys.keys()
+        self.nbytes = sum(
+            DTYPE.itemsize * tensor.numel() for name, tensor in skeleton.state.items() if name not in shared
+        )
+
+    def skeleton(self) -> Skeleton:
+        """The model without weights; every call builds one.
+
+        Raises:
+            SourceError: If transformers cannot build a model from the config.
+        """
+        try:
+            return Skeleton(self.source.config, DTYPE)
+        except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise SourceError(
+                f"transformers cannot build a model from config.json of {self.source.label}: {reason}",
+                hint="correct config.json, or download it again",
+            ) from error
+
+    @contextmanager
+    def loading(self, skeleton: Skeleton, device: torch.device, emit: Listener) -> Iterator[LayerLoader]:
+        """Brings weights into a skeleton of this checkpoint.
+
+        Args:
+            skeleton: What to fill.
+            device: Where decoder layers go; everything outside of them goes to the CPU.
+            emit: Called with downloads.
+        """
+        map_large_tensors()
+        with sequential_loading(), TensorReader(self.source, emit=emit) as reader:
+            loader = LayerLoader(
+                skeleton,
+                self._groups,
+                reader,
+                None,
+                stored=self.source.tensors,
+                copied=set(),
+                kept=set(),
+                device=device,
+            )
+            try:
+                yield loader
+            finally:
+                loader.close()
+
+    def describe(self) -> dict[str, Any]:
+        """Which checkpoint this is, as results name it."""
+        source = self.source
+        name = {"repo_id": source.repo_id} if source.repo_id is not None else {"path": str(source.path)}
+        return {**name, "revision": source.revision, "fingerprint": self._fingerprint()}
+
+    def _fingerprint(self) -> str:
+        """SHA-256 of a repository's commit, or of a folder's config, tensor headers and first bytes of each tensor."""
+        source, digest = self.source, hashlib.sha256()
+        if source.revision is not None:
+            digest.update(f"{source.repo_id}@{source.revision}".encode())
+            return digest.hexdigest()
+        digest.update(source.fetch("config.json").read_bytes())
+        for name, tensor in sorted(source.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+            digest.update(source.peek(tensor, _PEEKED_BYTES))
+        return digest.hexdigest()

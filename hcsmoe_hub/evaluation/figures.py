@@ -1,0 +1,69 @@
+"""Means over tokens or items, overall and per domain."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Figure = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums and counts of a quantity.
+
+    Attributes:
+        total: Sum, in float64.
+        count: Number of summands.
+    """
+
+    total: float = 0.0
+    count: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return self.total / self.count
+
+
+@dataclass(slots=True)
+class DomainTally:
+    """One tally over everything, and one per domain; records without a domain count overall only."""
+
+    overall: Tally = field(default_factory=Tally)
+    domains: dict[str, Tally] = field(default_factory=dict)
+
+    def add(self, domain: str | None, total: float, count: int) -> None:
+        """Adds a sum of ``count`` summands."""
+        tallies = [self.overall]
+        if domain is not None:
+            tallies.append(self.domains.setdefault(domain, Tally()))
+        for tally in tallies:
+            tally.total += total
+            tally.count += count
+
+    def means(self) -> tuple[Tally, dict[str, Tally]]:
+        """Overall, and by domain in alphabetical order."""
+        return self.overall, dict(sorted(self.domains.items()))
+
+
+def by_domain(**columns: DomainTally) -> dict[str, Any]:
+    """The means of several quantities that were added together.
+
+    Returns:
+        ``{"overall": {name: mean, ..., "count": n}, "domains": {domain: the same}}``.
+    """
+    first = next(iter(columns.values()))
+
+    def row(domain: str | None) -> dict[str, Any]:
+        tallies = {name: tally.overall if domain is None else tally.domains[domain] for name, tally in columns.items()}
+        counts = {tally.count for tally in tallies.values()}
+        assert len(counts) == 1, "quantities of one table are added together"
+        return {name: tally.mean for name, tally in tallies.items()} | {"count": counts.pop()}
+
+    return {"overall": row(None), "domains": {domain: row(domain) for domain in sorted(first.domains)}}
+
+
+def proportion_error(share: float, count: int) -> float | None:
+    """Standard error of a share of ``count`` items, from the sample variance; ``None`` for a single item."""
+    return math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else None

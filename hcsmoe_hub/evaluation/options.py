@@ -1,0 +1,54 @@
+"""What an evaluation is asked to do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.options import Device
+
+DEFAULT_WINDOW = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateOptions:
+    """What to measure, and where to run.
+
+    Attributes:
+        perplexity: Text for perplexity, agreement and prompts: a ``.jsonl`` of ``{"text", "domain"}``.
+        choices: Multiple choice: a ``.jsonl`` of ``{"context", "choices", "gold", "domain"}``.
+        tasks: Tasks of lm-eval: names, the group ``hc-smoe``, task files, or folders of them.
+        generate: Prompts from the text that are continued greedily; 0 for none.
+        window: Tokens of text that are predicted at once.
+        device: Where the model runs.
+        stream: Hold one decoder layer at a time even if the model fits into memory.
+        output: Result file; ``None`` puts it beside the model.
+    """
+
+    perplexity: Path | None = None
+    choices: Path | None = None
+    tasks: tuple[str, ...] = ()
+    generate: int = 0
+    window: int = DEFAULT_WINDOW
+    device: str = Device.AUTO
+    stream: bool = False
+    output: Path | None = None
+
+    def check(self) -> None:
+        """Checks that the options ask for something that can be done.
+
+        Raises:
+            PlanError: If they do not.
+        """
+        if self.generate < 0 or self.window < 1:
+            raise PlanError(
+                f"{self.generate} prompts and windows of {self.window} tokens were asked for.",
+                hint="use --generate 0 or more, and --window 1 or more",
+            )
+        if self.generate and self.perplexity is None:
+            raise PlanError(
+                f"--generate {self.generate} needs text to take its prompts from.", hint="add --perplexity FILE.jsonl"
+            )
+        if self.perplexity is None and self.choices is None and not self.tasks:
+            raise PlanError(
+                "nothing was asked to be measured.", hint="add --perplexity FILE.jsonl, --choices FILE.jsonl or --tasks"
+            )

@@ -1,0 +1,115 @@
+"""Perplexity of a text, and how far a model agrees with its base on it.
+
+S positions, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hcsmoe_hub.evaluation.agreement import Agreement
+from hcsmoe_hub.evaluation.figures import DomainTally, by_domain
+from hcsmoe_hub.evaluation.records import TextRecord
+from hcsmoe_hub.evaluation.scorer import Request, Scorer
+from hcsmoe_hub.evaluation.tokens import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A piece of a document: every id but the first is predicted from those before it.
+
+    Attributes:
+        domain: Of the document.
+        ids: At most window + 1 token ids, at least two.
+    """
+
+    domain: str | None
+    ids: Sequence[int]
+
+
+def cut_windows(records: Sequence[TextRecord], tokens: Tokens, *, window: int) -> list[Window]:
+    """Cuts ``<bos> + text`` of each record into windows that overlap by one token.
+
+    Every token but ``<bos>`` is predicted exactly once, with at most ``window`` tokens of context.
+
+    Args:
+        records: The documents.
+        tokens: Tokenizer of the model.
+        window: Tokens that are predicted at once.
+    """
+    windows = []
+    for record in records:
+        ids = [tokens.first, *tokens.encode(record.text)]
+        windows += [Window(record.domain, ids[begin : begin + window + 1]) for begin in range(0, len(ids) - 1, window)]
+    return windows
+
+
+def token_losses(logits_SV: Tensor, targets_S: Tensor) -> Tensor:
+    """Negative log-likelihood of each target in nats, ``[S]`` float64."""
+    return F.cross_entropy(logits_SV.float(), targets_S, reduction="none").double()
+
+
+@dataclass(slots=True)
+class Perplexity:
+    """``exp(sum of negative log-likelihoods / number of tokens)``, overall and per domain."""
+
+    losses: DomainTally = field(default_factory=DomainTally)
+
+    def add(self, domain: str | None, logits_SV: Tensor, targets_S: Tensor) -> None:
+        """Adds the predictions of one window."""
+        self.losses.add(domain, float(token_losses(logits_SV, targets_S).sum()), len(targets_S))
+
+    def figures(self) -> dict[str, Any]:
+        """``{"overall": {"perplexity", "nll", "tokens"}, "domains": {...}}``; nll in nats per token."""
+        table = by_domain(nll=self.losses)
+
+        def row(found: dict[str, Any]) -> dict[str, Any]:
+            return {"perplexity": math.exp(found["nll"]), "nll": found["nll"], "tokens": found["count"]}
+
+        domains = {domain: row(found) for domain, found in table["domains"].items()}
+        return {"overall": row(table["overall"]), "domains": domains}
+
+
+def measure_text(
+    windows: Sequence[Window], model: Scorer, base: Scorer | None, *, advance: Callable[[], None]
+) -> dict[str, Any]:
+    """Measures perplexity, and with a base its perplexity and the agreement, in one pass over the windows.
+
+    Args:
+        windows: The text.
+        model: What is measured.
+        base: What it is compared with.
+        advance: Called after each window.
+
+    Returns:
+        ``{"model": perplexity, "base": perplexity or None, "agreement": figures or None}``.
+    """
+    requests = [Request(window.ids[:-1]) for window in windows]
+    ours, theirs, agreement = Perplexity(), Perplexity(), Agreement()
+    # Both go through the windows in the same order, which depends on their lengths alone.
+    reference = None if base is None else base.logits(requests)
+    for index, logits_SV in model.logits(requests):
+        window = windows[index]
+        targets_S = _targets(window)
+        ours.add(window.domain, logits_SV, targets_S)
+        if reference is not None:
+            same, base_logits_SV = next(reference)
+            assert same == index, "both scorers sort by length"
+            theirs.add(window.domain, base_logits_SV, targets_S)
+            agreement.add(window.domain, logits_SV, base_logits_SV)
+        advance()
+    compared = base is not None
+    return {
+        "model": ours.figures(),
+        "base": theirs.figures() if compared else None,
+        "agreement": agreement.figures() if compared else None,
+    }
+
+
+def _targets(window: Window) -> Tensor:
+    return torch.tensor(window.ids[1:])

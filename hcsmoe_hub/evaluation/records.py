@@ -1,0 +1,139 @@
+"""Reads evaluation files: text, and multiple choice."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hcsmoe_hub.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRecord:
+    """One document.
+
+    Attributes:
+        text: Its text.
+        domain: Its kind, ``None`` if the file names none.
+    """
+
+    text: str
+    domain: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceItem:
+    """One question.
+
+    Attributes:
+        context: What comes before every choice.
+        choices: The candidates, at least two.
+        gold: Index of the right one.
+        domain: Its kind, ``None`` if the file names none.
+    """
+
+    context: str
+    choices: tuple[str, ...]
+    gold: int
+    domain: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """Which file was measured.
+
+    Attributes:
+        name: File name without its folder.
+        sha256: Of its bytes.
+        records: Its lines that hold something.
+    """
+
+    name: str
+    sha256: str
+    records: int
+
+
+def read_texts(path: Path) -> tuple[list[TextRecord], FileRecord]:
+    """Reads ``{"text", "domain"}`` records; documents without a letter are left out.
+
+    Raises:
+        PlanError: If the file cannot be read, or holds no text.
+    """
+    content = _read(path)
+    records = []
+    for line, row in _rows(path, content):
+        text = row.get("text")
+        if not isinstance(text, str):
+            _refuse(path, line, f"has no text: its columns are {', '.join(row) or 'none'}")
+        if text.strip():
+            records.append(TextRecord(text=text, domain=_domain(path, line, row)))
+    if not records:
+        raise PlanError(f"{path} holds no text.", hint='pass lines such as {"text": "...", "domain": "prose"}')
+    return records, _file_record(path, content, len(records))
+
+
+def read_choices(path: Path) -> tuple[list[ChoiceItem], FileRecord]:
+    """Reads ``{"context", "choices", "gold", "domain"}`` records.
+
+    Raises:
+        PlanError: If the file cannot be read, or a record lacks something or contradicts itself.
+    """
+    content = _read(path)
+    items = [_choice_item(path, line, row) for line, row in _rows(path, content)]
+    return items, _file_record(path, content, len(items))
+
+
+def _choice_item(path: Path, line: int, row: dict[str, Any]) -> ChoiceItem:
+    missing = [name for name in ("context", "choices", "gold") if name not in row]
+    if missing:
+        _refuse(path, line, f"has no {' and no '.join(missing)}: its columns are {', '.join(row) or 'none'}")
+    context, choices, gold = row["context"], row["choices"], row["gold"]
+    if not isinstance(context, str):
+        _refuse(path, line, "has a context that is no text")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(text, str) and text for text in choices):
+        _refuse(path, line, "has no list of two or more choices that are text")
+    if type(gold) is not int or not 0 <= gold < len(choices):
+        _refuse(path, line, f"names {gold!r} as gold, but its choices are numbered 0 to {len(choices) - 1}")
+    return ChoiceItem(context=context, choices=tuple(choices), gold=gold, domain=_domain(path, line, row))
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise PlanError(f"there is no file {path}.", hint="check the path")
+    return path.read_bytes()
+
+
+def _rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers from 1, and the objects in them; blank lines are passed over."""
+    is_empty = True
+    # Only newlines end a record: other separators may stand inside of a JSON string.
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        is_empty = False
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            _refuse(path, number, f"is no JSON ({error})")
+        if not isinstance(row, dict):
+            _refuse(path, number, "is no JSON object")
+        yield number, row
+    if is_empty:
+        raise PlanError(f"{path} is empty.", hint="pass a .jsonl file with one JSON object per line")
+
+
+def _domain(path: Path, line: int, row: dict[str, Any]) -> str | None:
+    domain = row.get("domain")
+    if not (domain is None or isinstance(domain, str)):
+        _refuse(path, line, f"has the domain {domain!r}, which is no text")
+    return domain
+
+
+def _refuse(path: Path, line: int, reason: str) -> NoReturn:
+    raise PlanError(f"line {line} of {path} {reason}.", hint="correct that line; --help names what a file must hold")
+
+
+def _file_record(path: Path, content: bytes, records: int) -> FileRecord:
+    return FileRecord(name=path.name, sha256=hashlib.sha256(content).hexdigest(), records=records)

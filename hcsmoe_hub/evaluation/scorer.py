@@ -1,0 +1,154 @@
+"""Logits of a checkpoint for lists of token ids, whether the model fits into memory or not.
+
+B sequences of a batch, S tokens each, H hidden size, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hcsmoe_hub.checkpoint.skeleton import Skeleton
+from hcsmoe_hub.evaluation.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Logits that are wanted.
+
+    Attributes:
+        ids: Token ids of one sequence, at least one.
+        start: First position whose logits are wanted; those of all later ones are, too.
+    """
+
+    ids: Sequence[int]
+    start: int = 0
+
+
+class Scorer(ABC):
+    """Runs a checkpoint in float32 without gradients.
+
+    Args:
+        checkpoint: What to run.
+        batch_tokens: Tokens per batch, padding included; one sequence may be longer.
+
+    Attributes:
+        checkpoint: What is run.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, batch_tokens: int) -> None:
+        self.checkpoint = checkpoint
+        self._batch_tokens = batch_tokens
+
+    @abstractmethod
+    def _hidden(self, ids_BS: Tensor) -> Tensor:
+        """States after the decoder's last norm, ``[B, S, H]`` float32, for ids ``[B, S]`` int64."""
+
+    @abstractmethod
+    def _skeleton(self) -> Skeleton:
+        """A model whose head has its weights."""
+
+    def logits(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
+        """Computes logits, shortest sequences first and equal ones in the order they came.
+
+        Shorter sequences are padded on the right: no token looks ahead and routers look at single tokens, so what
+        stands there changes nothing.
+
+        Args:
+            requests: Sequences in any order.
+
+        Yields:
+            Index of a request, and its logits ``[len(ids) - start, V]`` float32 on the CPU.
+        """
+        order = sorted(range(len(requests)), key=lambda index: len(requests[index].ids))
+        for batch in self._batches(order, requests):
+            longest = len(requests[batch[-1]].ids)
+            rows = [
+                [*requests[index].ids, *[requests[index].ids[-1]] * (longest - len(requests[index].ids))]
+                for index in batch
+            ]
+            with torch.no_grad():
+                hidden_BSH = self._hidden(torch.tensor(rows))
+                for row, index in enumerate(batch):
+                    request = requests[index]
+                    yield index, head(self._skeleton(), hidden_BSH[row, request.start : len(request.ids)]).float().cpu()
+
+    def _batches(self, order: Sequence[int], requests: Sequence[Request]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        for index in order:
+            if batch and (len(batch) + 1) * len(requests[index].ids) > self._batch_tokens:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def continuations(self, prompts: Sequence[Sequence[int]], *, tokens: int, last: int | None) -> list[list[int]]:
+        """Continues prompts greedily.
+
+        Args:
+            prompts: Token ids, all of one length.
+            tokens: Most tokens to add.
+            last: Id that ends a text; it is not returned. ``None`` if there is none.
+
+        Returns:
+            The added ids of every prompt.
+        """
+        added: list[list[int]] = [[] for _ in prompts]
+        running = list(range(len(prompts)))
+        for _ in range(tokens):
+            asked = [[*prompts[row], *added[row]] for row in running]
+            chosen = {
+                running[index]: int(logits_SV[-1].argmax())
+                for index, logits_SV in self.logits([Request(ids, len(ids) - 1) for ids in asked])
+            }
+            running = [row for row in running if chosen[row] != last]
+            for row in running:
+                added[row].append(chosen[row])
+            if not running:
+                break
+        return added
+
+
+def decoder_of(skeleton: Skeleton) -> nn.Module:
+    """The part of a causal language model that turns ids into states; not every model names it as its base model."""
+    return skeleton.model.get_submodule(skeleton.layers_name.rpartition(".")[0])
+
+
+class _Decoded:
+    """Output of a decoder that has nothing but its states; models hand other parts on, and have use for none."""
+
+    def __init__(self, hidden_BSH: Tensor) -> None:
+        self.last_hidden_state = hidden_BSH
+
+    def __getitem__(self, index: int) -> Tensor:
+        assert index == 0, "the states come first"
+        return self.last_hidden_state
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def head(skeleton: Skeleton, hidden_SH: Tensor) -> Tensor:
+    """Applies what a causal language model does after its decoder: head, and scaling or capping if it has them.
+
+    Args:
+        skeleton: Filled, or with no more than the weights of its head.
+        hidden_SH: ``[S, H]`` states after the last norm.
+
+    Returns:
+        ``[S, V]`` logits on the device of the head.
+    """
+    decoder, weight = decoder_of(skeleton), skeleton.model.get_output_embeddings().weight
+    hidden_BSH = hidden_SH[None].to(weight.device)
+    found = _Decoded(hidden_BSH)
+    # The model's own forward runs, so that nothing it does with the states is forgotten; only its decoder is skipped.
+    vars(decoder)["forward"] = lambda *args, **kwargs: found
+    try:
+        ids_BS = torch.zeros(hidden_BSH.shape[:2], dtype=torch.long, device=weight.device)
+        logits_SV: Tensor = skeleton.model(input_ids=ids_BS, use_cache=False).logits[0]
+    finally:
+        del vars(decoder)["forward"]
+    return logits_SV

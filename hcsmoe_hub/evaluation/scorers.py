@@ -1,0 +1,154 @@
+"""The two ways to run a checkpoint: all of it in memory, or one decoder layer at a time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from hcsmoe_hub.checkpoint.skeleton import Skeleton
+from hcsmoe_hub.device import default_batch_tokens
+from hcsmoe_hub.evaluation.checkpoint import DTYPE, Checkpoint
+from hcsmoe_hub.evaluation.scorer import Scorer, decoder_of
+from hcsmoe_hub.events import Listener, ignore
+from hcsmoe_hub.streaming import Visitor, make_batcher, stream
+
+# Of the memory that is free: the rest is for activations, logits and the other programs of this machine.
+_SHARE = 0.8
+# Of the free memory, for the states of a pass; a layer's input and output live at once, and so do their copies.
+_STATES_SHARE, _COPIES = 0.2, 4
+_MIN_PASS_TOKENS, _MAX_PASS_TOKENS = 4096, 1 << 20
+# A conversion keeps its batches small because layers and statistics share the caches with them.
+_BATCHES = 4
+# Prompts that are continued at once.
+_PROMPTS = 32
+
+
+class LoadedScorer(Scorer):
+    """Holds the whole model.
+
+    Args:
+        checkpoint: What to run.
+        device: Where.
+        emit: Called with downloads.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, *, emit: Listener = ignore) -> None:
+        super().__init__(checkpoint, batch_tokens=_BATCHES * default_batch_tokens(on_device=device.type != "cpu"))
+        self._device = device
+        skeleton = checkpoint.skeleton()
+        with checkpoint.loading(skeleton, device, emit) as loader:
+            loader.load(None)
+            for layer in range(len(skeleton.layers)):
+                loader.load(layer)
+        skeleton.model.tie_weights()
+        # What was dequantised comes in bfloat16.
+        nn.Module.to(skeleton.model, device, DTYPE)
+        self._filled = skeleton
+
+    def _skeleton(self) -> Skeleton:
+        return self._filled
+
+    def _hidden(self, ids_BS: Tensor) -> Tensor:
+        decoder: Any = decoder_of(self._filled)
+        hidden_BSH: Tensor = decoder(input_ids=ids_BS.to(self._device), use_cache=False)[0]
+        return hidden_BSH
+
+    def continuations(self, prompts: Sequence[Sequence[int]], *, tokens: int, last: int | None) -> list[list[int]]:
+        settings = GenerationConfig(
+            max_new_tokens=tokens, do_sample=False, use_cache=True, eos_token_id=last, pad_token_id=last
+        )
+        # The defaults of the model would fill in what is left open here, such as an end of the text.
+        model: Any = self._filled.model
+        model.generation_config = settings
+        added: list[list[int]] = []
+        for begin in range(0, len(prompts), _PROMPTS):
+            ids_BS = torch.tensor([list(prompt) for prompt in prompts[begin : begin + _PROMPTS]], device=self._device)
+            with torch.no_grad():
+                output_BS = model.generate(ids_BS, attention_mask=torch.ones_like(ids_BS), generation_config=settings)
+            added += output_BS[:, ids_BS.shape[1] :].tolist()
+        return [ids[: ids.index(last)] if last in ids else ids for ids in added]
+
+
+class _Widener(Visitor):
+    """Turns into float32 what was dequantised to bfloat16."""
+
+    def enter(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        nn.Module.to(module, DTYPE)
+
+    def start(self, layer: int) -> None: ...
+
+    def leave(self, layer: int | None, module: nn.Module, originals: Mapping[str, Tensor]) -> None:
+        if layer is None:
+            nn.Module.to(module, DTYPE)
+
+
+class StreamedScorer(Scorer):
+    """Reads the checkpoint once per pass, and holds one decoder layer (and the next one) at a time.
+
+    Args:
+        checkpoint: What to run.
+        device: Where layers run.
+        emit: Called with downloads.
+        pass_tokens: Tokens per pass; ``None`` for as many as a share of the free memory holds.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, *, emit: Listener = ignore, pass_tokens: int | None = None
+    ) -> None:
+        if pass_tokens is None:
+            free = psutil.virtual_memory().available * _STATES_SHARE
+            fitting = int(free / (_COPIES * DTYPE.itemsize * checkpoint.hidden_size))
+            pass_tokens = min(max(fitting, _MIN_PASS_TOKENS), _MAX_PASS_TOKENS)
+        super().__init__(checkpoint, batch_tokens=pass_tokens)
+        self._device = device
+        self._emit = emit
+        self._passed: Skeleton | None = None
+
+    def _skeleton(self) -> Skeleton:
+        assert self._passed is not None, "a head is applied to the states of a pass"
+        return self._passed
+
+    def _hidden(self, ids_BS: Tensor) -> Tensor:
+        # A skeleton whose layers have been streamed is spent; the old one goes before the new one is filled.
+        self._passed = None
+        skeleton = self.checkpoint.skeleton()
+        states: list[Tensor] = []
+        decoder_of(skeleton).register_forward_hook(lambda module, args, output: states.append(output[0]))
+        # Where a model runs as a whole, its logits for all sequences at once would outweigh everything else.
+        last: Any = skeleton.model.get_output_embeddings()
+        vars(last)["forward"] = lambda states_BSH: states_BSH[:, :1]
+        size = default_batch_tokens(on_device=self._device.type != "cpu")
+        batcher = make_batcher(skeleton, ids_BS, batch_tokens=size, device=self._device)
+        with self.checkpoint.loading(skeleton, self._device, self._emit) as loader:
+            stream(skeleton, loader, _Widener(), ids_BS, batcher=batcher)
+        del vars(last)["forward"]
+        last.to(self._device)
+        self._passed = skeleton
+        return states[0]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a device that is free."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else int(psutil.virtual_memory().available)
+
+
+def make_scorers(
+    checkpoints: Sequence[Checkpoint], device: torch.device, *, stream: bool, emit: Listener = ignore
+) -> list[Scorer]:
+    """Runs checkpoints from memory if all of them fit, otherwise layer by layer.
+
+    Args:
+        checkpoints: What will run side by side.
+        device: Where.
+        stream: Layer by layer in any case.
+        emit: Called with downloads.
+
+    Returns:
+        A scorer for each, in their order.
+    """
+    needed = sum(checkpoint.nbytes for checkpoint in checkpoints)
+    kind = StreamedScorer if stream or needed > _SHARE * free_bytes(device) else LoadedScorer
+    return [kind(checkpoint, device, emit=emit) for checkpoint in checkpoints]

@@ -1,0 +1,86 @@
+"""Evaluation files: what is read, and one clear refusal for each kind of damage."""
+
+import hashlib
+import json
+
+import pytest
+from calibration_text import refusal, write_rows
+
+from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.evaluation.options import EvaluateOptions
+from hcsmoe_hub.evaluation.records import read_choices, read_texts
+
+ITEM = {"context": "w1", "choices": ["w2", "w3"], "gold": 1}
+
+
+def test_text_keeps_its_domain_and_its_file_is_named(tmp_path):
+    file = write_rows(tmp_path / "text.jsonl", [{"text": "w1", "domain": "prose"}, {"text": "w2"}, {"text": " "}])
+    records, found = read_texts(file)
+    assert [(record.text, record.domain) for record in records] == [("w1", "prose"), ("w2", None)]
+    assert (found.name, found.records) == ("text.jsonl", 2)
+    assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_line_separators_inside_of_a_text_end_no_record(tmp_path):
+    file = tmp_path / "text.jsonl"
+    file.write_text(json.dumps({"text": "a\u2028b\x85c"}, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    assert [record.text for record in read_texts(file)[0]] == ["a\u2028b\x85c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        ('{"text": " "}', "holds no text"),
+        ('{"body": "w1"}', "line 1 .* has no text: its columns are body"),
+        ('{"text": "w1"}\n{"text": 3}', "line 2"),
+        ('{"text": "w1", "domain": 3}', "has the domain 3"),
+        ("[1]", "is no JSON object"),
+        ("w1", "is no JSON"),
+    ],
+)
+def test_text_that_cannot_be_used_is_refused(tmp_path, content, words):
+    file = tmp_path / "text.jsonl"
+    file.write_text(content)
+    with pytest.raises(PlanError, match=words):
+        read_texts(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"gold": 2}, "names 2 as gold, but its choices are numbered 0 to 1"),
+        ({"gold": -1}, "names -1 as gold"),
+        ({"gold": True}, "names True as gold"),
+        ({"choices": ["w2"]}, "two or more choices"),
+        ({"choices": ["w2", ""]}, "two or more choices"),
+        ({"context": None}, "a context that is no text"),
+    ],
+)
+def test_question_that_contradicts_itself_is_refused(tmp_path, change, words):
+    file = write_rows(tmp_path / "choices.jsonl", [ITEM, ITEM | change])
+    with pytest.raises(PlanError, match=f"line 2 of .* {words}"):
+        read_choices(file)
+
+
+def test_question_without_its_columns_is_refused(tmp_path):
+    file = write_rows(tmp_path / "choices.jsonl", [{"context": "w1"}])
+    error = refusal(lambda: read_choices(file), PlanError)
+    assert "has no choices and no gold: its columns are context" in error.message
+
+
+def test_missing_file_is_refused(tmp_path):
+    assert "there is no file" in refusal(lambda: read_texts(tmp_path / "none.jsonl"), PlanError).message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "nothing was asked"),
+        ({"generate": 3, "tasks": ("boolq",)}, "needs text"),
+        ({"window": 0, "tasks": ("boolq",)}, "windows of 0"),
+    ],
+)
+def test_options_that_ask_for_nothing_sensible_are_refused(options, words):
+    assert words in refusal(EvaluateOptions(**options).check, PlanError).message
