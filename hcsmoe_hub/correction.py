@@ -30,19 +30,19 @@ def correct_down(
     changed: Mapping[str, Tensor],
     seen: Observation,
     batcher: MicroBatcher,
-) -> tuple[dict[str, Tensor], CorrectionReport]:
-    """Fits the down projections of a reduced block to the routed output of the original one.
+) -> CorrectionReport:
+    """Fits the down projections of a reduced block to the routed output of the original one, in place if that helps.
 
     Args:
         model: The source, the layer's weights in memory.
         reduced: Skeleton of the result.
         block: The block.
-        changed: Its tensors in the result, by parameter name.
+        changed: Its tensors in the result, by parameter name; the down projections among them may be overwritten.
         seen: Inputs and outputs of the block in the source.
         batcher: Knows the device.
 
     Returns:
-        The tensors of the result, corrected if that helps, and what the correction did.
+        What the correction did on tokens that it was not fitted to.
     """
     moe = load_reduced(model, reduced, block, changed, batcher.device)
     module = reduced.model.get_submodule(block.experts_path)
@@ -59,7 +59,7 @@ def correct_down(
         for part in (slice(None, fitted), slice(fitted, None))
     ]
     prefix = f"{block.experts_path}."
-    rows = {tensor.name.removeprefix(prefix): tensor.split(changed[tensor.name])[0].clone() for tensor in block.experts}
+    rows = {tensor.name.removeprefix(prefix): tensor.split(changed[tensor.name])[0] for tensor in block.experts}
     (down_CIH,) = neurons_of(module, rows).outputs
     start_CIH = down_CIH.to(batcher.device)
     fitted_CIH = fit_down(parts[0], residual_TH[:fitted], start_CIH)
@@ -68,13 +68,10 @@ def correct_down(
     before = relative_error([target_TH], [target_TH - residual_TH[fitted:].cpu()])
     after = relative_error([target_TH], [target_TH - left_TH.cpu()])
     free(moe)
-    result = dict(changed)
     if after < before:
+        # A view of the tensor in ``changed``, whatever its layout.
         down_CIH.copy_(fitted_CIH)
-        for tensor in block.experts:
-            extra = tensor.split(changed[tensor.name])[1]
-            result[tensor.name] = tensor.join(rows[tensor.name.removeprefix(prefix)], extra)
-    return result, CorrectionReport(
+    return CorrectionReport(
         is_kept=after < before,
         error_before=before,
         error_after=after,

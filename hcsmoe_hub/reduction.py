@@ -89,7 +89,7 @@ class LayerReducer:
         self._warn_unused(block, chosen, statistics.usage_E.tolist())
         merged = self._merge(block, weights, chosen, seen, sample)
         changed = self._lay_out(block, weights, chosen, merged, seen)
-        changed, correction = self._correct(block, chosen, changed, seen)
+        correction = self._correct(block, chosen, changed, seen)
         deviation = self._compare(block, changed, merged, chosen, seen)
         self.reports.append(self._report(block, chosen, seen, deviation, correction))
         if self._plan.options.figure:
@@ -201,16 +201,16 @@ class LayerReducer:
         return changed
 
     def _correct(
-        self, block: MoEBlock, chosen: Selection, changed: dict[str, Tensor], seen: Observation
-    ) -> tuple[dict[str, Tensor], CorrectionReport | None]:
-        """Fits what the recipe corrects; a layer in which nothing was merged has nothing to correct."""
+        self, block: MoEBlock, chosen: Selection, changed: Mapping[str, Tensor], seen: Observation
+    ) -> CorrectionReport | None:
+        """Fits what the recipe corrects, in place; a layer in which nothing was merged has nothing to correct."""
         is_whole = len(chosen.clusters.members) == len(chosen.clusters.labels)
         match self._plan.recipe.correct:
             case Correct.DOWN if not is_whole:
                 assert self._plan.reduced is not None, "only the reduced layout is corrected"
                 return correct_down(self._model, self._plan.reduced, block, changed, seen, self._batcher)
             case Correct.NONE | Correct.DOWN | None:
-                return changed, None
+                return None
 
     def _compare(
         self,

@@ -1,6 +1,9 @@
 """Where a checkpoint comes from: a local folder, or a Hub repository at one commit."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from functools import cached_property
@@ -22,6 +25,8 @@ from hcsmoe_hub.errors import SourceError
 
 # A large model has a hundred shards, and on the Hub each header is a request.
 HEADER_THREADS = 8
+# Enough of a tensor to tell two sets of weights apart.
+PEEKED_BYTES = 4096
 # Weights in formats that are never opened: pickles can run code, and the others are not safetensors.
 FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.gguf", "*.onnx")
 
@@ -67,6 +72,18 @@ class Source(ABC):
     @abstractmethod
     def peek(self, tensor: StoredTensor, count: int) -> bytes:
         """The first bytes of a stored tensor, at most ``count``, without downloading its shard."""
+
+    def fingerprint(self, peeked: Iterable[StoredTensor]) -> str:
+        """SHA-256 of the config, of the names, dtypes and shapes of all tensors, and of the first bytes of some.
+
+        The same wherever the checkpoint lies. On the Hub each peeked tensor is a request.
+        """
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        for tensor in peeked:
+            digest.update(self.peek(tensor, PEEKED_BYTES))
+        return digest.hexdigest()
 
     @abstractmethod
     def download_bytes(self) -> int:

@@ -20,7 +20,6 @@ from hcsmoe_hub.memory import map_large_tensors
 # Figures are measured in float32, whatever the checkpoint stores.
 DTYPE = torch.float32
 # Of every stored tensor; a checkpoint that was written anew differs in these somewhere.
-_PEEKED_BYTES = 64
 
 
 class Checkpoint:
@@ -106,12 +105,7 @@ class Checkpoint:
 
     def _fingerprint(self) -> str:
         """SHA-256 of a repository's commit, or of a folder's config, tensor headers and first bytes of each tensor."""
-        source, digest = self.source, hashlib.sha256()
+        source = self.source
         if source.revision is not None:
-            digest.update(f"{source.repo_id}@{source.revision}".encode())
-            return digest.hexdigest()
-        digest.update(source.fetch("config.json").read_bytes())
-        for name, tensor in sorted(source.tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-            digest.update(source.peek(tensor, _PEEKED_BYTES))
-        return digest.hexdigest()
+            return hashlib.sha256(f"{source.repo_id}@{source.revision}".encode()).hexdigest()
+        return source.fingerprint(source.tensors.values())
