@@ -14,6 +14,7 @@ class Stage(StrEnum):
     CONVERT = "convert"
     VERIFY = "verify"
     EVALUATE = "evaluate"
+    PUSH = "push"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,33 @@ class Warned:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A file is on its way to the Hub; ``bytes_sent`` counts what was sent more than once as often as it was."""
+
+    file: str
+    file_bytes: int
+    bytes_sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The Hub holds the content of a file, which nobody sees before the commit.
+
+    ``bytes_sent`` is 0 where it was there before, and ``None`` where the Xet client has sent it and does not tell.
+    """
+
+    file: str
+    file_bytes: int
+    bytes_sent: int | None
+
+
 Event = StageStarted | StageAdvanced | StageFinished | Fetching | Warned
 Listener = Callable[[Event], None]
+# A push has its own events beside the common ones.
+PushEvent = Event | Sending | Delivered
+PushListener = Callable[[PushEvent], None]
 
 
-def ignore(event: Event) -> None:
+def ignore(event: PushEvent) -> None:
     """The listener of those who do not listen."""

@@ -8,13 +8,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 OPENER, STRANGER, EXPIRED, BROKEN = "hf_opens_everything", "hf_opens_nothing", "hf_expired", "hf_two\nlines"
-SECRETS = (OPENER, STRANGER, EXPIRED, "hf_two")
+WRITER, READER, OTHER_WRITER, FINE_GRAINED = "hf_writes", "hf_reads_only", "hf_writes_elsewhere", "hf_writes_one"
+SECRETS = (OPENER, STRANGER, EXPIRED, "hf_two", WRITER, READER, OTHER_WRITER, FINE_GRAINED)
 
 CLIENT = """
 import json
@@ -55,6 +56,8 @@ json.dump(answers, sys.stdout)
 """
 
 Call = Mapping[str, Any]
+# The other program: calls of it run side by side, or after each other where they are listed.
+PUSHER = Path(__file__).parent / "hub" / "pusher.py"
 Answers = Mapping[str, Any]
 
 
@@ -72,16 +75,26 @@ class Machine:
         files = {"output": str(self.folder / result), "token_ids": str(self.folder / "ids.npy")}
         return {"action": "convert", "source": source, **files}
 
-    def run(self, endpoint: str, calls: Mapping[str, Call], **environment: str) -> Answers:
-        """Runs calls in a new process; no output of it may show a token."""
+    def environment(self, endpoint: str, **more: str) -> dict[str, str]:
+        """Variables of a process on this machine; nothing of the tests' own settings reaches it."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(self.folder / "home")}
         direct = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         switches = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return {**inherited, **hub, **direct, **switches, **more}
+
+    def run(
+        self,
+        endpoint: str,
+        calls: Mapping[str, Call | Sequence[Call]],
+        program: Sequence[str | Path] = ("-c", CLIENT),
+        **environment: str,
+    ) -> Answers:
+        """Runs calls in a new process; no output of it may show a token."""
         process = subprocess.run(
-            [sys.executable, "-c", CLIENT],
+            [sys.executable, *program],
             input=json.dumps(calls),
-            env={**inherited, **hub, **direct, **switches, **environment},
+            env=self.environment(endpoint, **environment),
             cwd=self.folder,
             capture_output=True,
             text=True,

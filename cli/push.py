@@ -1,0 +1,153 @@
+"""``hcsmoe push``: puts a result on the Hub, visible all at once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.text import Text
+
+from hcsmoe_hub.cli import options as cli
+from hcsmoe_hub.cli.groups import grouped
+from hcsmoe_hub.cli.libraries import collector_paused, prepare_libraries
+from hcsmoe_hub.cli.output import REFRESHES_PER_SECOND, Mode, Output, format_plural
+from hcsmoe_hub.cli.progress import BAR_WIDTH, STAGE_WIDTH, listening
+from hcsmoe_hub.cli.tables import Document, section
+from hcsmoe_hub.events import Delivered, PushEvent, PushListener, Sending, Stage, Warned, ignore
+from hcsmoe_hub.publishing.options import PushOptions
+from hcsmoe_hub.publishing.push import push as publish
+from hcsmoe_hub.units import format_bytes
+
+_hub = partial(typer.Option, rich_help_panel="Hub")
+_output = partial(typer.Option, rich_help_panel="Output")
+
+RepoArgument = Annotated[
+    str, typer.Argument(metavar="REPO_ID", show_default=False, help="Repository on the Hub: NAMESPACE/NAME.")
+]
+PrivateOption = Annotated[
+    bool, _hub("--private", metavar="", help="Make the repository a private one; an old one must be.")
+]
+CreatePrOption = Annotated[bool, _hub("--create-pr", metavar="", help="Propose the result as a pull request.")]
+OverwriteOption = Annotated[bool, _hub("--overwrite", metavar="", help="Replace a checkpoint that is already there.")]
+BranchOption = Annotated[
+    str | None,
+    _hub("--revision", metavar="BRANCH", show_default="main", help="Branch to push to; made if it is not there."),
+]
+TokenOption = Annotated[
+    str | None,
+    _hub("--token", metavar="TOKEN", envvar="HF_TOKEN", show_default="the stored login", help="Access token."),
+]
+QuietOption = Annotated[bool, _output("--quiet", "-q", metavar="", help="Print only the address of the commit.")]
+
+
+@grouped
+def push(
+    path: cli.PathArgument,
+    repo_id: RepoArgument,
+    *,
+    private: PrivateOption = False,
+    create_pr: CreatePrOption = False,
+    overwrite: OverwriteOption = False,
+    revision: BranchOption = None,
+    token: TokenOption = None,
+    as_json: cli.JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Put a result on the Hub: nothing is visible before all of it is there."""
+    options = PushOptions(repo_id=repo_id, private=private, create_pr=create_pr, overwrite=overwrite, revision=revision)
+    sink = Output(as_json=as_json, quiet=quiet)
+    with collector_paused():
+        prepare_libraries()
+    with watching(sink) as listener:
+        document = publish(path, options, token=token, listener=listener).as_dict()
+    sink.result(document, human=_summary(document, check_mark=sink.check_mark), brief=document["url"])
+    if document["pull_request"] is None:
+        branch = "" if revision is None else f", revision={revision!r}"
+        sink.hint(f"load it with AutoModelForCausalLM.from_pretrained({repo_id!r}{branch})")
+
+
+@contextmanager
+def watching(sink: Output) -> Iterator[PushListener]:
+    """Gives a listener that shows a push as ``sink`` allows."""
+    if sink.mode is Mode.QUIET:
+        yield ignore
+    elif sink.is_live:
+        view = _Bars(sink)
+        with view.progress:
+            yield view.listen
+    else:
+        with listening(sink) as others:
+
+            def listen(event: PushEvent) -> None:
+                if isinstance(event, Delivered):
+                    sink.stderr.print(f"{Stage.PUSH:<{STAGE_WIDTH}}  {_delivered(event)}", soft_wrap=True)
+                elif not isinstance(event, Sending):
+                    others(event)
+
+            yield listen
+
+
+def _delivered(event: Delivered) -> str:
+    """How a file came to be on the Hub."""
+    size = format_bytes(event.file_bytes)
+    return f"{event.file} was there, {size}" if event.bytes_sent == 0 else f"{event.file} sent, {size}"
+
+
+class _Bars:
+    """A line per large file that is redrawn: bytes, speed and time."""
+
+    def __init__(self, sink: Output) -> None:
+        self._sink = sink
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(BAR_WIDTH),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeElapsedColumn(),
+            console=sink.stderr,
+            refresh_per_second=REFRESHES_PER_SECOND,
+        )
+
+    def listen(self, event: PushEvent) -> None:
+        if isinstance(event, Sending):
+            # What is sent again after a failure counts once.
+            self._show(event.file, event.file_bytes, min(event.bytes_sent, event.file_bytes))
+        elif isinstance(event, Delivered):
+            self._show(event.file, event.file_bytes, event.file_bytes)
+        elif isinstance(event, Warned):
+            self._sink.warn(event.message)
+
+    def _show(self, file: str, total: int, completed: int) -> None:
+        known = {task.description: task.id for task in self.progress.tasks}
+        task = known[file] if file in known else self.progress.add_task(file, total=total)
+        self.progress.update(task, completed=completed)
+
+
+def _summary(document: Document, *, check_mark: str) -> RenderableType:
+    """What was pushed, and where it is."""
+    where = document["repo_id"]
+    if document["pull_request"] is not None:
+        title = f" {where} has a pull request"
+    elif document["changed"]:
+        title = f" {where} is on the Hub"
+    else:
+        title = f" {where} was on the Hub already"
+    sent = document["bytes_sent"]
+    sizes = format_bytes(document["bytes"]) + ("" if sent is None else f", {format_bytes(sent)} sent")
+    visibility = "private" if document["private"] else "public"
+    rows = [("commit", document["url"])]
+    if document["pull_request"] is not None:
+        rows.append(("pull request", document["pull_request"]))
+    rows += [("repository", f"{visibility}, {document['revision']}")]
+    rows += [("files", f"{format_plural(len(document['files']), 'file')}, {sizes}")]
+    if document["deleted"]:
+        rows.append(("replaced", f"deleted {', '.join(document['deleted'])}"))
+    if document["left_out"]:
+        rows.append(("left out", f"{', '.join(document['left_out'])}: part of no checkpoint"))
+    return Group(
+        Text.assemble((check_mark, "bold green"), (title, "bold"), no_wrap=True, overflow="ignore"),
+        section(rows, indent=2),
+    )

@@ -1,0 +1,77 @@
+"""Files on their way into a commit: what the client needs of them, and how much of them was sent."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from huggingface_hub import CommitOperationAdd
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
+
+# A file of a repository as the Hub lists it: path, size, and hashes.
+RemoteFile = RepoFile
+
+
+class _CountedFile(io.BufferedReader):
+    """A file that tells how many bytes of it are read."""
+
+    def __init__(self, path: Path, count: Callable[[int], None]) -> None:
+        super().__init__(io.FileIO(path))
+        self._count = count
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = super().read(size)
+        self._count(len(content))
+        return content
+
+
+class Addition(CommitOperationAdd):
+    """One file of a commit.
+
+    Args:
+        path: The file.
+        name: Its path in the repository.
+        count: Called with every number of bytes that is sent of it.
+    """
+
+    def __init__(self, path: Path, name: str, count: Callable[[int], None]) -> None:
+        super().__init__(path_in_repo=name, path_or_fileobj=str(path))
+        self.path = path
+        self.bytes_sent = 0
+        self._count = count
+
+    @property
+    def size(self) -> int:
+        """Size of the file in bytes."""
+        size: int = self.upload_info.size
+        return size
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the Hub holds the content, so that the file itself is not needed any more."""
+        # The client lets go of a file that it has uploaded; a small one goes into the commit itself.
+        return self.size > 0 and self.path_or_fileobj == b""
+
+    @contextmanager
+    def as_file(self, with_tqdm: bool = False) -> Iterator[BinaryIO]:
+        """The content, as the client reads it; with a progress bar, which is ours, it reads in order to send."""
+        if with_tqdm and not self.is_held:
+            with _CountedFile(self.path, self._sent) as file:
+                yield file
+        else:
+            with super().as_file() as file:
+                yield file
+
+    def _sent(self, count: int) -> None:
+        self.bytes_sent += count
+        self._count(count)
+
+    def equals(self, remote: RemoteFile | None) -> bool:
+        """Whether a file of the repository has the same content."""
+        if remote is None or remote.size != self.size:
+            return False
+        if remote.lfs is not None:
+            return bool(remote.lfs.sha256 == self.upload_info.sha256.hex())
+        return not self.is_held and bool(remote.blob_id == git_hash(self.path.read_bytes()))

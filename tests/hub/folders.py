@@ -1,0 +1,28 @@
+"""Folders to push: what they hold need not be a model as long as nobody reads it."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+SHARD_BYTES = 300_000
+SHARDS = tuple(f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
+CARD = "---\nlicense: mit\n---\n# A model\n"
+SMALL = {"config.json": "{}", "hcsmoe.json": '{"schema_version": 1}', "README.md": CARD}
+
+
+def write_folder(folder: Path, changes: Mapping[str, str] = MappingProxyType({}), *, seed: int = 0) -> Path:
+    """Writes three shards of random bytes, and small files, some of them with other content; returns the folder."""
+    folder.mkdir(parents=True)
+    chance = random.Random(seed)
+    for shard in SHARDS:
+        (folder / shard).write_bytes(chance.randbytes(SHARD_BYTES))
+    for name, text in (SMALL | dict(changes)).items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}

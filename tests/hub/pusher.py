@@ -1,0 +1,71 @@
+"""Runs pushes in a process of its own: reads named calls as JSON, and prints what each returned or refused.
+
+The calls of one process run side by side, so that one waits while another does.
+"""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+
+from hcsmoe_hub.errors import HcsmoeError
+from hcsmoe_hub.events import PushEvent
+from hcsmoe_hub.publishing import failures
+from hcsmoe_hub.publishing.options import PushOptions
+from hcsmoe_hub.publishing.publisher import Publisher
+from hcsmoe_hub.publishing.push import push
+
+
+def publish(folder: Path, options: PushOptions, token: str | None, delete: bool, seen: list[PushEvent]) -> Any:
+    """Hands a folder over file by file, as a conversion does."""
+    publisher = Publisher(folder, options, token=token, listener=seen.append)
+    publisher.open()
+    for shard in sorted(folder.glob("*.safetensors")):
+        held = publisher.upload(shard)
+        for path in held if delete else ():
+            path.unlink()
+    rest = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors")
+    return publisher.commit(*rest).as_dict()
+
+
+def answer(action: str, token: str | None = None, delete: bool = False, **call: Any) -> Any:
+    """Makes one call."""
+    if action == "api":
+        made = getattr(HfApi(token=token), call.pop("method"))(**call)
+        return [str(item) for item in made] if isinstance(made, list) else str(made)
+    if action == "download":
+        return snapshot_download(call["repo_id"], token=token, revision=call.get("revision"))
+    folder, seen = Path(call.pop("folder")), list[PushEvent]()
+    options = PushOptions(**call)
+    if action == "push":
+        pushed = push(folder, options, token=token, listener=seen.append).as_dict()
+    else:
+        pushed = publish(folder, options, token, delete, seen)
+    return {**pushed, "events": [[type(event).__name__, asdict(event)] for event in seen]}
+
+
+def refusal_or_answer(call: dict[str, Any] | list[dict[str, Any]]) -> Any:
+    """Makes one call, or several after each other."""
+    if isinstance(call, list):
+        return [refusal_or_answer(step) for step in call]
+    try:
+        return answer(**call)
+    except HcsmoeError as error:
+        return {"refused": type(error).__name__, "message": error.message, "hint": error.hint}
+
+
+def main() -> None:
+    calls = json.load(sys.stdin)
+    # Our own pauses; those of the client are a second and more.
+    failures.PAUSES_SECONDS = (0.05,) * 4
+    with ThreadPoolExecutor(len(calls)) as pool:
+        answers = dict(zip(calls, pool.map(refusal_or_answer, calls.values()), strict=True))
+    json.dump(answers, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
