@@ -10,10 +10,12 @@ import typer
 from typer.core import TyperGroup
 
 from hcsmoe_hub.cli.architectures import architectures
+from hcsmoe_hub.cli.card import card
 from hcsmoe_hub.cli.convert import EXAMPLES, convert
 from hcsmoe_hub.cli.evaluate import evaluate
 from hcsmoe_hub.cli.inspect import inspect
 from hcsmoe_hub.cli.output import Output, print_labelled, stderr_console
+from hcsmoe_hub.cli.push import push
 from hcsmoe_hub.cli.verify import verify
 from hcsmoe_hub.errors import HcsmoeError
 from hcsmoe_hub.versions import tool
@@ -92,4 +94,6 @@ app.command(epilog=EXAMPLES)(convert)
 app.command()(inspect)
 app.command()(verify)
 app.command()(evaluate)
+app.command()(card)
+app.command()(push)
 app.command()(architectures)

@@ -22,12 +22,13 @@ from hcsmoe_hub.versions import LIBRARIES
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "hcsmoe_hub"
 COMMANDS = ROOT / "cli"
+CARDS = ROOT / "model_cards"
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 # Installed name of every package, and the folder of its sources.
 FOLDERS = {
     "hcsmoe_hub" if folder == LIBRARY else f"hcsmoe_hub.{folder.name}": folder
-    for top in (LIBRARY, COMMANDS)
+    for top in (LIBRARY, COMMANDS, CARDS)
     for folder in sorted({file.parent for file in top.rglob("*.py")})
 }
 # Packages of pure functions, and all that they may import.
@@ -35,9 +36,24 @@ PURE = ("clustering", "merging", "pruning", "routing")
 SHARED = ("options", "recipe", "errors")
 PURE_IMPORTS = {"torch", "numpy", "scipy", *(f"hcsmoe_hub.{name}" for name in (*SHARED, *PURE))}
 NETWORK = {"huggingface_hub", "datasets", "httpx", "httpx2", "requests", "urllib", "http", "socket", "aiohttp"}
-NETWORK_FILES = {"checkpoint/hub.py", "calibration/text.py"}
+NETWORK_FILES = {
+    "calibration/text.py",
+    "checkpoint/hub.py",
+    "publishing/additions.py",
+    "publishing/failures.py",
+    "publishing/hub.py",
+}
 # Names and sizes of shards, and names of errors: nothing that opens a connection.
 HARMLESS = {"huggingface_hub.split_state_dict_into_shards_factory", "huggingface_hub.errors"}
+# What cards use of the client: formats of the Hub, and names.
+CARD_FORMATS = {
+    *HARMLESS,
+    *(f"huggingface_hub.{name}" for name in ("ModelCard", "ModelCardData", "EvalResult", "EvalResultEntry")),
+    "huggingface_hub.eval_result_entries_to_yaml",
+    "huggingface_hub.repocard",
+    "huggingface_hub.utils.validate_repo_id",
+    "huggingface_hub.utils.yaml_dump",
+}
 FORBIDDEN = ("except Exception", "TODO", "FIXME", "trust_remote_code=True", "torch.load(")
 
 
@@ -91,11 +107,20 @@ def test_the_library_imports_neither_the_commands_nor_their_libraries() -> None:
 
 def test_the_commands_import_what_is_installed_by_its_installed_name() -> None:
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"hcsmoe_hub"}
-    found = {(name_of(file), name) for file in sources(COMMANDS) for name in imports(file) if is_within(name, folders)}
+    found = {
+        (name_of(file), name) for file in sources(COMMANDS, CARDS) for name in imports(file) if is_within(name, folders)
+    }
     assert found == set()
 
 
-def test_only_two_files_reach_the_network() -> None:
+def test_cards_are_drawn_from_what_is_stored_and_not_from_a_conversion() -> None:
+    unwanted = {"torch", "transformers", "typer", "rich", "hcsmoe_hub.cli"}
+    unwanted |= {f"hcsmoe_hub.{name}" for name in ("convert", "plan", "run", "model", "layouts", *PURE)}
+    found = {(name_of(file), name) for file in sources(CARDS) for name in imports(file) if is_within(name, unwanted)}
+    assert found == set()
+
+
+def test_only_a_few_files_reach_the_network() -> None:
     found = {
         file.relative_to(LIBRARY).as_posix()
         for file in sources(LIBRARY)
@@ -103,6 +128,11 @@ def test_only_two_files_reach_the_network() -> None:
         if is_within(name, NETWORK) and not is_within(name, HARMLESS)
     }
     assert found == NETWORK_FILES
+
+
+def test_cards_use_formats_of_the_hub_and_do_not_reach_it() -> None:
+    found = {name for file in sources(CARDS) for name in imports(file) if is_within(name, NETWORK)}
+    assert {name for name in found if not is_within(name, CARD_FORMATS)} == {"urllib.parse.urlsplit"}
 
 
 def test_commands_do_not_reach_the_network_themselves() -> None:
@@ -120,7 +150,7 @@ def test_importing_the_commands_imports_no_heavy_library() -> None:
 def test_the_library_never_prints() -> None:
     found = [
         f"{name_of(file)}:{node.lineno}"
-        for file in sources(LIBRARY)
+        for file in sources(LIBRARY, CARDS)
         for node in ast.walk(ast.parse(file.read_text("utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input")
     ]
@@ -130,7 +160,7 @@ def test_the_library_never_prints() -> None:
 # How long, and how careful
 
 
-@pytest.mark.parametrize("file", sources(LIBRARY, COMMANDS, ROOT / "benchmarks"), ids=name_of)
+@pytest.mark.parametrize("file", sources(LIBRARY, COMMANDS, CARDS, ROOT / "benchmarks"), ids=name_of)
 def test_files_and_functions_stay_short_and_careful(file: Path) -> None:
     text = file.read_text("utf-8")
     assert len(text.splitlines()) <= MAX_FILE_LINES
@@ -213,7 +243,10 @@ def test_the_installed_version_is_the_one_of_the_sources(project: Any) -> None:
 
 def test_every_library_that_is_used_is_declared_and_no_other(project: Any) -> None:
     imported = {
-        name.partition(".")[0] for file in sources(LIBRARY, COMMANDS) for name in imports(file) if not is_standard(name)
+        name.partition(".")[0]
+        for file in sources(LIBRARY, COMMANDS, CARDS)
+        for name in imports(file)
+        if not is_standard(name)
     }
     extras = project["project"]["optional-dependencies"]
 

@@ -1,0 +1,189 @@
+"""Writes a card into the folder of a result, and keeps what a person wrote into an earlier one."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import ModelCard, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
+
+from hcsmoe_hub.checkpoint.writer import write_bytes
+from hcsmoe_hub.errors import OutputError, SourceError
+from hcsmoe_hub.model_cards.ending import citation, licence, limitations
+from hcsmoe_hub.model_cards.facts import Facts
+from hcsmoe_hub.model_cards.folder import read_facts
+from hcsmoe_hub.model_cards.making import making
+from hcsmoe_hub.model_cards.metadata import benchmark_entries, card_data, license_link
+from hcsmoe_hub.model_cards.quality import quality
+from hcsmoe_hub.model_cards.summary import before_after, description
+from hcsmoe_hub.model_cards.usage import usage
+
+CARD_FILE = "README.md"
+# One file of our own: others of the folder are other people's results.
+BENCHMARK_FILE = ".eval_results/hcsmoe.yaml"
+KEEP, END = "<!-- hcsmoe:keep -->", "<!-- /hcsmoe:keep -->"
+INVITATION = "\n<!-- What you write between these two lines stays when the card is written again. -->\n"
+_KEPT = re.compile(f"{re.escape(KEEP)}(.*?){re.escape(END)}", re.DOTALL)
+_MARK = re.compile(r"<!-- hcsmoe:card ([0-9a-f]{16})(?: (\S+))? -->")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenCard:
+    """A card.
+
+    Attributes:
+        path: The README.md.
+        repo_id: Repository that its commands name, ``None`` if they name the folder.
+        measures: What it shows of the quality, by kind.
+        kept_sections: Sections of an earlier card that were kept.
+        warnings: What deserves a second look.
+    """
+
+    path: Path
+    repo_id: str | None
+    measures: list[str]
+    kept_sections: int
+    warnings: list[str]
+
+
+def write_card(folder: str | Path, repo_id: str | None = None, *, overwrite: bool = False) -> WrittenCard:
+    """Writes ``README.md``, and ``.eval_results`` if there are results of a benchmark of the Hub.
+
+    Args:
+        folder: A result of ``hcsmoe convert``.
+        repo_id: Repository that it is, or will be, in; ``None`` takes that of the card that is there.
+        overwrite: Replace a card that hcsmoe did not write, or that was changed since, but for what is marked as kept.
+
+    Returns:
+        What was written.
+
+    Raises:
+        SourceError: If the folder holds no report, or a damaged one.
+        PlanError: If ``repo_id`` is no name of a repository.
+        OutputError: If there is a card to be kept.
+    """
+    folder = Path(folder)
+    path = folder / CARD_FILE
+    earlier = _read(path)
+    kept = [] if earlier is None else kept_sections(earlier, path)
+    if earlier is not None and not overwrite:
+        _check_ours(earlier, path)
+    known = None if earlier is None else _repo_id(earlier)
+    facts, warnings = read_facts(folder, known if repo_id is None else repo_id)
+    content = render(facts, kept)
+    _write_benchmarks(facts, folder)
+    write_bytes(path, content.encode())
+    return WrittenCard(
+        path=path,
+        repo_id=facts.repo_id,
+        measures=list(facts.measures),
+        kept_sections=len(kept),
+        warnings=[*warnings, *_doubts(facts)],
+    )
+
+
+def render(facts: Facts, kept: list[str]) -> str:
+    """Text of a card.
+
+    Args:
+        facts: What is known of the result.
+        kept: Sections that a person wrote.
+    """
+    sections = [KEEP + text + END for text in kept or [INVITATION]]
+    body = "\n\n".join(
+        part
+        for part in (
+            f"# {facts.title}",
+            description(facts),
+            before_after(facts),
+            usage(facts),
+            quality(facts),
+            *sections,
+            making(facts),
+            limitations(facts),
+            licence(facts),
+            citation(facts),
+        )
+        if part
+    )
+    # Parsed and written by the client: what it does not understand, the Hub would not either.
+    card = ModelCard(f"---\n{card_data(facts).to_yaml()}\n---\n\n{body}\n")
+    return _marked(str(card), f"# {facts.title}", facts.repo_id)
+
+
+def kept_sections(content: str, path: Path) -> list[str]:
+    """What a person wrote between the markers of an earlier card.
+
+    Raises:
+        OutputError: If a marker lacks its other half, so that nobody can tell what is to be kept.
+    """
+    found = _KEPT.findall(content)
+    if any(content.count(mark) != len(found) for mark in (KEEP, END)) or any(KEEP in text for text in found):
+        raise OutputError(
+            f"{path} has a marker of a kept section without its other half.",
+            hint=f"write {KEEP} before and {END} after every section, or remove the marker",
+        )
+    return [text for text in found if text != INVITATION]
+
+
+def _read(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    try:
+        # Windows, and the editor of the Hub, may have changed line ends.
+        return path.read_text("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is no text: {error}.", hint="remove it, or save it as UTF-8") from None
+
+
+def _digest(content: str) -> str:
+    """Digest of all that a rewrite would lose: everything but the mark and kept sections, wherever they stand."""
+    own = re.sub(r"\n{2,}", "\n\n", _KEPT.sub("", _MARK.sub("", content))).strip()
+    return hashlib.sha256(own.encode()).hexdigest()[:16]
+
+
+def _marked(content: str, title: str, repo_id: str | None) -> str:
+    """The card with a mark that tells whose it is, and whether it was changed since."""
+    words = ["hcsmoe:card", _digest(content), *([repo_id] if repo_id is not None else [])]
+    return content.replace(f"\n{title}\n", f"\n<!-- {' '.join(words)} -->\n\n{title}\n", 1)
+
+
+def _repo_id(content: str) -> str | None:
+    mark = _MARK.search(content)
+    return None if mark is None else mark.group(2)
+
+
+def _check_ours(content: str, path: Path) -> None:
+    mark = _MARK.search(content)
+    if mark is None:
+        raise OutputError(
+            f"{path} was not written by hcsmoe.",
+            hint=f"add --overwrite to replace it; what stands between {KEEP} and {END} stays",
+        )
+    if mark.group(1) != _digest(content):
+        raise OutputError(
+            f"{path} was changed since hcsmoe wrote it.",
+            hint=f"put what shall stay between {KEEP} and {END}, then add --overwrite",
+        )
+
+
+def _write_benchmarks(facts: Facts, folder: Path) -> None:
+    entries, path = benchmark_entries(facts), folder / BENCHMARK_FILE
+    if not entries:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(exist_ok=True)
+    write_bytes(path, yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False).encode())
+
+
+def _doubts(facts: Facts) -> Iterator[str]:
+    """What whoever publishes the result should know."""
+    inherited, base = facts.inherited, facts.base
+    if inherited.license is None:
+        yield f"no licence of {base.name} is known; the card names none."
+    if inherited.license_link is not None and license_link(facts) is None:
+        yield f"the licence of {base.name} is said to be in {inherited.license_link}, which did not come along."
+    if inherited.gated:
+        yield f"{base.name} is gated; think about gating the repository of the result as well."

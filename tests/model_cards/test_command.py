@@ -1,0 +1,169 @@
+"""The command in a card makes the same result again."""
+
+import shlex
+from dataclasses import fields
+from itertools import product
+from typing import Any
+
+import pytest
+
+from hcsmoe_hub.cli.method_options import MethodFlags
+from hcsmoe_hub.errors import PlanError, SourceError
+from hcsmoe_hub.model_cards.command import calibration_name, convert_command, evaluate_command
+from hcsmoe_hub.model_cards.folder import read_facts
+from hcsmoe_hub.options import (
+    Align,
+    Budget,
+    Clustering,
+    Correct,
+    Features,
+    Layout,
+    Linkage,
+    Merge,
+    Method,
+    MethodOptions,
+    Propagate,
+    RouterPolicy,
+    Saliency,
+    Similarity,
+)
+from hcsmoe_hub.presets import PRESETS, Preset
+from hcsmoe_hub.resolve import resolve
+
+OPTIONS = [
+    *PRESETS.values(),
+    MethodOptions(method=Method.PRUNE, correct=Correct.BLOCKS),
+    MethodOptions(method=Method.PRUNE, router=RouterPolicy.FIT, correct=Correct.EXPERTS, propagate=Propagate.MERGED),
+    MethodOptions(correct=Correct.EXPERTS, router=RouterPolicy.FIT),
+    MethodOptions(method=Method.PRUNE, saliency=Saliency.FREQUENCY, protect=((None, 2), (3, 1)), seed=7),
+    MethodOptions(clustering=Clustering.SINGLE_SHOT, similarity=(Similarity.ROUTER_LOGITS, Similarity.WEIGHT)),
+    MethodOptions(layout=Layout.MAPPED, budget=Budget.M_SMOE, layers=(0, 1, 3), max_cluster_size=3),
+    MethodOptions(merge=Merge.DOMINANT, dominant_weights=(2.0, 0.5), linkage=Linkage.WARD),
+    MethodOptions(merge=Merge.ZIPIT, features=Features.WEIGHT, correct=Correct.DOWN),
+    MethodOptions(clustering=Clustering.FUZZY),
+    *(
+        MethodOptions(clustering=clustering, align=align, router=router)
+        for clustering, align, router in product(
+            (Clustering.KMEANS, Clustering.RANDOM), Align, (RouterPolicy.AVERAGE, RouterPolicy.FREQUENCY)
+        )
+    ),
+]
+
+COMMANDS = {
+    Preset.REFIT: "",
+    Preset.HC_SMOE: "--preset hc-smoe",
+    Preset.M_SMOE: "--preset m-smoe",
+    Preset.REAP: "--preset reap",
+}
+CHOICES = {field.name for field in fields(MethodFlags)} | {"seed"}
+
+
+def facts_of(folder: Any, repo_id: str | None = None) -> Any:
+    return read_facts(folder, repo_id)[0]
+
+
+def words_of(command: str) -> list[str]:
+    return shlex.split(command.replace("\\\n", ""))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_typing_the_command_resolves_to_the_method_in_force(
+    make_folder: Any, monkeypatch: pytest.MonkeyPatch, options: MethodOptions
+) -> None:
+    recipe = resolve(options)
+    command = convert_command(facts_of(make_folder({"method": recipe.as_dict()})))
+    words = words_of(command)
+    assert resolve(parse(words, monkeypatch)) == recipe
+    # Nothing is said that the other choices say already.
+    for place in [number for number, word in enumerate(words) if word[2:].replace("-", "_") in CHOICES]:
+        fewer = parse([*words[:place], *words[place + 2 :]], monkeypatch)
+        assert not resolves_to(fewer, recipe), words[place]
+
+
+@pytest.mark.parametrize(("preset", "words"), COMMANDS.items(), ids=lambda value: str(value)[:20])
+def test_a_preset_is_told_in_few_words(make_folder: Any, preset: Preset, words: str) -> None:
+    method = resolve(PRESETS[preset]).as_dict()
+    command = convert_command(facts_of(make_folder({"method": method})))
+    assert " ".join(words_of(command)).split("--experts 4")[1].strip() == words
+
+
+def resolves_to(options: MethodOptions, recipe: Any) -> bool:
+    try:
+        return bool(resolve(options) == recipe)
+    except PlanError:
+        return False
+
+
+def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> MethodOptions:
+    """The method that the command line reads from a command."""
+    from typer.testing import CliRunner
+
+    from hcsmoe_hub.cli import convert
+    from hcsmoe_hub.cli.app import app
+
+    seen: list[MethodOptions] = []
+    monkeypatch.setattr(convert, "_convert", lambda source, options, hub, sink: seen.append(options.method))
+    result = CliRunner().invoke(app, words[1:])
+    assert result.exit_code == 0, result.stderr
+    return seen[0]
+
+
+def test_command_names_commit_counts_and_calibration(make_folder: Any) -> None:
+    changes = {
+        "experts": {"per_token_after": 1},
+        "calibration": {"dataset": "../data/my calib.jsonl", "sequences": 8, "sequence_length": 128},
+        "method": {"seed": 3},
+    }
+    words = words_of(convert_command(facts_of(make_folder(changes, files=("hcsmoe.png",)))))
+    assert words == shlex.split(
+        "hcsmoe convert acme/Mixtral-tiny --revision 0123456789abcdef0123456789abcdef01234567 --experts 4 "
+        "--experts-per-token 1 --preset hc-smoe --seed 3 --calibration 'my calib.jsonl' --samples 8 "
+        "--sequence-length 128 --figure"
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "length", "is_named"), [(512, 512, False), (4096, 2048, False), (4096, 512, True), (None, 2048, False)]
+)
+def test_length_is_named_if_it_is_not_what_the_model_gives(
+    make_folder: Any, limit: int | None, length: int, is_named: bool
+) -> None:
+    changes = {"calibration": {"sequence_length": length}}
+    command = convert_command(facts_of(make_folder(changes, config={"max_position_embeddings": limit})))
+    assert ("--sequence-length" in command) is is_named
+
+
+def test_token_ids_need_no_sizes(make_folder: Any) -> None:
+    changes = {"calibration": {"dataset": "/data/ids.npy", "sequences": 3, "sequence_length": 99}}
+    command = convert_command(facts_of(make_folder(changes)))
+    assert " ".join(words_of(command)).endswith("--experts 4 --preset hc-smoe --calibration ids.npy")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("bundled", "bundled"),
+        ("org/dataset", "org/dataset"),
+        ("/data/calib.jsonl", "calib.jsonl"),
+        ("data/calib.jsonl", "calib.jsonl"),
+        ("~/ids.npy", "ids.npy"),
+    ],
+)
+def test_files_are_named_without_their_folders(dataset: str, name: str) -> None:
+    assert calibration_name(dataset) == name
+
+
+def test_a_method_of_a_later_version_is_refused(make_folder: Any) -> None:
+    with pytest.raises(SourceError, match="'quantum' is not a valid Clustering"):
+        convert_command(facts_of(make_folder({"method": {"clustering": "quantum"}})))
+
+
+def test_a_method_that_an_older_report_says_less_of_is_still_told(make_folder: Any, report: Any) -> None:
+    older = {name: value for name, value in report["method"].items() if name not in ("correct", "budget", "protect")}
+    assert "--experts 4" in convert_command(facts_of(make_folder(base={**report, "method": older})))
+
+
+def test_measuring_a_folder_needs_no_output_file(make_folder: Any) -> None:
+    facts = facts_of(make_folder())
+    assert "--output" not in evaluate_command(facts)
+    assert evaluate_command(facts).startswith("hcsmoe evaluate mixtral-tiny-hcsmoe-4e")

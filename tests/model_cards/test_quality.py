@@ -1,0 +1,80 @@
+"""Figures in a card: of these weights, beside the model that they were measured beside."""
+
+from typing import Any
+
+import pytest
+
+from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.model_cards import write_card
+
+ELSEWHERE = {"repo_id": "acme/other", "revision": "feedbeef00", "fingerprint": "0"}
+
+
+def card(folder: Any) -> str:
+    return write_card(folder).path.read_text("utf-8")
+
+
+def only(measures: Any, name: str, **changes: Any) -> Any:
+    return {name: {**measures[name], **changes}}
+
+
+def test_figures_of_other_weights_are_left_out_and_told(evaluated: Any) -> None:
+    written = write_card(evaluated(fingerprint="0" * 64))
+    assert written.measures == []
+    assert any("are of other weights" in warning for warning in written.warnings)
+    text = written.path.read_text("utf-8")
+    assert "Not measured." in text
+    assert "model-index" not in text
+
+
+def test_another_model_beside_it_is_not_called_the_base(evaluated: Any, measures: Any) -> None:
+    found = {name: {**measure, "base_model": ELSEWHERE} for name, measure in measures.items()}
+    text = card(evaluated(found))
+    assert "| domain | tokens | acme/other @ feedbee | this model | ratio |" in text
+    assert "this model and acme/other @ feedbee name the same most likely token" in text
+
+
+def test_another_commit_of_the_base_is_not_called_the_base(evaluated: Any, measures: Any) -> None:
+    base = {"repo_id": "acme/Mixtral-tiny", "revision": "feedbeef00", "fingerprint": "0"}
+    text = card(evaluated(only(measures, "perplexity", base_model=base)))
+    assert "acme/Mixtral-tiny @ feedbee" in text
+
+
+def test_without_a_base_its_columns_are_gone(evaluated: Any, measures: Any) -> None:
+    alone = {"base": None, "base_model": None}
+    text = card(evaluated({name: {**measures[name], **alone} for name in ("perplexity", "choices", "loops")}))
+    assert "| domain | tokens | this model |" in text
+    assert "| domain | items | this model |" in text
+    assert "end in a loop." in text
+
+
+def test_names_of_domains_do_not_break_a_table(evaluated: Any, measures: Any) -> None:
+    rows = {"domains": {"a|b\nc": {"perplexity": 3.0, "tokens": 10}}, "overall": {"perplexity": 3.0, "tokens": 10}}
+    text = card(evaluated(only(measures, "perplexity", model=rows, base=None)))
+    assert "| a\\|b c | 10 | 3.000 |" in text
+
+
+def test_a_mean_is_shown_where_every_task_has_an_accuracy(evaluated: Any) -> None:
+    tasks = {
+        "settings": {"tasks": ["rte"], "dtype": "float32", "device": "cuda"},
+        "versions": {"lm_eval": "0.4.13"},
+        "base_model": None,
+        "model": {"tasks": {"rte": {"acc": 0.5, "acc_stderr": 0.01}}, "average": 0.5},
+        "base": {"tasks": {"rte": {"acc": 0.625, "acc_stderr": 0.01}}, "average": 0.625},
+    }
+    text = card(evaluated({"tasks": tasks}))
+    assert "| mean | acc | 62.5 % | 50.0 % | 80.0 % |" in text
+    assert "Computed in float32 on cuda." in text
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("perplexity", {"model": {"overall": {}, "domains": {}}}, "perplexity.model.overall.perplexity is missing"),
+        ("choices", {"file": {"name": 3}}, "choices.file.name is of the wrong kind"),
+        ("loops", {"model": None}, "loops.model is None"),
+    ],
+)
+def test_damaged_results_are_refused(evaluated: Any, measures: Any, name: str, changes: Any, reason: str) -> None:
+    with pytest.raises(SourceError, match=reason):
+        card(evaluated(only(measures, name, **changes)))

@@ -1,0 +1,149 @@
+"""Prose: true for every method, layout and kind of change."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hcsmoe_hub import options
+from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.model_cards import words, write_card
+from hcsmoe_hub.options import Layout, MethodOptions, RouterPolicy
+from hcsmoe_hub.resolve import resolve
+
+WORDS = {
+    options.Similarity: words.SIMILARITIES,
+    options.Distance: words.DISTANCES,
+    options.Clustering: words.CLUSTERINGS,
+    options.Dominant: words.LEADERS,
+    options.Budget: words.BUDGETS,
+    options.Merge: words.MERGES,
+    options.Features: words.FEATURES,
+    options.Align: words.ALIGNMENTS,
+    options.Saliency: words.SALIENCIES,
+    options.RouterPolicy: words.ROUTERS,
+    options.Correct: words.CORRECTIONS,
+}
+ALL = [0, 1, 2, 3, 4, 5, 6, 7]
+PRUNED = resolve(MethodOptions(method=options.Method.PRUNE)).as_dict()
+
+
+def card(folder: Path) -> str:
+    return write_card(folder).path.read_text("utf-8")
+
+
+def paragraph(folder: Path) -> str:
+    """The first one, below the title."""
+    return card(folder).split("\n\n# ")[1].split("\n\n")[1]
+
+
+def relabelled(report: Any, *labels: list[int]) -> Any:
+    layers = [{**layer, "labels": row} for layer, row in zip(report["layers"], labels, strict=True)]
+    return {**report, "layers": layers}
+
+
+@pytest.mark.parametrize("kind", WORDS, ids=lambda kind: kind.__name__)
+def test_every_choice_has_words(kind: type[StrEnum]) -> None:
+    assert WORDS[kind].keys() == set(kind)
+
+
+def test_a_router_policy_of_a_later_version_is_refused() -> None:
+    assert words.words_of(words.ROUTERS, RouterPolicy.AVERAGE, "router policy").startswith("Each cluster")
+    with pytest.raises(SourceError, match="'oracle', which this program does not know"):
+        words.words_of(words.ROUTERS, "oracle", "router policy")
+
+
+@pytest.mark.parametrize("method", ["merge", "prune"])
+def test_a_conversion_that_keeps_all_experts_claims_nothing(make_folder: Any, report: Any, method: str) -> None:
+    same = relabelled(report, ALL, ALL, ALL, ALL)
+    changes = {"experts": {"after": 8}, "method": PRUNED if method == "prune" else {}}
+    folder = make_folder(changes, base=same)
+    text = card(folder)
+    assert "with all 8 experts of every MoE layer: nothing was" in text
+    assert not any(word in text for word in ("hierarchical", "arxiv.org", "expert-merging", "expert-pruning", "bibtex"))
+
+
+def test_layers_with_different_numbers_are_told_as_such(make_folder: Any, report: Any) -> None:
+    few, many = [0, 0, 0, 0, 1, 1, 1, 1], [0, 1, 2, 3, 4, 5, 6, 6]
+    folder = make_folder(
+        {"method": resolve(MethodOptions(layout=Layout.MAPPED, budget=options.Budget.FREQUENCY)).as_dict()},
+        base=relabelled(report, few, many, few, many),
+    )
+    text = paragraph(folder)
+    assert "of each of its 4 MoE layers merged into 2 to 7 (4.5 on average), behind a router of 8 rows" in text
+    assert "among the globally most used" in text
+
+
+def test_layers_that_were_left_alone_are_not_counted(make_folder: Any, report: Any) -> None:
+    half = [0, 0, 1, 1, 2, 2, 3, 3]
+    folder = make_folder(
+        {"method": resolve(MethodOptions(layout=Layout.FULL, layers=(1, 2))).as_dict()},
+        base=relabelled(report, ALL, half, half, ALL),
+    )
+    text = card(folder)
+    assert "with the 8 experts of 2 of 4 MoE layers merged into 4 and written 8 times" in text
+    assert "| Experts per MoE layer | 8 | 8, 4 to 8 (6 on average) of them distinct |" in text
+    assert "it saves nothing" in text
+
+
+def test_a_change_of_the_selection_is_told(make_folder: Any) -> None:
+    folder = make_folder({"experts": {"per_token_after": 4}})
+    text = card(folder)
+    assert "A token visits 4 experts instead of 2." in text
+    assert "| Experts per token | 2 | 4 |" in text
+    assert "Every token visits all 4 experts" in text
+
+
+@pytest.mark.parametrize(
+    ("chosen", "cited"),
+    [
+        (MethodOptions(), ["2410.08589"]),
+        (
+            MethodOptions(clustering=options.Clustering.SINGLE_SHOT, align=options.Align.WEIGHT),
+            ["2310.01334"],
+        ),
+        (MethodOptions(merge=options.Merge.ZIPIT), ["2410.08589", "2305.03053"]),
+        (MethodOptions(method=options.Method.PRUNE), ["2510.13999"]),
+        (MethodOptions(method=options.Method.PRUNE, saliency=options.Saliency.FREQUENCY), []),
+        (MethodOptions(clustering=options.Clustering.RANDOM), []),
+    ],
+    ids=str,
+)
+def test_papers_are_cited_where_their_method_is_used(make_folder: Any, chosen: MethodOptions, cited: list[str]) -> None:
+    text = card(make_folder({"method": resolve(chosen).as_dict()}))
+    papers = ("2410.08589", "2310.01334", "2305.03053", "2510.13999")
+    assert [number for number in papers if number in text] == [number for number in papers if number in cited]
+
+
+@pytest.mark.parametrize("recipe", [MethodOptions(clustering=kind) for kind in options.Clustering], ids=str)
+def test_no_placeholder_is_left_open(make_folder: Any, recipe: MethodOptions) -> None:
+    text = paragraph(make_folder({"method": resolve(recipe).as_dict()}))
+    assert not any(sign in text for sign in ("{", "}", "None", "  "))
+
+
+def test_gradient_descent_within_layers_is_not_passed_over(make_folder: Any) -> None:
+    text = paragraph(make_folder({"method": resolve(MethodOptions(correct=options.Correct.BLOCKS)).as_dict()}))
+    assert "by gradient descent, every layer by itself. The model as a whole was not trained." in text
+    assert "No training was done" not in text
+
+
+def test_a_fitted_router_is_told_with_what_it_changed(make_folder: Any, report: Any) -> None:
+    fitted = {"policy": "fit", "top_k_agreement": 0.9, "is_fitted": True, "top_k_agreement_before": 0.8}
+    dropped = {**fitted, "is_fitted": False, "top_k_agreement": 0.8}
+    layers = [
+        {**layer, "router": router} for layer, router in zip(report["layers"], [fitted] * 3 + [dropped], strict=True)
+    ]
+    method = resolve(MethodOptions(router=RouterPolicy.FIT)).as_dict()
+    text = card(make_folder({"method": method}, base={**report, "layers": layers}))
+    assert "They are in 3 of 4 layers; elsewhere" in text
+    assert "agreement went from 80.0 % to 90.0 %" in text
+    assert "87.5 % of the clusters" in text
+
+
+def test_warnings_name_no_place_and_are_not_endless(make_folder: Any) -> None:
+    warnings = ["/data/x/calib.jsonl fills 2 of 3.", "see https://huggingface.co/docs/hub and ~/private/notes.txt"]
+    text = card(make_folder({"warnings": [*warnings, *[f"layer {number}: x" for number in range(20)]]}))
+    assert "- calib.jsonl fills 2 of 3." in text
+    assert "see https://huggingface.co/docs/hub and notes.txt" in text
+    assert "- and 12 more in `hcsmoe.json`" in text
