@@ -21,6 +21,13 @@ def _padded(token: Tensor) -> Tensor:
     return torch.cat([token, token[:1].expand(missing)]) if missing else token
 
 
+def _chosen(experts: Experts, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    """Numbers of the chosen experts, -1 for none."""
+    # An index beyond the experts, or a weight of exactly zero, is how routers say "no expert".
+    is_routed = (weight_TK != 0) & (index_TK < experts.num_experts)
+    return torch.where(is_routed, index_TK, -1)
+
+
 class RoutedObserver:
     """Runs the experts that the router chose, and remembers the choice and the result.
 
@@ -34,9 +41,7 @@ class RoutedObserver:
         self.outputs: list[Tensor] = []
 
     def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
-        # An index beyond the experts, or a weight of exactly zero, is how routers say "no expert".
-        is_routed = (weight_TK != 0) & (index_TK < experts.num_experts)
-        chosen_TK = torch.where(is_routed, index_TK, -1)
+        chosen_TK = _chosen(experts, index_TK, weight_TK)
         output_TH = torch.zeros(tokens_TH.shape, dtype=torch.float32, device=tokens_TH.device)
         for expert in range(experts.num_experts):
             hidden_TI = self._all_tokens(experts, expert, tokens_TH)
@@ -110,6 +115,34 @@ class SampleObserver(RoutedObserver):
         self.tokens.append(tokens_TH)
         self.weights.append(weight_TK)
         return super().__call__(experts, tokens_TH, index_TK, weight_TK)
+
+
+class RouterObserver(RoutedObserver):
+    """Runs no expert at all: remembers what the router decided, on the CPU.
+
+    Attributes:
+        weights: One ``[T, K]`` tensor of router weights per micro-batch.
+        inputs: One ``[T, H]`` tensor per micro-batch of what the router's matrix was given, if it is watched.
+        logits: One ``[T, E]`` tensor of its logits per micro-batch, if it is watched.
+        extra: The same of its rows that belong to no expert, ``[T, X]``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[Tensor] = []
+        self.inputs: list[Tensor] = []
+        self.logits: list[Tensor] = []
+        self.extra: list[Tensor] = []
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        self.top_k.append(_chosen(experts, index_TK, weight_TK).to("cpu", torch.int16))
+        self.weights.append(weight_TK.to("cpu"))
+        return torch.zeros_like(tokens_TH)
+
+    def on_router(self, inputs_TH: Tensor, logits_TE: Tensor, extra_TX: Tensor) -> None:
+        """Sees what goes into and what comes out of the router's matrix."""
+        for seen, values in ((self.inputs, inputs_TH), (self.logits, logits_TE), (self.extra, extra_TX)):
+            seen.append(values.to("cpu"))
 
 
 class SubsetObserver(RoutedObserver):

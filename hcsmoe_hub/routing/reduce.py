@@ -29,7 +29,8 @@ def reduce_rows(
 
     The papers keep all N rows; a checkpoint with K experts needs K. ``dominant`` takes the row of the cluster's
     dominant expert, ``frequency`` and ``average`` take the weighted or plain mean of its members' rows, and
-    ``membership`` weighs the rows of all experts as it weighs the experts (HC-SMoE, appendix B.5).
+    ``membership`` weighs the rows of all experts as it weighs the experts (HC-SMoE, appendix B.5). ``fit`` begins with
+    the rows of ``membership`` where there are memberships, and of ``dominant`` elsewhere.
 
     Args:
         rows_E: ``[E, ...]``: router weight, bias, correction bias or scale, one entry per source expert.
@@ -37,13 +38,15 @@ def reduce_rows(
         policy: The rule.
         dominants: The dominant expert of every cluster.
         usage_E: How often the router chose each expert.
-        membership_EC: Memberships of a fuzzy clustering, for the rule of that name.
+        membership_EC: Memberships of a fuzzy clustering, for the rule of that name and for ``fit``.
 
     Returns:
         ``[C, ...]`` in the dtype of ``rows_E``.
     """
     match policy:
-        case RouterPolicy.DOMINANT:
+        case RouterPolicy.FIT if membership_EC is not None:
+            return merge_rows(rows_E, membership_shares(membership_EC))
+        case RouterPolicy.DOMINANT | RouterPolicy.FIT:
             return rows_E[list(dominants)]
         case RouterPolicy.FREQUENCY:
             return merge_rows(rows_E, proportional_shares(clusters, usage_E))

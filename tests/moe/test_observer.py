@@ -13,6 +13,7 @@ from hcsmoe_hub.moe.observer import (
     ROW_MULTIPLE,
     CalibrationObserver,
     RoutedObserver,
+    RouterObserver,
     SampleObserver,
     SubsetObserver,
     TiedObserver,
@@ -30,9 +31,15 @@ class Plain(Experts):
     def __init__(self) -> None:
         self.rows: list[int] = []
 
-    def hidden(self, expert: int, tokens_TH: Tensor) -> Tensor:
+    def inputs(self, expert: int) -> tuple[Tensor, ...]:
+        return (torch.full((1, 1), expert + 1.0),)
+
+    def pre_activation(self, expert: int, tokens_TH: Tensor) -> Tensor:
         self.rows.append(len(tokens_TH))
         return (expert + 1) * tokens_TH
+
+    def gate(self, pre_TP: Tensor) -> Tensor:
+        return pre_TP
 
     def project(self, expert: int, hidden_TI: Tensor) -> Tensor:
         return hidden_TI + 100 * expert
@@ -158,6 +165,17 @@ def test_a_sample_observer_remembers_what_the_experts_were_given() -> None:
     assert torch.equal(observer.tokens[0], TOKENS)
     assert torch.equal(observer.weights[0], weight)
     assert observer.top_k[0].tolist() == [[0], [1], [-1]]
+
+
+def test_a_router_observer_runs_no_expert_and_remembers_the_decision() -> None:
+    experts, observer = Plain(), RouterObserver()
+    index, weight = torch.tensor([[0], [1], [7]]), torch.tensor([[0.5], [0.0], [1.0]])
+    output = observer(experts, TOKENS, index, weight)
+    assert (output.tolist(), experts.rows) == ([[0], [0], [0]], [])
+    assert observer.top_k[0].tolist() == [[0], [-1], [-1]]
+    assert torch.equal(observer.weights[0], weight)
+    observer.on_router(TOKENS, index, weight)
+    assert (observer.inputs, observer.logits, observer.extra) == ([TOKENS], [index], [weight])
 
 
 def test_a_subset_observer_adds_up_outputs_that_are_known_already() -> None:

@@ -4,6 +4,7 @@ E experts, T tokens, H features of the router.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.model import read_model
 from hcsmoe_hub.moe.architectures import ARCHITECTURES
 from hcsmoe_hub.moe.blocks import ExpertTensor, MoEBlock
-from hcsmoe_hub.moe.router import router_weight, watch_logits
+from hcsmoe_hub.moe.router import router_bias, router_weight, watch_logits, watch_router
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,6 +129,25 @@ def test_only_the_router_s_own_product_is_handed_on_without_the_extra_rows(layer
     assert seen[0].shape == (6, 4)
     expected = (STATES.double() @ layer.gate.weight.double().T)[..., :4].reshape(6, 4)
     torch.testing.assert_close(seen[0], expected)
+
+
+def test_inputs_and_the_logits_of_extra_rows_are_handed_on_too(layer: Layer) -> None:
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    watch_router(layer, WEIGHT, lambda *values: seen.append(values))
+    layer(STATES)
+    ((inputs, logits, extra),) = seen
+    assert torch.equal(inputs, STATES.double().reshape(6, 4))
+    product = inputs @ layer.gate.weight.double().T
+    torch.testing.assert_close(logits, product[:, :4])
+    torch.testing.assert_close(extra, product[:, 4:])
+
+
+def test_the_bias_of_the_matrix_is_none_of_the_others() -> None:
+    names = ("gate.e_score_correction_bias", "gate.bias", "gate.weight")
+    tensors = [ExpertTensor(name=name, dim=0, rows_per_expert=1, extra_rows=0) for name in names]
+    block = MoEBlock(layer=0, path="", experts_path="", experts=(), router=tuple(tensors), tables=())
+    assert router_bias(block, tensors[2]) == tensors[1]
+    assert router_bias(replace(block, router=(tensors[0], tensors[2])), tensors[2]) is None
 
 
 def test_every_run_is_handed_on_until_the_watch_ends(layer: Layer) -> None:
