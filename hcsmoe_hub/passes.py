@@ -14,6 +14,7 @@ from hcsmoe_hub.moe.blocks import MoEBlock
 from hcsmoe_hub.moe.experts import PROBE, register_probe
 from hcsmoe_hub.observation import BlockWatcher, Observation
 from hcsmoe_hub.plan import ConversionPlan
+from hcsmoe_hub.propagation import MergedStream
 from hcsmoe_hub.reduction import LayerReducer
 from hcsmoe_hub.statistics_file import StatisticsFile, StatisticsWriter
 from hcsmoe_hub.streaming import Visitor
@@ -92,14 +93,15 @@ class ObservingPass(Visitor):
 
     def leave(self, layer: int | None, module: nn.Module, originals: Mapping[str, Tensor]) -> None:
         block = None if layer is None else self._blocks.get(layer)
-        changed: Mapping[str, Tensor] = {}
-        if block is not None:
-            assert self._watcher is not None
-            seen, self._watcher = self._watcher.finish(), None
-            if self._statistics is not None:
-                self._statistics.add(block.layer, seen.statistics)
-            changed = self.observed(block, originals, seen)
-        self.passed(layer, changed)
+        self.passed(layer, {} if block is None else self._finish(block, originals))
+
+    def _finish(self, block: MoEBlock, originals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Ends the watch; what was observed is forgotten when it is worked on."""
+        assert self._watcher is not None
+        seen, self._watcher = self._watcher.finish(), None
+        if self._statistics is not None:
+            self._statistics.add(block.layer, seen.statistics)
+        return self.observed(block, originals, seen)
 
     def observed(self, block: MoEBlock, originals: Mapping[str, Tensor], seen: Observation) -> Mapping[str, Tensor]:
         """Works on a block that was observed; returns its tensors that change."""
@@ -112,7 +114,16 @@ class ObservingPass(Visitor):
 
 
 class ConvertingPass(ObservingPass):
-    """Observes and converts every layer while it is in memory."""
+    """Observes and converts every layer while it is in memory.
+
+    Args:
+        plan: What to do.
+        statistics: Where statistics go, if they are kept.
+        emit: Called with progress.
+        reducer: Converts a block.
+        writer: Takes what changed.
+        merged: The reduced model's hidden states, if its layers are fitted on them.
+    """
 
     def __init__(
         self,
@@ -122,16 +133,21 @@ class ConvertingPass(ObservingPass):
         *,
         reducer: LayerReducer,
         writer: ResultWriter,
+        merged: MergedStream | None,
     ) -> None:
         super().__init__(plan, statistics, emit)
         self._reducer = reducer
         self._writer = writer
+        self._merged = merged
 
     def observed(self, block: MoEBlock, originals: Mapping[str, Tensor], seen: Observation) -> Mapping[str, Tensor]:
-        return self._reducer.reduce(block, originals, seen)
+        fitted = seen if self._merged is None else self._merged.observe(block, seen)
+        return self._reducer.reduce(block, originals, seen, fitted)
 
     def passed(self, layer: int | None, changed: Mapping[str, Tensor]) -> None:
         self._writer.write(layer, changed)
+        if layer is not None and self._merged is not None:
+            self._merged.advance(layer, self._blocks.get(layer), changed)
         if layer is not None:
             self._emit(StageAdvanced(Stage.CONVERT, f"layer {layer}", self._writer.bytes_written))
 
@@ -164,7 +180,7 @@ def convert_from_statistics(
             originals, changed = loader.load(layer), {}
             if layer in blocks:
                 seen = _recall(statistics, blocks[layer], reducer)
-                changed = reducer.reduce(blocks[layer], originals, seen)
+                changed = reducer.reduce(blocks[layer], originals, seen, seen)
             writer.write(layer, changed)
             free(module)
             return_freed_memory()

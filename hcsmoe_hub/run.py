@@ -16,9 +16,10 @@ from hcsmoe_hub.device import peak_memory, resolve_device
 from hcsmoe_hub.events import Listener, Warned
 from hcsmoe_hub.figure import LayerPicture
 from hcsmoe_hub.memory import map_large_tensors
-from hcsmoe_hub.options import CalibrationOptions
+from hcsmoe_hub.options import CalibrationOptions, Correct
 from hcsmoe_hub.passes import ConvertingPass, ObservingPass, ResultWriter, convert_from_statistics
 from hcsmoe_hub.plan import ConversionPlan, make_plan
+from hcsmoe_hub.propagation import MergedStream
 from hcsmoe_hub.reduction import LayerReducer
 from hcsmoe_hub.report import LayerReport
 from hcsmoe_hub.statistics_file import describe, writing
@@ -124,8 +125,13 @@ def run(
             assert token_ids is not None, "without statistics there are tokens"
             path = plan.options.statistics
             statistics = None if path is None else stack.enter_context(writing(path))
-            visitor = ConvertingPass(plan, statistics, emit, reducer=reducer, writer=results)
-            stream(plan.model.skeleton, loader, visitor, token_ids, batcher=batcher)
+            merged = None
+            if plan.recipe.propagates:
+                assert plan.reduced is not None, "only the reduced layout is fitted"
+                corrects = plan.recipe.correct is not Correct.NONE
+                merged = MergedStream(plan.model, plan.reduced, batcher, emit, compensates=corrects)
+            visitor = ConvertingPass(plan, statistics, emit, reducer=reducer, writer=results, merged=merged)
+            stream(plan.model.skeleton, loader, visitor, token_ids, batcher=batcher, merged=merged)
             if statistics is not None:
                 describe(statistics, plan, token_ids)
         for key in plan.account.unread:

@@ -17,6 +17,7 @@ from hcsmoe_hub.checkpoint.layers import LayerLoader, free
 from hcsmoe_hub.checkpoint.microbatch import MicroBatcher
 from hcsmoe_hub.checkpoint.skeleton import Skeleton
 from hcsmoe_hub.memory import return_freed_memory
+from hcsmoe_hub.propagation import MergedStream
 
 
 class Visitor(ABC):
@@ -44,23 +45,30 @@ class Visitor(ABC):
 class _LayerHook(ModelHook):
     """Weights in before the layer, visitor and weights out after it; the next layer is fetched meanwhile."""
 
-    def __init__(self, layer: int, loader: LayerLoader, visitor: Visitor) -> None:
+    def __init__(self, layer: int, loader: LayerLoader, visitor: Visitor, merged: MergedStream | None) -> None:
         self._layer = layer
         self._loader = loader
         self._visitor = visitor
+        self._merged = merged
         self._originals: Mapping[str, Tensor] = {}
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         self._originals = self._loader.take(self._layer)
         self._loader.prefetch(self._layer + 1)
+        if self._merged is not None:
+            args, kwargs = self._merged.split(args, kwargs)
         self._visitor.enter(self._layer, module, args, kwargs)
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         self._loader.settle()
         return_freed_memory()
+        if self._merged is not None:
+            self._merged.ran(output)
         self._visitor.leave(self._layer, module, self._originals)
         self._originals = {}
+        if self._merged is not None:
+            output = self._merged.join()
         free(module)
         return_freed_memory()
         return output
@@ -77,7 +85,13 @@ def make_batcher(skeleton: Skeleton, token_ids: Tensor, *, batch_tokens: int, de
 
 
 def stream(
-    skeleton: Skeleton, loader: LayerLoader, visitor: Visitor, token_ids: Tensor, *, batcher: MicroBatcher
+    skeleton: Skeleton,
+    loader: LayerLoader,
+    visitor: Visitor,
+    token_ids: Tensor,
+    *,
+    batcher: MicroBatcher,
+    merged: MergedStream | None = None,
 ) -> None:
     """Runs all calibration tokens through the decoder, layer by layer.
 
@@ -87,6 +101,7 @@ def stream(
         visitor: Works on every layer.
         token_ids: ``[B, S]`` int64.
         batcher: Cuts the sequences into micro-batches.
+        merged: The reduced model's hidden states, which the visitor takes through each layer before it leaves.
     """
     model = skeleton.model
     originals = loader.load(None)
@@ -94,6 +109,6 @@ def stream(
     model.tie_weights()
     for index, layer in enumerate(skeleton.layers):
         layer.forward = batcher.wrap(layer.forward, partial(visitor.start, index))
-        add_hook_to_module(layer, _LayerHook(index, loader, visitor))
+        add_hook_to_module(layer, _LayerHook(index, loader, visitor, merged))
     with torch.no_grad():
-        model.base_model(input_ids=token_ids, use_cache=False)
+        model.base_model(input_ids=token_ids if merged is None else merged.double(token_ids), use_cache=False)
