@@ -1,11 +1,12 @@
-"""Measures what different recipes leave of a model: perplexity, choices, agreement with the source.
+"""Measures what different recipes leave of a model: perplexity, choices, agreement with the source, loops.
 
-Run: python benchmarks/quality.py --model FOLDER [FOLDER ...] --calibration FILE --text FILE --choices FILE [--keep 0.5]
-     [--records N] [--seeds 42 43] [--only WORD] [--json FILE]
+Run: python benchmarks/quality.py --model FOLDER [FOLDER ...] --calibration FILE --text FILE --choices FILE
+     [--keep 0.5 0.75] [--records N] [--seeds 42 43] [--only WORD ...] [--json FILE]
 
 Every recipe converts every model once per seed, on the same calibration text; a seed changes which documents are drawn
 and every random choice of the method. All figures come from ``hcsmoe_hub.evaluation``, as those of ``hcsmoe evaluate``
-do. ``--records`` takes that many evenly spaced records of each file.
+do. ``--records`` takes that many evenly spaced records of each file. Rows that ``--json`` already holds for the same
+settings are not measured again.
 """
 
 import argparse
@@ -18,14 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, MethodOptions, convert
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, MethodOptions, Preset, convert, method_options
 from hcsmoe_hub.checkpoint.source import open_source
 from hcsmoe_hub.evaluation.evaluate import evaluate
 from hcsmoe_hub.evaluation.options import EvaluateOptions
 from hcsmoe_hub.model import read_model
 from hcsmoe_hub.options import (
     Align,
-    Budget,
     Clustering,
     Correct,
     Distance,
@@ -33,17 +33,11 @@ from hcsmoe_hub.options import (
     Layout,
     Merge,
     Method,
+    Propagate,
+    RouterPolicy,
     Saliency,
-    Similarity,
 )
 
-M_SMOE = MethodOptions(
-    clustering=Clustering.SINGLE_SHOT,
-    similarity=(Similarity.ROUTER_LOGITS,),
-    budget=Budget.M_SMOE,
-    align=Align.WEIGHT,
-    layout=Layout.FULL,
-)
 SALIENT = MethodOptions(
     clustering=Clustering.SINGLE_SHOT,
     distance=Distance.EUCLIDEAN,
@@ -51,26 +45,38 @@ SALIENT = MethodOptions(
     align=Align.ACTIVATION,
     merge=Merge.SALIENCY,
 )
-PLAIN: Mapping[str, MethodOptions] = {
-    "HC-SMoE, full router": MethodOptions(layout=Layout.FULL),
-    "M-SMoE, full router": M_SMOE,
-    "HC-SMoE": MethodOptions(),
-    "HC-SMoE, aligned": MethodOptions(align=Align.ACTIVATION),
-    "around salient experts, aligned": SALIENT,
+RECONSTRUCTION = MethodOptions(method=Method.PRUNE, saliency=Saliency.RECONSTRUCTION)
+REFIT = method_options(Preset.REFIT)
+# What others publish; the first two keep all router rows, as the papers do.
+BASELINES: Mapping[str, MethodOptions] = {
+    "HC-SMoE, full router": method_options(Preset.HC_SMOE, layout=Layout.FULL),
+    "M-SMoE, full router": method_options(Preset.M_SMOE, layout=Layout.FULL),
+    "HC-SMoE": method_options(Preset.HC_SMOE),
     "random groups": MethodOptions(clustering=Clustering.RANDOM),
     "F-prune": MethodOptions(method=Method.PRUNE, saliency=Saliency.FREQUENCY),
     "S-prune": MethodOptions(method=Method.PRUNE, saliency=Saliency.ROUTING_SCORE),
-    "REAP": MethodOptions(method=Method.PRUNE, saliency=Saliency.REAP),
-    "reconstruction": MethodOptions(method=Method.PRUNE, saliency=Saliency.RECONSTRUCTION),
+    "REAP": method_options(Preset.REAP),
+    "reconstruction": RECONSTRUCTION,
 }
-RECIPES = {
-    **PLAIN,
-    **{
-        f"{name} + correct": replace(method, correct=Correct.DOWN)
-        for name, method in PLAIN.items()
-        if method.layout is Layout.REDUCED
-    },
+RECIPES: Mapping[str, MethodOptions] = {
+    **BASELINES,
+    "HC-SMoE, router fit": method_options(Preset.HC_SMOE, router=RouterPolicy.FIT),
+    "HC-SMoE, aligned": MethodOptions(align=Align.ACTIVATION),
+    "around salient experts": SALIENT,
+    "REAP + down": replace(REFIT, correct=Correct.DOWN),
+    "HC-SMoE, aligned + experts": MethodOptions(align=Align.ACTIVATION, correct=Correct.EXPERTS),
+    "around salient experts + experts": replace(SALIENT, correct=Correct.EXPERTS),
+    "reconstruction + experts": replace(RECONSTRUCTION, correct=Correct.EXPERTS),
+    "REAP, router fit + experts": replace(REFIT, correct=Correct.EXPERTS, router=RouterPolicy.FIT),
+    "REAP + experts, original states": replace(REFIT, correct=Correct.EXPERTS, propagate=Propagate.ORIGINAL),
+    "REAP + experts, merged states": replace(REFIT, correct=Correct.EXPERTS, propagate=Propagate.MERGED),
+    "refit (default)": REFIT,
+    "refit, blocks": replace(REFIT, correct=Correct.BLOCKS),
 }
+
+
+HEAD = """| recipe | perplexity ratio | choices | top-1 agreement | loops | output error | seconds |
+|---|---|---|---|---|---|---|"""
 
 
 def thinned(file: Path, records: int | None, folder: Path) -> Path:
@@ -101,7 +107,12 @@ def measure(model: Path, experts: int, method: MethodOptions, wanted: argparse.N
         except HcsmoeError as error:
             return {"refused": error.message}
         seconds = time.perf_counter() - start
-        asked = EvaluateOptions(perplexity=wanted.text, choices=wanted.choices, output=Path(scratch) / "figures.json")
+        asked = EvaluateOptions(
+            perplexity=wanted.text,
+            choices=wanted.choices,
+            generate=wanted.loops,
+            output=Path(scratch) / "figures.json",
+        )
         measures = evaluate(options.output or scratch, asked, base=model)[0]["measures"]
     perplexity, choices = measures["perplexity"], measures["choices"]
     before, after = perplexity["base"]["overall"]["perplexity"], perplexity["model"]["overall"]["perplexity"]
@@ -112,6 +123,7 @@ def measure(model: Path, experts: int, method: MethodOptions, wanted: argparse.N
         "accuracy": choices["model"]["overall"]["accuracy"],
         "base_accuracy": choices["base"]["overall"]["accuracy"],
         "top_1_agreement": measures["agreement"]["model"]["overall"]["top1_agreement"],
+        "loop_rate": measures["loops"]["model"]["overall"]["loop_rate"] if wanted.loops else None,
         "output_error": statistics.fmean(layer.output_error for layer in report.layers),
         "seconds": round(seconds, 1),
     }
@@ -127,45 +139,77 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=64, help="calibration sequences")
     parser.add_argument("--length", type=int, default=256, help="tokens per calibration sequence")
     parser.add_argument("--records", type=int, help="records of each file; all by default")
+    parser.add_argument("--loops", type=int, default=0, help="prompts to continue greedily, for the rate of loops")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
-    parser.add_argument("--only", default="", help="recipes whose name contains this")
+    parser.add_argument("--only", nargs="+", default=list(RECIPES), choices=list(RECIPES), help="recipes to measure")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 def main() -> None:
     wanted = parse()
-    rows = []
+    record = Record(wanted)
     with tempfile.TemporaryDirectory() as folder:
         wanted.text = thinned(wanted.text, wanted.records, Path(folder))
         wanted.choices = thinned(wanted.choices, wanted.records, Path(folder))
         for model in wanted.model:
             before = read_model(open_source(str(model))).settings.experts
-            for share in wanted.keep:
-                experts = round(before * share)
-                print(f"\n{model.name}, {before} to {experts} experts\n")
-                print("| recipe | perplexity ratio | choices | top-1 agreement | output error | seconds |")
-                print("|---|---|---|---|---|---|")
-                for name, method in RECIPES.items():
-                    if wanted.only in name:
-                        found = [measure(model, experts, method, wanted, seed) for seed in wanted.seeds]
-                        rows.append({"model": model.name, "experts": experts, "recipe": name, "runs": found})
-                        print(line(name, found), flush=True)
-    if wanted.json is not None:
-        settings = {key: str(value) for key, value in vars(wanted).items() if key not in ("model", "json")}
+            for experts in (round(before * share) for share in wanted.keep):
+                print(f"\n{model.name}, {before} to {experts} experts\n\n{HEAD}")
+                for name in wanted.only:
+                    runs = []
+                    for seed in wanted.seeds:
+                        found = record.run(model.name, experts, name, seed)
+                        if found is None:
+                            found = measure(model, experts, RECIPES[name], wanted, seed)
+                            record.add(model.name, experts, name, seed, found)
+                        runs.append(found)
+                    print(line(name, runs), flush=True)
+
+
+class Record:
+    """The measured rows, saved one by one so that an interrupted benchmark goes on where it stopped."""
+
+    def __init__(self, wanted: argparse.Namespace) -> None:
+        self._file: Path | None = wanted.json
+        settings = {key: getattr(wanted, key) for key in ("samples", "length", "records", "loops")}
         files = {name: getattr(wanted, name).name for name in ("calibration", "text", "choices")}
-        wanted.json.write_text(json.dumps({"settings": settings | files, "rows": rows}, indent=1) + "\n")
+        self._content: dict[str, Any] = {"settings": settings | files, "rows": []}
+        if self._file is not None and self._file.exists():
+            found = json.loads(self._file.read_text("utf-8"))
+            if found["settings"] != self._content["settings"]:
+                raise SystemExit(f"{self._file} was measured with {found['settings']}; choose another --json file.")
+            self._content = found
+
+    def run(self, model: str, experts: int, recipe: str, seed: int) -> dict[str, Any] | None:
+        """A row's figures, if they are known."""
+        key = {"model": model, "experts": experts, "recipe": recipe, "seed": seed}
+        return next((row["figures"] for row in self._content["rows"] if row.items() >= key.items()), None)
+
+    def add(self, model: str, experts: int, recipe: str, seed: int, figures: dict[str, Any]) -> None:
+        """Notes a row's figures."""
+        row = {"model": model, "experts": experts, "recipe": recipe, "seed": seed, "figures": figures}
+        self._content["rows"].append(row)
+        if self._file is not None:
+            self._file.write_text(json.dumps(self._content, indent=1) + "\n", "utf-8")
 
 
 def line(name: str, runs: list[dict[str, Any]]) -> str:
     """One row of the table: means over the seeds, and the spread of the ratio if there are several."""
-    if any("refused" in run for run in runs):
-        return f"| {name} | refused: {runs[0].get('refused')} | | | | |"
-    mean = {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
+    refused = [run["refused"] for run in runs if "refused" in run]
+    if refused:
+        return f"| {name} | refused: {refused[0]} | | | | | |"
     ratios = [run["ratio"] for run in runs]
     spread = f" ({min(ratios):.3f} to {max(ratios):.3f})" if len(ratios) > 1 else ""
-    shares = (f"{100 * mean[key]:.1f} %" for key in ("accuracy", "top_1_agreement", "output_error"))
-    return f"| {name} | {mean['ratio']:.3f}{spread} | {' | '.join(shares)} | {mean['seconds']:.1f} |"
+    shares = (share(runs, key) for key in ("accuracy", "top_1_agreement", "loop_rate", "output_error"))
+    seconds = statistics.fmean(run["seconds"] for run in runs)
+    return f"| {name} | {statistics.fmean(ratios):.3f}{spread} | {' | '.join(shares)} | {seconds:.1f} |"
+
+
+def share(runs: list[dict[str, Any]], key: str) -> str:
+    """Mean of a share over the seeds, in percent."""
+    known = [run[key] for run in runs if run[key] is not None]
+    return f"{100 * statistics.fmean(known):.1f} %" if known else ""
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ requests into the same one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, combinations, islice
 from math import prod
 from typing import Any
@@ -29,6 +30,7 @@ from hcsmoe_hub.options import (
     Linkage,
     Merge,
     Method,
+    Propagate,
     RouterPolicy,
     Saliency,
     Similarity,
@@ -57,6 +59,7 @@ DOMAINS: Mapping[str, tuple[Any, ...]] = {
     "saliency": (None, *Saliency),
     "correct": (None, *Correct),
     "router": (None, *RouterPolicy),
+    "propagate": (None, *Propagate),
     "dominant": (None, *Dominant),
 }
 NAMES = tuple(DOMAINS)
@@ -71,6 +74,11 @@ ATTEMPTS, STEPS = 4000, 40
 CROSSED = 10
 
 Choices = Mapping[str, Any]
+
+
+def options_for(recipe: Recipe, options: ConvertOptions) -> ConvertOptions:
+    """Options for one recipe: the reduced model's hidden states are in no statistics file, so the model runs."""
+    return replace(options, statistics=None) if recipe.propagates else options
 
 
 class Space:
@@ -92,7 +100,7 @@ class Space:
             PlanError: If there is none, or if it does not fit the model.
         """
         recipe = resolve(MethodOptions(**choices))
-        check_recipe(self._model, recipe, self._options)
+        check_recipe(self._model, recipe, options_for(recipe, self._options))
         return recipe
 
     def outcomes(self, choices: Choices | None = None, weight: int = 1) -> Iterator[tuple[int, Recipe | PlanError]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recipe_space import ATTEMPTS, REQUESTS, VALUES, Space, choices_of, describe, differences, pairs_of
+from recipe_space import ATTEMPTS, REQUESTS, VALUES, Space, choices_of, describe, differences, options_for, pairs_of
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -62,7 +62,8 @@ class Sweep:
     def run(self, recipe: Recipe) -> str | None:
         """Converts by a recipe, unless that was done; the digest of its result, ``None`` if there is none."""
         if recipe not in self.digests.keys() | self.refused.keys() | self.failed.keys():
-            options = replace(self.options, method=MethodOptions(**choices_of(recipe), seed=recipe.seed))
+            method = MethodOptions(**choices_of(recipe), seed=recipe.seed)
+            options = replace(options_for(recipe, self.options), method=method)
             try:
                 try:
                     plan = plan_conversion(self.source, options)

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from hcsmoe_hub.cli.dendrogram import dendrogram, is_cut
 from hcsmoe_hub.cli.output import format_mean, format_plural
-from hcsmoe_hub.cli.reports import LayerResult, Result
-from hcsmoe_hub.cli.summary import UNCHANGED
+from hcsmoe_hub.cli.reports import CorrectionResult, LayerResult, Result
+from hcsmoe_hub.cli.summary import UNCHANGED, effort
 from hcsmoe_hub.cli.tables import section
 
 NOTHING = "-"
@@ -91,13 +91,36 @@ def _facts(layer: LayerResult) -> Iterator[tuple[str, str]]:
     if layer.policy == UNCHANGED:
         yield "router", UNCHANGED
     else:
-        yield "router", f"{layer.policy}, top-k agreement {100 * layer.top_k_agreement:.1f} %"
+        yield "router", f"{_rule(layer)}, top-k agreement {100 * layer.top_k_agreement:.1f} %"
+    if layer.correction is not None:
+        yield "correction", _corrected(layer.correction)
     yield "dead experts", ", ".join(map(str, layer.dead_experts)) or "none"
     pruned = [str(expert) for expert, label in enumerate(layer.labels) if label < 0]
     if pruned:
         yield "pruned", ", ".join(pruned)
     if layer.merge_heights:
         yield "merge heights", _heights(layer)
+
+
+def _rule(layer: LayerResult) -> str:
+    """How the rows of a reduced router came about, in words."""
+    match layer.is_fitted, layer.top_k_agreement_before:
+        case True, float(before):
+            return f"fitted from {100 * before:.1f} %"
+        case False, float():
+            return "not fitted, as that was no better on held-out text"
+        case False, None:
+            return "not fitted, as there was nothing to fit"
+    return layer.policy
+
+
+def _corrected(correction: CorrectionResult) -> str:
+    """What a correction did on held-out text, in words."""
+    if not correction.is_kept:
+        return "dropped, as the error on held-out text did not fall"
+    before, after = (100 * error for error in (correction.error_before, correction.error_after))
+    text = f"error on held-out text from {before:.1f} to {after:.1f} %"
+    return text if correction.rounds is None else f"{text} {effort([correction.rounds], [correction.steps or 0])}"
 
 
 def _cluster_table(layer: LayerResult) -> Table:

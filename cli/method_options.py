@@ -23,12 +23,13 @@ from hcsmoe_hub.options import (
     Merge,
     Method,
     MethodOptions,
+    Propagate,
     RouterPolicy,
     Saliency,
     Similarity,
 )
+from hcsmoe_hub.presets import Preset, method_options
 
-_DEFAULTS = MethodOptions()
 _method = partial(typer.Option, rich_help_panel="Method")
 _grouping = partial(typer.Option, rich_help_panel="Grouping")
 _merging = partial(typer.Option, rich_help_panel="Merging")
@@ -60,13 +61,27 @@ ExpertsPerTokenOption = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodFlags:
-    """Fields of ``MethodOptions``, as they were typed; ``None`` leaves the choice to ``resolve``."""
+    """A preset and fields of ``MethodOptions``, as they were typed; ``None`` leaves a choice to the preset."""
 
-    method: Annotated[Method, _choice(_method, "--method", Method, "Merge experts, or drop some.")] = _DEFAULTS.method
+    preset: Annotated[
+        Preset | None,
+        _choice(
+            _method,
+            "--preset",
+            Preset,
+            "A method by its name; options of this and the next panels change it.",
+            "refit; hc-smoe with options of grouping or merging",
+        ),
+    ] = None
+    method: Annotated[
+        Method | None, _choice(_method, "--method", Method, "Merge experts, or drop some.", "the preset's")
+    ] = None
     budget: Annotated[
-        Budget,
-        _choice(_method, "--budget", Budget, "How many clusters each layer gets; --experts is their average."),
-    ] = _DEFAULTS.budget
+        Budget | None,
+        _choice(
+            _method, "--budget", Budget, "How many clusters each layer gets; --experts is their average.", "uniform"
+        ),
+    ] = None
     layers: Annotated[
         tuple[int, ...] | None,
         _method(
@@ -98,17 +113,30 @@ class MethodFlags:
         ),
     ] = None
     layout: Annotated[
-        Layout,
-        _choice(_method, "--layout", Layout, "Fewer router rows, all of them and a map, or copies of merged experts."),
-    ] = _DEFAULTS.layout
+        Layout | None,
+        _choice(
+            _method,
+            "--layout",
+            Layout,
+            "Fewer router rows, all of them and a map, or copies of merged experts.",
+            "reduced",
+        ),
+    ] = None
     correct: Annotated[
         Correct | None,
         _choice(
             _method,
             "--correct",
             Correct,
-            "Fit the down projections to the original layer's output, by least squares.",
-            "none",
+            "What is fitted to the original layer's output: down projections or whole experts by least squares, or "
+            "the block by gradient descent.",
+            "the preset's",
+        ),
+    ] = None
+    propagate: Annotated[
+        Propagate | None,
+        _choice(
+            _method, "--propagate", Propagate, "Whose hidden states --correct and --router fit work on.", "original"
         ),
     ] = None
     clustering: Annotated[
@@ -199,4 +227,4 @@ class MethodFlags:
         Args:
             seed: Seed of every random choice.
         """
-        return MethodOptions(**asdict(self) | {"protect": self.protect or ()}, seed=seed)
+        return method_options(**asdict(self), seed=seed)

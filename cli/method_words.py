@@ -5,13 +5,19 @@ from collections.abc import Iterator, Mapping
 from hcsmoe_hub.cli.expert_lists import format_numbers
 from hcsmoe_hub.cli.output import format_plural
 from hcsmoe_hub.cli.tables import Document
-from hcsmoe_hub.options import Align, Budget, Clustering, Correct, Dominant, Merge, Method
+from hcsmoe_hub.options import Align, Budget, Clustering, Correct, Dominant, Merge, Method, Propagate, RouterPolicy
 
 # What makes an expert the one that others gather around.
 SEEDS: Mapping[str, str] = {
     Dominant.USAGE: "most used",
     Dominant.ROUTING_SCORE: "highest scored",
     Dominant.SALIENCY: "most salient",
+}
+# What was fitted to the original layers.
+CORRECTED: Mapping[str, str] = {
+    Correct.DOWN: "down projections corrected",
+    Correct.EXPERTS: "experts corrected",
+    Correct.BLOCKS: "experts and router corrected",
 }
 # Letters of a list that a line has room for.
 SHORT = 40
@@ -21,10 +27,14 @@ def method_line(method: Document) -> str:
     """Every choice of a method that is in force, in words; what a document does not name is left out."""
     if method.get("method") == Method.PRUNE:
         parts = [f"prune by {method['saliency']}"]
+        if method.get("router") == RouterPolicy.FIT:
+            parts.append("fitted router")
     else:
         parts = [_grouping(method), *_merging(method), f"{method['layout']} layout"]
-    if method.get("correct") == Correct.DOWN:
-        parts.append("down projections corrected")
+    if method.get("correct", Correct.NONE) not in (None, Correct.NONE):
+        parts.append(CORRECTED[method["correct"]])
+    if method.get("propagate") == Propagate.MERGED:
+        parts.append("fitted on merged hidden states")
     if method.get("protect"):
         named = method["protect"]
         is_short = len(named) <= SHORT
@@ -66,5 +76,7 @@ def _merging(method: Document) -> Iterator[str]:
         yield f"dominant by {method['dominant']}"
     if method.get("align", Align.NONE) not in (None, Align.NONE):
         yield f"neurons aligned by {method['align']}"
-    if method.get("router") and method["merge"] != Merge.MEMBERSHIP:
+    if method.get("router") == RouterPolicy.FIT:
+        yield "fitted router"
+    elif method.get("router") and method["merge"] != Merge.MEMBERSHIP:
         yield f"{method['router']} router"

@@ -18,6 +18,17 @@ GREATEST = 1e300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CorrectionResult:
+    """A correction of one layer; the attributes are those of ``CorrectionReport``."""
+
+    is_kept: bool
+    error_before: float
+    error_after: float
+    rounds: int | None
+    steps: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerResult:
     """One MoE layer of a result; the attributes are those of ``LayerReport``."""
 
@@ -31,6 +42,9 @@ class LayerResult:
     dunn: float | None
     policy: str
     top_k_agreement: float
+    is_fitted: bool | None
+    top_k_agreement_before: float | None
+    correction: CorrectionResult | None
     output_error: float
 
     @property
@@ -138,7 +152,23 @@ def _layer(content: Any) -> LayerResult:
         dunn=_optional(content.get("dunn")),
         policy=_value(content["router"]["policy"], str),
         top_k_agreement=_value(content["router"]["top_k_agreement"], NUMBER),
+        is_fitted=_flag(content["router"].get("is_fitted")),
+        top_k_agreement_before=_optional(content["router"].get("top_k_agreement_before")),
+        correction=_correction(content.get("correction")),
         output_error=_value(content["output_error"], NUMBER),
+    )
+
+
+def _correction(content: Any) -> CorrectionResult | None:
+    if content is None:
+        return None
+    rounds, steps = (content.get(key) for key in ("rounds", "steps"))
+    return CorrectionResult(
+        is_kept=_flag(content["is_kept"]) is True,
+        error_before=_value(content["error_before"], NUMBER),
+        error_after=_value(content["error_after"], NUMBER),
+        rounds=None if rounds is None else _value(rounds, int),
+        steps=None if steps is None else _value(steps, int),
     )
 
 
@@ -156,6 +186,12 @@ def _numbers(values: Any, kind: Any) -> Any:
 
 def _optional(value: Any) -> float | None:
     return None if value is None else float(_value(value, NUMBER))
+
+
+def _flag(value: Any) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{value!r} is out of place")
+    return value
 
 
 def _tree(rows: Any, leaves: int) -> list[list[float]]:

@@ -111,6 +111,40 @@ def loading(path: str) -> str:
     return f"AutoModelForCausalLM.from_pretrained({', '.join(arguments)})"
 
 
+def _fit(layers: Sequence[Document]) -> list[tuple[str, str, str]]:
+    """What became of a fit of the router, if one was asked for."""
+    routers = [layer["router"] for layer in layers if layer["router"]["is_fitted"] is not None]
+    kept = [router for router in routers if router["is_fitted"]]
+    if not routers:
+        return []
+    if not kept:
+        meaning = "layers; elsewhere the fit was worse on held-out text, or there was nothing to fit"
+    else:
+        before, after = (fmean(router[key] for router in kept) for key in ("top_k_agreement_before", "top_k_agreement"))
+        meaning = f"layers; the agreement of these rose from {100 * before:.1f} to {100 * after:.1f} %"
+    return [("router fit", f"{len(kept)} of {len(routers)}", meaning)]
+
+
+def _correction(corrections: Sequence[Document]) -> list[tuple[str, str, str]]:
+    """What became of a correction, if one was asked for."""
+    kept = [correction for correction in corrections if correction["is_kept"]]
+    if not corrections:
+        return []
+    meaning = "layers; on held-out text all would have become worse"
+    if kept:
+        before, after = (fmean(correction[key] for correction in kept) for key in ("error_before", "error_after"))
+        fell = f"fell from {100 * before:.1f} to {100 * after:.1f} %"
+        work = effort([correction["rounds"] for correction in kept], [correction["steps"] for correction in kept])
+        meaning = f"layers; the error of these on held-out text {fell} {work}"
+    return [("correction", f"{len(kept)} of {len(corrections)}", meaning)]
+
+
+def effort(rounds: list[int], steps: list[int]) -> str:
+    """What was kept of corrections, a number per layer each, in words."""
+    words = f"in {format_range(rounds)} round{'s' if max(rounds) != 1 else ''}"
+    return f"{words} and {format_range(steps)} steps" if any(steps) else words
+
+
 def _measures(layers: Sequence[Document]) -> list[tuple[str, str, str]]:
     """What was measured of the layers, as far as it is defined."""
     if all(layer["router"]["policy"] == UNCHANGED for layer in layers):
@@ -118,17 +152,10 @@ def _measures(layers: Sequence[Document]) -> list[tuple[str, str, str]]:
     else:
         agreement = fmean(layer["router"]["top_k_agreement"] for layer in layers)
         meaning = "of the clusters that the full router chooses, the reduced one chooses too"
-        rows = [("top-k agreement", f"{100 * agreement:.1f} %", meaning)]
+        rows = [("top-k agreement", f"{100 * agreement:.1f} %", meaning), *_fit(layers)]
     error = fmean(layer["output_error"] for layer in layers)
     rows.append(("output error", f"{100 * error:.1f} %", "of the norm of the routed experts' output"))
-    corrections = [layer["correction"] for layer in layers if layer["correction"] is not None]
-    if corrections:
-        kept = [correction for correction in corrections if correction["is_kept"]]
-        meaning = "layers; on held-out text the others would have become worse"
-        if len(kept) == len(corrections):
-            before, after = (fmean(correction[key] for correction in kept) for key in ("error_before", "error_after"))
-            meaning = f"layers; the error on held-out text fell from {100 * before:.1f} to {100 * after:.1f} %"
-        rows.append(("correction", f"{len(kept)} of {len(corrections)}", meaning))
+    rows += _correction([layer["correction"] for layer in layers if layer["correction"] is not None])
     for label, key, meaning in (
         ("silhouette", "silhouette", "-1 to 1: how much closer experts are to their own cluster than to the next"),
         ("Dunn index", "dunn", "least distance between clusters over the greatest within one"),

@@ -3,13 +3,16 @@
 from hcsmoe_hub.convert import convert, execute, plan_conversion
 from hcsmoe_hub.errors import HcsmoeError
 from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, MethodOptions
+from hcsmoe_hub.presets import Preset, method_options
 
 __all__ = [
     "CalibrationOptions",
     "ConvertOptions",
     "HcsmoeError",
     "MethodOptions",
+    "Preset",
     "convert",
     "execute",
+    "method_options",
     "plan_conversion",
 ]

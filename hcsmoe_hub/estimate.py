@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hcsmoe_hub.checkpoint.tensors import total_bytes
-from hcsmoe_hub.merging.least_squares import FACTOR_BYTES
+from hcsmoe_hub.merging.fit_experts import STEP_TOKENS
+from hcsmoe_hub.merging.least_squares import KEPT_BYTES
 from hcsmoe_hub.options import Align, Correct, Merge
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ TEXT_BYTES = 150_000_000
 LOADING_FACTOR = 1.35
 # Per pair of neurons: similarity in float32, its copy in float64, and what the assignment works with (measured).
 ASSIGNMENT_BYTES = 21
+# Copies of the hidden states that a correction holds, and values per neuron and token of one of its steps.
+FITTED_STATES = 7
+STEP_VALUES = 12
 # Rough reading speed of a local disk, for the estimate of time only.
 DISK_BYTES_PER_SECOND = 1e9
 # Besides matrix products there are activations, attention and clustering.
@@ -77,6 +81,9 @@ def layer_cost(plan: "ConversionPlan") -> LayerCost:
     share_after = plan.settings.experts_per_token / experts_after
     # Gate and up run on every token; down, and the merged experts, on the tokens that are routed to them.
     active = sum(layers) - experts + experts * (2 + share_before) / 3 + kept * share_after
+    if plan.recipe.propagates:
+        # The reduced model's hidden states run through the source's layer, and through the reduced one.
+        active += 2 * (sum(layers) - experts) + experts * share_before + kept * share_after
     return LayerCost(
         layer_bytes=max(layers) * itemsize,
         merged_bytes=merged * itemsize,
@@ -106,14 +113,25 @@ def matching_bytes(plan: "ConversionPlan") -> int:
 
 
 def correction_bytes(plan: "ConversionPlan") -> int:
-    """Memory for a least-squares correction: tokens and residual once more, and what one expert's equations need."""
-    if plan.recipe.correct is not Correct.DOWN:
+    """Memory for a correction: its own experts and tokens in float32, and what its equations or its optimiser need."""
+    correct, neurons = plan.recipe.correct, _neurons(plan)
+    if correct in (None, Correct.NONE):
         return 0
     hidden, tokens = plan.model.skeleton.config.get_text_config().hidden_size, plan.calibration.tokens
-    states = tokens * hidden * (plan.model.skeleton.dtype.itemsize + 3 * 4)
-    neurons = _neurons(plan)
-    factors = min(FACTOR_BYTES, 8 * plan.options.experts * neurons**2)
-    return states + factors + 3 * 8 * neurons**2
+    experts = 4 * 3 * plan.options.experts * neurons * hidden
+    # Tokens, both outputs, what is wanted, and the parts of these that are fitted.
+    states = 4 * FITTED_STATES * tokens * hidden
+    kept = min(KEPT_BYTES, 8 * plan.options.experts * neurons**2)
+    kept += min(KEPT_BYTES, 4 * tokens * plan.model.settings.experts_per_token * neurons)
+    equations = 3 * 8 * neurons**2
+    match correct:
+        case Correct.DOWN:
+            return experts + states + kept + equations
+        case Correct.EXPERTS:
+            return experts + states + kept + max(equations, 4 * STEP_VALUES * STEP_TOKENS * neurons)
+        case Correct.BLOCKS:
+            # Gradients and two moments.
+            return 4 * experts + states + kept + max(equations, 4 * STEP_VALUES * STEP_TOKENS * neurons)
 
 
 def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = None) -> Needs:
@@ -126,8 +144,8 @@ def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = N
     cost, source = layer_cost(plan), plan.model.source
     tokens, itemsize = plan.calibration.tokens, plan.model.skeleton.dtype.itemsize
     token_bytes = plan.model.skeleton.config.get_text_config().hidden_size * itemsize
-    # Input and output of the layer, input of its MoE block, and what its experts returned.
-    states = 4 * tokens * token_bytes
+    # Input and output of the layer, input of its MoE block, and what its experts returned; of each of both streams.
+    states = (8 if plan.recipe.propagates else 4) * tokens * token_bytes
     layers = int(cost.layer_bytes * (1 + LOADING_FACTOR)) + cost.merged_bytes
     at_work = layers + 16 * min(plan.batch_tokens, tokens) * token_bytes
     matching = matching_bytes(plan) + correction_bytes(plan)

@@ -122,6 +122,15 @@ class Correct(StrEnum):
 
     NONE = "none"
     DOWN = "down"
+    EXPERTS = "experts"
+    BLOCKS = "blocks"
+
+
+class Propagate(StrEnum):
+    """On whose hidden states a layer is fitted."""
+
+    ORIGINAL = "original"
+    MERGED = "merged"
 
 
 class RouterPolicy(StrEnum):
@@ -131,6 +140,7 @@ class RouterPolicy(StrEnum):
     FREQUENCY = "frequency"
     AVERAGE = "average"
     MEMBERSHIP = "membership"
+    FIT = "fit"
 
 
 class Layout(StrEnum):
@@ -174,6 +184,7 @@ class MethodOptions:
         saliency: Which experts pruning keeps.
         correct: What is fitted to the original layer's output in the ``reduced`` layout.
         router: How the router follows in the ``reduced`` layout.
+        propagate: On whose hidden states a router is fitted and a layer is corrected.
         layout: How the result is written down.
         seed: Seed of every random choice.
     """
@@ -196,6 +207,7 @@ class MethodOptions:
     saliency: Saliency | None = None
     correct: Correct | None = None
     router: RouterPolicy | None = None
+    propagate: Propagate | None = None
     layout: Layout = Layout.REDUCED
     seed: int = 42
 
@@ -229,6 +241,7 @@ class ConvertOptions:
     Attributes:
         experts: Experts to keep in every MoE layer.
         experts_per_token: Experts that each token visits in the result; ``None`` keeps the source's number.
+        method: How; ``None`` is the default preset, see ``presets``.
         output: Folder of the result; ``None`` is ``./NAME-hcsmoe-Ke``.
         max_shard_size: Upper size of one written shard, such as ``5GB``.
         overwrite: Replace a checkpoint that is already in the output folder.
@@ -242,7 +255,7 @@ class ConvertOptions:
 
     experts: int
     experts_per_token: int | None = None
-    method: MethodOptions = MethodOptions()
+    method: MethodOptions | None = None
     calibration: CalibrationOptions = CalibrationOptions()
     output: Path | None = None
     max_shard_size: str = DEFAULT_MAX_SHARD_SIZE

@@ -24,6 +24,7 @@ from hcsmoe_hub.layouts.shapes import result_state
 from hcsmoe_hub.model import Model, read_model
 from hcsmoe_hub.moe.blocks import REPORT_HINT
 from hcsmoe_hub.options import Budget, ConvertOptions, Layout
+from hcsmoe_hub.presets import DEFAULT_PRESET, PRESETS
 from hcsmoe_hub.recipe import Recipe
 from hcsmoe_hub.refusals import check_recipe, converted_layers
 from hcsmoe_hub.resolve import resolve
@@ -100,7 +101,7 @@ def make_plan(source: Source, options: ConvertOptions, *, on_device: bool = Fals
     Raises:
         HcsmoeError: Every refusal of a conversion happens here.
     """
-    recipe = resolve(options.method)
+    recipe = resolve(options.method or PRESETS[DEFAULT_PRESET])
     model = read_model(source)
     _check_device(model, on_device=on_device)
     after = check_recipe(model, recipe, options)

@@ -16,6 +16,7 @@ from hcsmoe_hub.options import (
     Linkage,
     Merge,
     Method,
+    Propagate,
     RouterPolicy,
     Saliency,
     Similarity,
@@ -52,6 +53,7 @@ class Recipe:
     saliency: Saliency | None
     correct: Correct | None
     router: RouterPolicy | None
+    propagate: Propagate | None
     layout: Layout
     seed: int
 
@@ -65,6 +67,16 @@ class Recipe:
         """Whether merging looks at what the experts do on sampled tokens, after the statistics are complete."""
         uses_activations = self.features in (Features.ACTIVATION, Features.ACTIVATION_WEIGHT)
         return uses_activations or self.align is Align.ACTIVATION or self.distance in OVERLAPS
+
+    @property
+    def fits_router(self) -> bool:
+        """Whether router rows are fitted to the full router's choices and weights."""
+        return self.router is RouterPolicy.FIT
+
+    @property
+    def propagates(self) -> bool:
+        """Whether the reduced model's hidden states travel beside the source's."""
+        return self.propagate is Propagate.MERGED
 
     def protected(self, layer: int) -> frozenset[int]:
         """Experts of a decoder layer that are never merged."""

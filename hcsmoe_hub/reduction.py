@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hcsmoe_hub.checkpoint.layers import free
 from hcsmoe_hub.checkpoint.microbatch import MicroBatcher
-from hcsmoe_hub.correction import correct_down
+from hcsmoe_hub.correction import correct
 from hcsmoe_hub.errors import VerificationError
 from hcsmoe_hub.events import Listener, Warned
 from hcsmoe_hub.figure import LayerPicture
@@ -21,10 +21,11 @@ from hcsmoe_hub.moe.neurons import neurons_of
 from hcsmoe_hub.moe.observer import SampleObserver
 from hcsmoe_hub.moe.sample import NeuronSample
 from hcsmoe_hub.observation import BROKEN_WEIGHTS_HINT, Observation, rerun
-from hcsmoe_hub.options import Correct, Layout, Merge, RouterPolicy
+from hcsmoe_hub.options import Layout, Merge, RouterPolicy
 from hcsmoe_hub.plan import ConversionPlan
 from hcsmoe_hub.reconstruction import SubsetError
 from hcsmoe_hub.report import CorrectionReport, LayerReport, RouterReport
+from hcsmoe_hub.router_fit import RouterFit, RouterFitter
 from hcsmoe_hub.routing import reduce_rows, remap_experts
 from hcsmoe_hub.selection import Selection, select
 from hcsmoe_hub.similarity import expert_distances
@@ -53,13 +54,16 @@ class LayerReducer:
         self._batcher = batcher
         self._emit = emit
 
-    def reduce(self, block: MoEBlock, originals: Mapping[str, Tensor], seen: Observation) -> dict[str, Tensor]:
+    def reduce(
+        self, block: MoEBlock, originals: Mapping[str, Tensor], seen: Observation, fitted: Observation
+    ) -> dict[str, Tensor]:
         """Converts one block.
 
         Args:
             block: The block; its layer's weights are in memory.
             originals: Its router tensors as stored, by parameter name.
             seen: What was observed of it.
+            fitted: What it is fitted to: ``seen``, or its inputs in the result and the outputs wanted there.
 
         Returns:
             Its tensors in the result that differ from the source's, by parameter name.
@@ -89,9 +93,10 @@ class LayerReducer:
         self._warn_unused(block, chosen, statistics.usage_E.tolist())
         merged = self._merge(block, weights, chosen, seen, sample)
         changed = self._lay_out(block, weights, chosen, merged, seen)
-        correction = self._correct(block, chosen, changed, seen)
+        fit = self._fit_router(block, chosen, changed, seen, fitted)
+        correction = self._correct(block, chosen, changed, fitted)
         deviation = self._compare(block, changed, merged, chosen, seen)
-        self.reports.append(self._report(block, chosen, seen, deviation, correction))
+        self.reports.append(self._report(block, chosen, seen, deviation, fit, correction))
         if self._plan.options.figure:
             self.pictures.append(_picture(block, chosen, statistics.usage_E.tolist()))
         # The source's experts are not needed any more; writing briefly holds parts of the merged ones twice.
@@ -200,17 +205,30 @@ class LayerReducer:
             changed[name] = remap_experts(weights.state[name], clusters)
         return changed
 
+    def _fit_router(
+        self, block: MoEBlock, chosen: Selection, changed: dict[str, Tensor], seen: Observation, fitted: Observation
+    ) -> RouterFit | None:
+        """Fits the router rows, in place, where a router chooses and anything was merged or dropped."""
+        if not self._plan.recipe.fits_router or block.tables or _is_whole(chosen):
+            return None
+        assert self._plan.reduced is not None, "only the reduced layout has fewer router rows"
+        fitter = RouterFitter(self._model, self._plan.reduced, block, chosen.clusters, seen, fitted, self._batcher)
+        fit = fitter.fit(changed)
+        for tensor in block.router:
+            self._check_finite(tensor.name, changed[tensor.name])
+        return fit
+
     def _correct(
         self, block: MoEBlock, chosen: Selection, changed: Mapping[str, Tensor], seen: Observation
     ) -> CorrectionReport | None:
         """Fits what the recipe corrects, in place; a layer in which nothing was merged has nothing to correct."""
-        is_whole = len(chosen.clusters.members) == len(chosen.clusters.labels)
-        match self._plan.recipe.correct:
-            case Correct.DOWN if not is_whole:
-                assert self._plan.reduced is not None, "only the reduced layout is corrected"
-                return correct_down(self._model, self._plan.reduced, block, changed, seen, self._batcher)
-            case Correct.NONE | Correct.DOWN | None:
-                return None
+        recipe, reduced = self._plan.recipe, self._plan.reduced
+        if recipe.correct is None or _is_whole(chosen):
+            return None
+        assert reduced is not None, "only the reduced layout is corrected"
+        return correct(
+            recipe.correct, self._model, reduced, block, changed, seen, self._batcher, seed=recipe.seed + block.layer
+        )
 
     def _compare(
         self,
@@ -242,6 +260,7 @@ class LayerReducer:
         chosen: Selection,
         seen: Observation,
         deviation: Deviation,
+        fit: RouterFit | None,
         correction: CorrectionReport | None,
     ) -> LayerReport:
         recipe, statistics, clusters = self._plan.recipe, seen.statistics, chosen.clusters
@@ -261,11 +280,21 @@ class LayerReducer:
             tree=None if tree is None else [[int(left), int(right), float(height)] for left, right, height, _ in tree],
             silhouette=chosen.silhouette(),
             dunn=chosen.dunn(),
-            router=RouterReport(policy=policy, top_k_agreement=deviation.top_k_agreement),
+            router=RouterReport(
+                policy=policy,
+                top_k_agreement=deviation.top_k_agreement,
+                is_fitted=(fit is not None and fit.is_kept) if recipe.fits_router else None,
+                top_k_agreement_before=None if fit is None else fit.agreement_before,
+            ),
             correction=correction,
             output_error=deviation.output_error,
             measured_tokens=deviation.tokens,
         )
+
+
+def _is_whole(chosen: Selection) -> bool:
+    """Whether every expert is still there, alone."""
+    return len(chosen.clusters.members) == len(chosen.clusters.labels)
 
 
 def _picture(block: MoEBlock, chosen: Selection, usage_E: list[int]) -> LayerPicture:

@@ -28,6 +28,7 @@ def check_recipe(model: Model, recipe: Recipe, options: ConvertOptions) -> MoESe
     _check_router(model, recipe)
     _check_sample(model, recipe, options)
     _check_correction(model, recipe)
+    _check_propagation(model, recipe, options)
     if options.figure and not figure.is_available():
         raise PlanError("--figure draws with matplotlib, which is not installed.", hint="pip install 'hcsmoe[plots]'")
     before = model.settings
@@ -124,6 +125,7 @@ def _check_router(model: Model, recipe: Recipe) -> None:
         "--similarity router-logits": Similarity.ROUTER_LOGITS in (recipe.similarity or ()),
         "--similarity router-weight": Similarity.ROUTER_WEIGHT in (recipe.similarity or ()),
         "--dominant routing-score": recipe.dominant is Dominant.ROUTING_SCORE,
+        "--router fit": recipe.fits_router,
         "--saliency routing-score": recipe.saliency is Saliency.ROUTING_SCORE,
     }
     asked = [rule for rule, is_asked in rules.items() if is_asked]
@@ -145,17 +147,36 @@ def _check_router(model: Model, recipe: Recipe) -> None:
 
 def _check_correction(model: Model, recipe: Recipe) -> None:
     """Checks that an expert's output is a sum over its neurons times the router weight, which the correction fits."""
-    if recipe.correct is not Correct.DOWN:
+    if recipe.correct in (None, Correct.NONE):
         return
     for block in model.blocks:
         experts = experts_of(model.skeleton.model.get_submodule(block.experts_path))
         if not experts.is_affine or experts.scales_input:
             place = "before an expert's first projection" if experts.scales_input else "after a norm"
             raise PlanError(
-                f"--correct down fits sums of router weight times neuron, but in {model.source.label} the weight is "
-                f"applied {place}.",
-                hint="leave --correct out",
+                f"--correct {recipe.correct} fits sums of router weight times neuron, but in {model.source.label} the "
+                f"weight is applied {place}.",
+                hint="use --correct none",
             )
+
+
+def _check_propagation(model: Model, recipe: Recipe, options: ConvertOptions) -> None:
+    """Checks that the reduced model's hidden states can travel beside the source's."""
+    if not recipe.propagates:
+        return
+    if options.statistics is not None:
+        raise PlanError(
+            "--statistics keeps what a later conversion needs without running the model, but --propagate merged runs "
+            "every layer of the reduced model.",
+            hint="leave --statistics or --propagate out",
+        )
+    whole = [block.layer for block in model.blocks if model.is_whole_layer(block)]
+    if whole:
+        raise PlanError(
+            f"--propagate merged runs a layer around another MoE block, but in layer {whole[0]} of "
+            f"{model.source.label} router and experts hang on the decoder layer itself.",
+            hint="leave --propagate out",
+        )
 
 
 def _check_sample(model: Model, recipe: Recipe, options: ConvertOptions) -> None:
@@ -165,6 +186,7 @@ def _check_sample(model: Model, recipe: Recipe, options: ConvertOptions) -> None
         "--statistics": options.statistics is not None,
         f"--budget {recipe.budget}": recipe.budget is not Budget.UNIFORM,
         "--saliency reconstruction": recipe.saliency is Saliency.RECONSTRUCTION,
+        "--correct blocks": recipe.correct is Correct.BLOCKS,
     }
     for name in [name for name, is_asked in asked.items() if is_asked] if whole else ():
         raise PlanError(

@@ -16,15 +16,21 @@ class RouterReport:
     Attributes:
         policy: The rule that made K rows from N; ``unchanged`` where all N are kept, ``kept rows`` after pruning.
         top_k_agreement: Share of the clusters chosen by the full router that the reduced one chooses too, 0 to 1.
+        is_fitted: Of ``fit``: whether the rows are fitted ones. They are not where nothing was merged or dropped, where
+            a table chooses the experts, or where a fit was worse on held-out calibration text; then the rows that it
+            begins with stay. ``None`` for other rules.
+        top_k_agreement_before: The share with the rows that the fit begins with; ``None`` where none was tried.
     """
 
     policy: str
     top_k_agreement: float
+    is_fitted: bool | None = None
+    top_k_agreement_before: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorrectionReport:
-    """What a least-squares correction of one layer did on calibration text that it was not fitted to.
+    """What a correction of one layer did on calibration text that it was not fitted to.
 
     Attributes:
         is_kept: Whether it lowered the error there; otherwise it was dropped.
@@ -32,6 +38,8 @@ class CorrectionReport:
         error_after: The same with it.
         fitted_tokens: Tokens that it was fitted to.
         held_out_tokens: Tokens that it was judged by.
+        rounds: Rounds of least squares that were kept.
+        steps: Steps of gradient descent within the block that were kept.
     """
 
     is_kept: bool
@@ -39,6 +47,8 @@ class CorrectionReport:
     error_after: float
     fitted_tokens: int
     held_out_tokens: int
+    rounds: int
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from hcsmoe_hub.options import (
     Merge,
     Method,
     MethodOptions,
+    Propagate,
     RouterPolicy,
     Saliency,
     Similarity,
@@ -151,6 +152,8 @@ def _dominant(chosen: Chosen) -> Dominant | Idle:
         or chosen["merge"] in (Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.DOMINANT)
         or chosen["align"] not in (None, Align.NONE)
         or chosen["router"] is RouterPolicy.DOMINANT
+        # A fit begins with the rows of the dominant experts, unless there are memberships.
+        or (chosen["router"] is RouterPolicy.FIT and not _is_fuzzy(chosen))
     )
     if not has_followers:
         return Idle("here no seed, no neuron, no weight and no router row follows a dominant expert")
@@ -169,8 +172,15 @@ def _router(chosen: Chosen) -> RouterPolicy | Idle:
     if chosen["layout"] is not Layout.REDUCED:
         return Idle(f"the {chosen['layout']} layout keeps all router rows")
     if chosen["method"] is Method.PRUNE:
-        return Idle("experts that are kept keep their router rows")
+        is_fitted = chosen["router"] is RouterPolicy.FIT
+        return RouterPolicy.FIT if is_fitted else Idle("experts that are kept keep their router rows")
     return RouterPolicy.MEMBERSHIP if chosen["clustering"] is Clustering.FUZZY else RouterPolicy.DOMINANT
+
+
+def _propagate(chosen: Chosen) -> Propagate | Idle:
+    if chosen["correct"] in (None, Correct.NONE) and chosen["router"] is not RouterPolicy.FIT:
+        return Idle("without --correct and without '--router fit' no layer is fitted to its inputs")
+    return Propagate.ORIGINAL
 
 
 # In order: each may look at what the ones before it decided.
@@ -188,6 +198,7 @@ _DECISIONS: Mapping[str, Callable[[Chosen], Any]] = {
     "saliency": _saliency,
     "correct": _correct,
     "router": _router,
+    "propagate": _propagate,
     "dominant": _dominant,
 }
 
@@ -240,10 +251,12 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Chosen], bool], str, str], ...] = (
         "use --clustering fuzzy with --merge membership, or neither",
     ),
     (
-        lambda c: c["router"] is not None and _is_fuzzy(c) != (c["router"] is RouterPolicy.MEMBERSHIP),
+        lambda c: (
+            c["router"] not in (None, RouterPolicy.FIT) and _is_fuzzy(c) != (c["router"] is RouterPolicy.MEMBERSHIP)
+        ),
         "{clustering} clustering and --router {router} do not go together: fuzzy clusters, and only they, have "
         "memberships.",
-        "use --clustering fuzzy with --router membership, or neither",
+        "use --clustering fuzzy with --router membership or fit, or another --clustering",
     ),
     (
         lambda c: _is_fuzzy(c) and c["layout"] is not Layout.REDUCED,

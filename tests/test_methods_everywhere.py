@@ -31,6 +31,7 @@ from hcsmoe_hub.options import (
     Saliency,
     Similarity,
 )
+from hcsmoe_hub.presets import PRESETS, Preset
 
 KEPT = 3
 LOGITS, WEIGHTS = (Similarity.ROUTER_LOGITS,), (Similarity.WEIGHT, Similarity.ROUTER_WEIGHT)
@@ -38,6 +39,7 @@ LOGITS, WEIGHTS = (Similarity.ROUTER_LOGITS,), (Similarity.WEIGHT, Similarity.RO
 REDUCING: dict[str, MethodOptions] = {
     "zipit": MethodOptions(merge=Merge.ZIPIT),
     "mapped": MethodOptions(layout=Layout.MAPPED),
+    "refit": PRESETS[Preset.REFIT],
     "fix-dom": MethodOptions(merge=Merge.FIX_DOM, features=Features.WEIGHT),
     "budget": MethodOptions(layout=Layout.FULL, budget=Budget.FREQUENCY),
     "align-weight": MethodOptions(align=Align.WEIGHT),
@@ -48,6 +50,7 @@ REDUCING: dict[str, MethodOptions] = {
     "single-shot": MethodOptions(clustering=Clustering.SINGLE_SHOT, similarity=LOGITS),
     "reconstruction": MethodOptions(method=Method.PRUNE, saliency=Saliency.RECONSTRUCTION),
     "kmeans": MethodOptions(clustering=Clustering.KMEANS, similarity=WEIGHTS, router=RouterPolicy.FREQUENCY),
+    "router-fit": MethodOptions(router=RouterPolicy.FIT),
     "overlap": MethodOptions(
         clustering=Clustering.SINGLE_SHOT, distance=Distance.WASSERSTEIN, dominant=Dominant.ROUTING_SCORE
     ),
@@ -58,6 +61,7 @@ IDENTICAL: dict[str, MethodOptions] = {
     "align": MethodOptions(align=Align.ACTIVATION, merge=Merge.AVERAGE, router=RouterPolicy.AVERAGE),
     "full": MethodOptions(layout=Layout.FULL, clustering=Clustering.KMEANS),
     "prune": MethodOptions(method=Method.PRUNE, saliency=Saliency.ROUTING_SCORE),
+    "fit": MethodOptions(router=RouterPolicy.FIT),
 }
 # Architectures whose blocks differ from all others where methods look: each goes through every method.
 SPECIAL = ("gemma4_text", "llama4_text", "deepseek_v4", "zaya", "gpt_oss", "dbrx")
@@ -67,12 +71,14 @@ TABLE = "sends tokens to fixed experts by a table, and a pruned expert leaves no
 WHOLE_LAYER = "runs the MoE block of a layer again on single tokens"
 # Every refusal that there is.
 REFUSED: dict[tuple[str, str], str] = {
+    ("deepseek_v4", "refit"): TABLE,
     ("deepseek_v4", "reap"): TABLE,
     ("deepseek_v4", "reconstruction"): TABLE,
     ("deepseek_v4", "prune"): TABLE,
     ("gemma4_text", "reconstruction"): WHOLE_LAYER,
     ("gemma4_text", "budget"): WHOLE_LAYER,
     ("llama4_text", "reconstruction"): "the router weight multiplies an expert's input",
+    ("llama4_text", "refit"): "the weight is applied before an expert's first projection",
     ("llama4_text", "mapped"): "the mapped layout cannot hold",
 }
 # No statistics file: its statistics are collected anew by every conversion.

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import LENGTH, SEQUENCES, build, options, read_tensors
 
 from hcsmoe_hub import MethodOptions, convert
-from hcsmoe_hub.report import LayerReport
+from hcsmoe_hub.report import LayerReport, RouterReport
 
 MODEL_TYPES = ["mixtral", "qwen3_moe", "deepseek_v3"]
 
@@ -78,7 +78,10 @@ def test_the_report_has_every_key_of_the_contract(source: Path, result: Path) ->
     }
     assert [entry["layer"] for entry in report["layers"]] == [0, 1]
     assert all(entry.keys() == {field.name for field in fields(LayerReport)} for entry in report["layers"])
-    assert all(entry["router"].keys() == {"policy", "top_k_agreement"} for entry in report["layers"])
+    assert all(entry["router"].keys() == {field.name for field in fields(RouterReport)} for entry in report["layers"])
+    # Nothing was asked to be fitted.
+    unfitted = {"is_fitted": None, "top_k_agreement_before": None}
+    assert all(entry["router"].items() >= unfitted.items() for entry in report["layers"])
     assert report.keys() >= {"timings_seconds", "peak_memory_bytes"}
     assert report["versions"].keys() >= {"python", "torch", "transformers", "safetensors"}
 

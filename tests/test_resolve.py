@@ -24,6 +24,7 @@ from hcsmoe_hub.options import (
     Merge,
     Method,
     MethodOptions,
+    Propagate,
     RouterPolicy,
     Saliency,
     Similarity,
@@ -36,6 +37,7 @@ PRUNE = {"method": Method.PRUNE}
 FUZZY = {"clustering": Clustering.FUZZY}
 SINGLE_SHOT = {"clustering": Clustering.SINGLE_SHOT}
 RANDOM = {"clustering": Clustering.RANDOM}
+FIT = {"router": RouterPolicy.FIT}
 DOMINANT_MERGE: dict[str, Any] = {"merge": Merge.DOMINANT, "dominant_weights": (2.0, 1.0)}
 
 
@@ -60,6 +62,8 @@ def refused(**asked: Any) -> PlanError:
 # Defaults
 
 COMMON = {"budget": Budget.UNIFORM, "correct": Correct.NONE, "layout": Layout.REDUCED, "seed": 42}
+# What there is to choose besides where anything is fitted.
+FITTED = {"propagate": Propagate.ORIGINAL}
 MERGED = COMMON | {"method": Method.MERGE}
 HC_SMOE = MERGED | {
     "similarity": (Similarity.EXPERT_OUTPUT,),
@@ -84,6 +88,18 @@ def test_nothing_asked_is_the_method_of_hc_smoe() -> None:
 
 def test_pruning_follows_reap_and_leaves_everything_about_clusters_open() -> None:
     assert chosen(**PRUNE) == COMMON | {"method": Method.PRUNE, "saliency": Saliency.REAP}
+
+
+def test_the_rows_that_pruning_keeps_can_be_fitted_and_nothing_else() -> None:
+    assert chosen(**PRUNE, **FIT) == chosen(**PRUNE) | FIT | FITTED
+    messages = {refused(**PRUNE, router=router).message for router in set(RouterPolicy) - {RouterPolicy.FIT}}
+    assert all("would have no effect: experts that are kept keep their router rows" in text for text in messages)
+
+
+def test_a_fit_follows_dominant_experts_where_there_are_no_memberships() -> None:
+    assert chosen(**FIT, dominant=Dominant.CENTER) == HC_SMOE | FIT | FITTED | {"dominant": Dominant.CENTER}
+    assert chosen(**FUZZY, **FIT) == chosen(**FUZZY) | FIT | FITTED
+    assert refused(**FUZZY, **FIT, dominant=Dominant.CENTER).hint == "leave --dominant out"
 
 
 def test_kmeans_starts_with_plus_plus() -> None:
@@ -187,10 +203,11 @@ IDLE: list[tuple[dict[str, Any], str, Any]] = [
     *(({"merge": merge}, "align", Align.WEIGHT) for merge in (Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.ZIPIT)),
     *(({"merge": merge}, "dominant_weights", (2.0, 1.0)) for merge in Merge if merge is not Merge.DOMINANT),
     ({}, "saliency", Saliency.REAP),
+    ({}, "propagate", Propagate.MERGED),
     ({"layout": Layout.MAPPED}, "correct", Correct.DOWN),
     ({"layout": Layout.FULL}, "correct", Correct.NONE),
     ({"layout": Layout.MAPPED}, "router", RouterPolicy.DOMINANT),
-    ({"layout": Layout.FULL}, "router", RouterPolicy.DOMINANT),
+    ({"layout": Layout.FULL}, "router", RouterPolicy.FIT),
 ]  # fmt: skip
 
 
@@ -225,14 +242,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"merge": Merge.DOMINANT}, "how much the dominant expert weighs", "--dominant-weights"),
     *(
         ({"merge": Merge.DOMINANT, "dominant_weights": weights}, "are no weights", "--dominant-weights")
-        for weights in (
-            (-1.0, 1.0),
-            (1.0, -0.5),
-            (0.0, 0.0),
-            (float("nan"), 1.0),
-            (1.0, float("nan")),
-            (float("inf"), 1.0),
-        )
+        for weights in NO_WEIGHTS
     ),
     (FUZZY | {"merge": Merge.FREQUENCY}, "fuzzy clustering and --merge frequency", "--merge membership"),
     ({"merge": Merge.MEMBERSHIP}, "hierarchical clustering and --merge membership", "--clustering fuzzy"),
@@ -303,6 +313,7 @@ VALUES: dict[str, list[Any]] = {
     "saliency": [None, *Saliency],
     "correct": [None, *Correct],
     "router": [None, *RouterPolicy],
+    "propagate": [None, *Propagate],
     "layout": list(Layout),
     "seed": [42, 7],
 }

@@ -1,6 +1,7 @@
 """Every combination of the method options ends in a checkpoint or in a refusal with a reason; no choice is ignored."""
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from tiny_models import build, options, token_ids
 
 from hcsmoe_hub import MethodOptions, convert
 from hcsmoe_hub.checkpoint.source import open_source
+from hcsmoe_hub.correction import blocks
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.options import Method
 from hcsmoe_hub.recipe import Recipe
@@ -47,6 +49,13 @@ class Case:
     def covering(self) -> list[Recipe]:
         found: list[Recipe] = self.space.covering()
         return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_steps() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "STEPS", 5)
+        yield
 
 
 @pytest.fixture(scope="module")

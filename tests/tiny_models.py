@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hcsmoe_hub import plan_conversion
 from hcsmoe_hub.errors import HcsmoeError
-from hcsmoe_hub.options import CalibrationOptions, ConvertOptions
+from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, MethodOptions
 
 SEQUENCES, LENGTH, VOCABULARY = 4, 16, 64
 INDEX = "model.safetensors.index.json"
@@ -132,6 +132,8 @@ def options(
     """Options of a conversion into ``result`` beside the source, on token ids that lie there as well."""
     file = source.parent / "ids.npy"
     np.save(file, (token_ids() if ids is None else ids).numpy())
+    # As published and uncorrected, unless a test asks for something else.
+    others.setdefault("method", MethodOptions())
     return ConvertOptions(
         experts=experts,
         output=output or source.parent / "result",

@@ -128,13 +128,34 @@ def sample_tokens(calls: list[Call], count: int, seed: int) -> Call | None:
     Returns:
         One call with inputs ``[1, count, ...]``; ``None`` if the block takes anything else than tokens.
     """
-    first = calls[0]
-    inputs = [value for value in (*first.args, *first.kwargs.values()) if value is not None]
-    if not all(isinstance(value, Tensor) and value.shape[:2] == inputs[0].shape[:2] for value in inputs):
+    if not takes_tokens(calls[0]):
         return None
-    total = sum(call.args[0].shape[0] * call.args[0].shape[1] for call in calls)
+    total = count_tokens(calls)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    chosen = order[:count].sort().values
+    return pick_tokens(calls, order[:count].sort().values)
+
+
+def takes_tokens(call: Call) -> bool:
+    """Whether a block treats tokens alone: every input of it is a tensor ``[B, S, ...]`` or ``None``."""
+    inputs = [value for value in (*call.args, *call.kwargs.values()) if value is not None]
+    return all(isinstance(value, Tensor) and value.shape[:2] == inputs[0].shape[:2] for value in inputs)
+
+
+def count_tokens(calls: list[Call]) -> int:
+    """Tokens of all calls of a block that treats tokens alone."""
+    return sum(call.args[0].shape[0] * call.args[0].shape[1] for call in calls)
+
+
+def pick_tokens(calls: list[Call], chosen: Tensor) -> Call:
+    """Some tokens of a block that treats tokens alone, as one sequence.
+
+    Args:
+        calls: One per micro-batch.
+        chosen: Ascending token numbers over all calls, ``[count]`` int64.
+
+    Returns:
+        One call with inputs ``[1, count, ...]``.
+    """
 
     def pick(values: list[Any]) -> Tensor | None:
         if values[0] is None:
@@ -147,6 +168,7 @@ def sample_tokens(calls: list[Call], count: int, seed: int) -> Call | None:
             start += len(tokens)
         return torch.cat(parts)[None]
 
+    first = calls[0]
     return Call(
         args=tuple(pick([call.args[number] for call in calls]) for number in range(len(first.args))),
         kwargs={name: pick([call.kwargs[name] for call in calls]) for name in first.kwargs},

@@ -14,8 +14,8 @@ ROUNDS = 3
 # Ridge strength as a share of the mean diagonal of an expert's Gram matrix.
 RIDGE = 1e-2
 CHUNK_TOKENS = 4096
-# Factors are kept from round to round while all of a layer's fit into this, and computed again otherwise.
-FACTOR_BYTES = 1 << 30
+# Cholesky factors and features are kept while all of a layer's fit into this, each, and computed again otherwise.
+KEPT_BYTES = 1 << 30
 
 
 class RoutedNeurons(Protocol):
@@ -41,49 +41,75 @@ class RoutedNeurons(Protocol):
         ...
 
 
+def routed_tokens(sample: RoutedNeurons, expert: int) -> tuple[Tensor, Tensor]:
+    """Tokens that visit an expert, each once: numbers ``[R]`` ascending, and router weights ``[R, 1]`` float32.
+
+    A table of tokens may lead two choices of a token to one merged expert; their weights add up.
+    """
+    is_chosen_TK = sample.index_TK == expert
+    (token_R,) = torch.where(is_chosen_TK.any(1))
+    weight_RK = torch.where(is_chosen_TK[token_R], sample.weight_TK[token_R].float(), 0.0)
+    return token_R, weight_RK.sum(1, keepdim=True)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Features:
-    """Router-weighted hidden activations of one expert on the tokens that are routed to it, never all at once."""
+    """Router-weighted hidden activations of one expert on the tokens that are routed to it, chunk by chunk.
+
+    They are kept from pass to pass while all of a layer's fit into ``KEPT_BYTES``, and computed again otherwise.
+    """
 
     sample: RoutedNeurons
     expert: int
     token_R: Tensor
     weight_R1: Tensor
+    is_kept: bool
+    kept: list[tuple[Tensor, Tensor]]
 
     @classmethod
-    def of(cls, sample: RoutedNeurons, expert: int) -> "_Features":
-        token_R, slot = torch.where(sample.index_TK == expert)
-        return cls(sample, expert, token_R, sample.weight_TK[token_R, slot, None].float())
+    def of(cls, sample: RoutedNeurons, expert: int, *, is_kept: bool = False) -> "_Features":
+        return cls(sample, expert, *routed_tokens(sample, expert), is_kept, [])
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Token numbers ``[r]`` and features ``[r, I]`` float32."""
+        if self.kept:
+            yield from self.kept
+            return
         for token, weight in zip(self.token_R.split(CHUNK_TOKENS), self.weight_R1.split(CHUNK_TOKENS), strict=True):
-            yield token, self.sample.hidden(self.expert, self.sample.tokens_TH[token]) * weight
+            chunk = token, self.sample.hidden(self.expert, self.sample.tokens_TH[token]) * weight
+            if self.is_kept:
+                self.kept.append(chunk)
+            yield chunk
 
 
-def fit_down(sample: RoutedNeurons, residual_TH: Tensor, down_CIH: Tensor) -> Tensor:
+def fit_down(sample: RoutedNeurons, wanted_TH: Tensor, down_CIH: Tensor, *, rounds: int = ROUNDS) -> Tensor:
     """Ridge least squares over the down projections of all experts of a layer.
 
     ``min sum_t ||y_t - sum_k g_k(x_t) D_k^T a_k(x_t)||^2 + sum_k l_k ||D_k - D_k0||^2``, where y is the routed output
     of the original layer, g and a are router weights and hidden activations of the merged experts, and D_0 their down
-    projections so far. Convex; solved expert by expert (block-coordinate descent) in ``ROUNDS`` rounds, each expert
+    projections so far. Convex; solved expert by expert (block-coordinate descent) in a few rounds, each expert
     exactly by a Cholesky factor of its Gram matrix in float64. ``l_k`` is ``RIDGE`` times the mean diagonal of that
     matrix, so that an expert which few tokens reach stays what it was.
 
     Args:
         sample: Inputs, choices and weights of the merged experts on the tokens to fit.
-        residual_TH: ``y`` minus the output of the merged experts so far, float32; not changed.
+        wanted_TH: ``y`` without the biases of the down projections, float32; not changed.
         down_CIH: ``D_0``, any float dtype.
+        rounds: How often every expert is solved for.
 
     Returns:
         The fitted projections, ``[C, I, H]`` float32.
     """
-    residual_TH, fitted_CIH = residual_TH.clone(), down_CIH.float().clone()
-    features = [_Features.of(sample, expert) for expert in range(len(down_CIH))]
+    residual_TH, fitted_CIH = wanted_TH.clone(), down_CIH.float().clone()
     neurons = down_CIH.shape[1]
-    keeps_factors = len(features) * neurons * neurons * 8 <= FACTOR_BYTES
+    keeps_features = sample.index_TK.numel() * neurons * 4 <= KEPT_BYTES
+    features = [_Features.of(sample, expert, is_kept=keeps_features) for expert in range(len(down_CIH))]
+    keeps_factors = len(features) * neurons * neurons * 8 <= KEPT_BYTES
     factors: dict[int, tuple[float, Tensor]] = {}
-    for _ in range(ROUNDS):
+    for known, down_IH in zip(features, fitted_CIH, strict=True):
+        for token, values in known.chunks():
+            residual_TH[token] -= values @ down_IH
+    for _ in range(rounds):
         for expert, known in enumerate(features):
             ridge, factor_II = factors.get(expert) or _factor(known, neurons)
             if ridge == 0:

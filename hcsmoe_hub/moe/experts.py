@@ -1,7 +1,8 @@
 """How one expert computes, whatever its layout: every architecture through the seam that transformers gives it.
 
-E source experts, T tokens, H hidden size, I expert intermediate size, K experts per token. Modules of transformers are
-typed ``Any``: what they hold is up to each architecture, and ``is_experts_module`` says which are understood.
+E source experts, T tokens, H hidden size, I expert intermediate size, P pre-activations of an expert, K experts per
+token. Modules of transformers are typed ``Any``: what they hold is up to each architecture, and ``is_experts_module``
+says which are understood.
 """
 
 from abc import ABC, abstractmethod
@@ -34,9 +35,21 @@ class Experts(ABC):
     is_affine = True
     scales_input = False
 
-    @abstractmethod
     def hidden(self, expert: int, tokens_TH: Tensor) -> Tensor:
         """Hidden activation ``[T, I]`` after gating, in the dtype of the weights."""
+        return self.gate(self.pre_activation(expert, tokens_TH))
+
+    @abstractmethod
+    def inputs(self, expert: int) -> tuple[Tensor, ...]:
+        """Views ``[P_i, H]`` of the matrices whose products with a token, one after the other, are pre-activations."""
+
+    @abstractmethod
+    def pre_activation(self, expert: int, tokens_TH: Tensor) -> Tensor:
+        """What goes into the gate or activation function: ``[T, P]``, P = I without a gate and 2I with one."""
+
+    @abstractmethod
+    def gate(self, pre_TP: Tensor) -> Tensor:
+        """Hidden activation ``[T, I]`` from its pre-activations; every neuron depends on its own ones only."""
 
     @abstractmethod
     def project(self, expert: int, hidden_TI: Tensor) -> Tensor:
@@ -56,10 +69,19 @@ class FusedExperts(Experts):
         bias = getattr(self.module, f"{name}_bias")[expert].to(inputs.dtype) if self.module.has_bias else None
         return F.linear(inputs, weight.T if self.module.is_transposed else weight, bias)
 
-    def hidden(self, expert: int, tokens_TH: Tensor) -> Tensor:
-        if not self.module.has_gate:
-            return self.module.act_fn(self._linear("up_proj", expert, tokens_TH))
-        return self.module._apply_gate(self._linear("gate_up_proj", expert, tokens_TH))
+    @property
+    def _incoming(self) -> str:
+        return "gate_up_proj" if self.module.has_gate else "up_proj"
+
+    def inputs(self, expert: int) -> tuple[Tensor, ...]:
+        weight = getattr(self.module, self._incoming)[expert]
+        return (weight.T if self.module.is_transposed else weight,)
+
+    def pre_activation(self, expert: int, tokens_TH: Tensor) -> Tensor:
+        return self._linear(self._incoming, expert, tokens_TH)
+
+    def gate(self, pre_TP: Tensor) -> Tensor:
+        return self.module._apply_gate(pre_TP) if self.module.has_gate else self.module.act_fn(pre_TP)
 
     def project(self, expert: int, hidden_TI: Tensor) -> Tensor:
         output_TH = self._linear("down_proj", expert, hidden_TI)
@@ -76,9 +98,15 @@ class DbrxExperts(Experts):
     def _rows(self, name: str, expert: int) -> Tensor:
         return getattr(self.glu, name).unflatten(0, (self.num_experts, -1))[expert]
 
-    def hidden(self, expert: int, tokens_TH: Tensor) -> Tensor:
-        gate_TI = self.glu.activation_fn(tokens_TH @ self._rows("w1", expert).T)
-        return gate_TI * (tokens_TH @ self._rows("v1", expert).T)
+    def inputs(self, expert: int) -> tuple[Tensor, ...]:
+        return self._rows("w1", expert), self._rows("v1", expert)
+
+    def pre_activation(self, expert: int, tokens_TH: Tensor) -> Tensor:
+        return torch.cat([tokens_TH @ rows.T for rows in self.inputs(expert)], dim=-1)
+
+    def gate(self, pre_TP: Tensor) -> Tensor:
+        gate_TI, up_TI = pre_TP.chunk(2, dim=-1)
+        return self.glu.activation_fn(gate_TI) * up_TI
 
     def project(self, expert: int, hidden_TI: Tensor) -> Tensor:
         return hidden_TI @ self._rows("w2", expert).to(hidden_TI.dtype)
@@ -93,8 +121,14 @@ class Llama4Experts(Experts):
         self.module = module
         self.num_experts = module.down_proj.shape[0]
 
-    def hidden(self, expert: int, tokens_TH: Tensor) -> Tensor:
-        gate_TI, up_TI = (tokens_TH @ self.module.gate_up_proj[expert]).chunk(2, dim=-1)
+    def inputs(self, expert: int) -> tuple[Tensor, ...]:
+        return (self.module.gate_up_proj[expert].T,)
+
+    def pre_activation(self, expert: int, tokens_TH: Tensor) -> Tensor:
+        return tokens_TH @ self.module.gate_up_proj[expert]
+
+    def gate(self, pre_TP: Tensor) -> Tensor:
+        gate_TI, up_TI = pre_TP.chunk(2, dim=-1)
         return up_TI * self.module.act_fn(gate_TI)
 
     def project(self, expert: int, hidden_TI: Tensor) -> Tensor:

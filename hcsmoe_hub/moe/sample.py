@@ -4,7 +4,7 @@ T tokens, K experts per token, H hidden size, I expert intermediate size, R inpu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,15 @@ class NeuronSample:
     tokens_TH: Tensor
     index_TK: Tensor
     weight_TK: Tensor
+
+    def part(self, tokens: Tensor | slice) -> "NeuronSample":
+        """The same for some of the tokens."""
+        return replace(
+            self,
+            tokens_TH=self.tokens_TH[tokens],
+            index_TK=self.index_TK[tokens],
+            weight_TK=self.weight_TK[tokens],
+        )
 
     def all_inputs(self) -> Tensor:
         """Every token, wherever it is routed, not scaled by any router weight; ``[T, H]``."""

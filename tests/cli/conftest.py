@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,9 @@ def example() -> Path:
 @pytest.fixture(scope="session")
 def quick(example: Path) -> list[str]:
     """Words of a conversion to 4 experts that takes a moment."""
-    return ["convert", str(example), "--experts", "4", "--samples", "2", "--sequence-length", "64"]
+    return shlex.split(
+        f"convert {shlex.quote(str(example))} --experts 4 --preset hc-smoe --samples 2 --sequence-length 64"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from hcsmoe_hub.cli.method_options import MethodFlags
-from hcsmoe_hub.options import Clustering, Merge, Method, MethodOptions
+from hcsmoe_hub.options import Clustering, Correct, Merge, Method, MethodOptions
 from hcsmoe_hub.resolve import resolve
 
 OPTIONS = {
@@ -63,7 +63,8 @@ def test_convert_help_groups_options_in_panels(run, panel):
 def test_convert_help_shows_choices_and_defaults(run):
     page = run("convert", "--help").stdout
     assert "[average|single|complete|ward]" in page
-    assert "[default: merge]" in page
+    assert "[default: (refit; hc-smoe with options of grouping or merging)]" in page
+    assert "[default: (the preset's)]" in page
     assert "[default: (hierarchical)]" in page
     assert "./NAME-hcsmoe-Ke" in page
 
@@ -71,6 +72,9 @@ def test_convert_help_shows_choices_and_defaults(run):
 @pytest.mark.parametrize(
     ("name", "asked", "default"),
     [
+        ("budget", {}, "uniform"),
+        ("layout", {}, "reduced"),
+        ("propagate", {"correct": Correct.EXPERTS}, "original"),
         ("clustering", {}, "hierarchical"),
         ("similarity", {}, "expert-output"),
         ("distance", {}, "euclidean"),

@@ -7,6 +7,7 @@ from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
+    Correct,
     Distance,
     Dominant,
     Features,
@@ -16,6 +17,7 @@ from hcsmoe_hub.options import (
     Merge,
     Method,
     MethodOptions,
+    Propagate,
     RouterPolicy,
     Saliency,
     Similarity,
@@ -30,6 +32,23 @@ DEFAULT = "hierarchical clustering by expert-output (euclidean, average linkage)
     [
         ({}, DEFAULT + "frequency merge, dominant router, reduced layout"),
         ({"method": Method.PRUNE}, "prune by reap"),
+        ({"correct": Correct.NONE, "method": Method.PRUNE}, "prune by reap"),
+        (
+            {"correct": Correct.DOWN},
+            DEFAULT + "frequency merge, dominant router, reduced layout, down projections corrected",
+        ),
+        ({"correct": Correct.EXPERTS, "method": Method.PRUNE}, "prune by reap, experts corrected"),
+        ({"correct": Correct.BLOCKS, "method": Method.PRUNE}, "prune by reap, experts and router corrected"),
+        (
+            {"method": Method.PRUNE, "router": RouterPolicy.FIT, "propagate": Propagate.MERGED},
+            "prune by reap, fitted router, fitted on merged hidden states",
+        ),
+        ({"method": Method.PRUNE, "router": RouterPolicy.FIT}, "prune by reap, fitted router"),
+        ({"router": RouterPolicy.FIT}, DEFAULT + "frequency merge, fitted router, reduced layout"),
+        (
+            {"clustering": Clustering.FUZZY, "router": RouterPolicy.FIT},
+            "fuzzy clustering by expert-output (euclidean), membership merge, fitted router, reduced layout",
+        ),
         (
             {"method": Method.PRUNE, "saliency": Saliency.FREQUENCY, "protect": ((1, 2), (None, 0))},
             "prune by frequency, protected 1:2,*:0",

@@ -33,7 +33,7 @@ def test_experts_are_required(run):
         ("--clustering", "hirarchical", "hierarchical", ", ".join(Clustering)),
         ("--linkage", "Average", "average", "average, single, complete, ward"),
         ("--merge", "freqency", "frequency", ", ".join(Merge)),
-        ("--router", "dominat", "dominant", "dominant, frequency, average, membership"),
+        ("--router", "dominat", "dominant", "dominant, frequency, average, membership, fit"),
         ("--layout", "reduce", "reduced", "reduced, mapped, full"),
         ("--device", "cud", "cuda", "auto, cpu, cuda, cuda:N"),
         ("--device", "GPU", "cuda", "auto, cpu, cuda, cuda:N"),

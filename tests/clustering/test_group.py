@@ -64,6 +64,7 @@ def recipe(clustering: Clustering | None, **choices: Any) -> Recipe:
         saliency=None,
         correct=None,
         router=RouterPolicy.DOMINANT,
+        propagate=None,
         layout=Layout.REDUCED,
         seed=42,
     )

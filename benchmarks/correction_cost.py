@@ -1,0 +1,136 @@
+"""What the corrections of one layer cost, measured on a synthetic Mixtral layer and counted for any size.
+
+Run: python benchmarks/correction_cost.py [--hidden 1024] [--intermediate 3584] [--tokens 16384] [--json FILE]
+
+The layer is random: N experts, the first K of which are kept and fitted to the output of all. Times are ratios to the
+calibration pass over the same layer (all experts on all tokens, plus the routed sum), measured in the same run. The
+arithmetic is counted by the same formulas for the measured layer and for one of Mixtral-8x7B.
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+from hcsmoe_hub.calibration.statistics import ExpertStatistics
+from hcsmoe_hub.merging.fit_experts import ROUNDS, STEP_TOKENS, fit_experts
+from hcsmoe_hub.merging.gauss_newton import ITERATIONS
+from hcsmoe_hub.merging.least_squares import ROUNDS as DOWN_ROUNDS
+from hcsmoe_hub.merging.least_squares import fit_down
+from hcsmoe_hub.moe.experts import experts_of, observe, register_probe, stop_observing
+from hcsmoe_hub.moe.observer import CalibrationObserver, SampleObserver
+from hcsmoe_hub.moe.sample import NeuronSample
+
+EXPERTS, KEPT, TOP_K = 8, 4, 2
+MIXTRAL = {"hidden": 4096, "intermediate": 14336, "tokens": 65536}
+
+
+def calibration_flops(hidden: int, intermediate: int, tokens: int) -> float:
+    """Every expert's hidden activation on every token, and the down projections of the routed ones."""
+    return 2.0 * tokens * hidden * intermediate * (2 * EXPERTS + TOP_K)
+
+
+def down_flops(hidden: int, intermediate: int, tokens: int, rounds: int = DOWN_ROUNDS) -> float:
+    """Features, Gram matrices and factors once; products and residuals once per round."""
+    routed = 2.0 * tokens * TOP_K * intermediate
+    once = routed * (2 * hidden + intermediate + hidden) + KEPT * intermediate**3 / 3
+    return once + rounds * (2 * routed * hidden + 2 * KEPT * intermediate**2 * hidden)
+
+
+def experts_flops(hidden: int, intermediate: int, tokens: int) -> float:
+    """One exact solve, then rounds of steps on a sample of the tokens and a single pass over the down projections."""
+    sampled = 2.0 * min(tokens, STEP_TOKENS) * TOP_K * intermediate * 3 * hidden
+    step = sampled * (2 + 2 * ITERATIONS + 2)
+    return down_flops(hidden, intermediate, tokens) + ROUNDS * (step + down_flops(hidden, intermediate, tokens, 1))
+
+
+def memory_bytes(hidden: int, intermediate: int, tokens: int) -> float:
+    """Fitted experts, inputs, targets and residuals in float32; one Gram matrix and its factor in float64."""
+    step = min(tokens, STEP_TOKENS) * TOP_K / KEPT * intermediate * 4 * 8
+    return 12.0 * KEPT * intermediate * hidden + 4 * 4 * tokens * hidden + 3 * 8 * intermediate**2 + step
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--intermediate", type=int, default=3584)
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--json", type=Path)
+    wanted = parser.parse_args()
+    sizes = {name: getattr(wanted, name) for name in MIXTRAL}
+    seconds = measure(**sizes)
+    for name in ("down", "experts"):
+        print(f"{name}: {seconds[name] / seconds['calibration']:.1f} times the calibration pass")
+    counted = {}
+    for label, size in (("measured", sizes), ("Mixtral-8x7B", MIXTRAL)):
+        flops = {"calibration": calibration_flops(**size), "down": down_flops(**size), "experts": experts_flops(**size)}
+        counted[label] = {"sizes": size, "flops": flops, "bytes": memory_bytes(**size)}
+        told = ", ".join(f"{name} {value / 1e12:.1f} TFLOP" for name, value in flops.items())
+        print(f"{label}: {told}; {memory_bytes(**size) / 2**30:.1f} GiB")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory of the process: {peak:.2f} GiB")
+    if wanted.json is not None:
+        wanted.json.write_text(json.dumps({"seconds": seconds, "counted": counted, "peak_gib": peak}, indent=1) + "\n")
+
+
+@torch.no_grad()
+def measure(hidden: int, intermediate: int, tokens: int) -> dict[str, float]:
+    """Seconds of the calibration pass, of the down projections alone and of whole experts, for one layer."""
+    torch.manual_seed(0)
+    register_probe()
+    block = _block(hidden, intermediate, EXPERTS)
+    kept = _block(hidden, intermediate, KEPT)
+    kept.gate.weight.copy_(block.gate.weight[:KEPT])
+    kept.experts.gate_up_proj.copy_(block.experts.gate_up_proj[:KEPT])
+    kept.experts.down_proj.copy_(block.experts.down_proj[:KEPT])
+    states = torch.randn(1, tokens, hidden)
+    calibration = CalibrationObserver(ExpertStatistics.empty(EXPERTS))
+    routed = SampleObserver()
+    seconds = {"calibration": timed(lambda: _run(block, states, calibration))}
+    _run(kept, states, routed)
+    sample = NeuronSample(
+        experts=experts_of(kept.experts),
+        tokens_TH=torch.cat(routed.tokens),
+        index_TK=torch.cat(routed.top_k).long(),
+        weight_TK=torch.cat(routed.weights),
+    )
+    wanted_TH, down_CIH = torch.cat(calibration.outputs), kept.experts.down_proj.data.movedim(2, 1)
+    seconds["down"] = timed(lambda: fit_down(sample, wanted_TH, down_CIH))
+    rounds = timed(lambda: list(fit_experts(sample, wanted_TH, down_CIH, seed=0)))
+    seconds["experts"] = seconds["down"] + rounds
+    return seconds
+
+
+def _block(hidden: int, intermediate: int, experts: int) -> MixtralSparseMoeBlock:
+    config = MixtralConfig(
+        hidden_size=hidden, intermediate_size=intermediate, num_local_experts=experts, num_experts_per_tok=TOP_K
+    )
+    config._experts_implementation = "hcsmoe"
+    block = MixtralSparseMoeBlock(config)
+    for parameter in block.parameters():
+        parameter.data.normal_(std=hidden**-0.5)
+    return block
+
+
+def _run(block: MixtralSparseMoeBlock, states: torch.Tensor, observer: SampleObserver | CalibrationObserver) -> None:
+    observe(block, block.experts, observer)
+    try:
+        block(states)
+    finally:
+        stop_observing(block, block.experts)
+
+
+if __name__ == "__main__":
+    main()
