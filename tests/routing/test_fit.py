@@ -81,7 +81,9 @@ def test_the_slope_of_the_loss_is_the_score_less_the_target(scoring: Scoring, ex
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(5, GROUPS, generator=generator)).requires_grad_()
     target, more = torch.rand(5, GROUPS, generator=generator), torch.randn(5, extra, generator=generator)
-    (slope,) = torch.autograd.grad(mismatch(logits, target, scoring, more), logits)
+    # Libraries that other tests import switch gradients off for the whole process.
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(mismatch(logits, target, scoring, more), logits)
     expected = (scores(logits.detach(), more, scoring) - target) / 5
     torch.testing.assert_close(slope, expected.float(), rtol=1e-4, atol=1e-4)
 
