@@ -19,9 +19,8 @@ from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 from hcsmoe_hub.calibration.statistics import ExpertStatistics
-from hcsmoe_hub.merging.fit_experts import ROUNDS, STEP_TOKENS, fit_experts
-from hcsmoe_hub.merging.gauss_newton import ITERATIONS
-from hcsmoe_hub.merging.least_squares import ROUNDS as DOWN_ROUNDS
+from hcsmoe_hub.merging.fit_experts import STEP_TOKENS, fit_experts
+from hcsmoe_hub.merging.flops import FittedLayer
 from hcsmoe_hub.merging.least_squares import fit_down
 from hcsmoe_hub.moe.experts import experts_of, observe, register_probe, stop_observing
 from hcsmoe_hub.moe.observer import CalibrationObserver, SampleObserver
@@ -34,20 +33,6 @@ MIXTRAL = {"hidden": 4096, "intermediate": 14336, "tokens": 65536}
 def calibration_flops(hidden: int, intermediate: int, tokens: int) -> float:
     """Every expert's hidden activation on every token, and the down projections of the routed ones."""
     return 2.0 * tokens * hidden * intermediate * (2 * EXPERTS + TOP_K)
-
-
-def down_flops(hidden: int, intermediate: int, tokens: int, rounds: int = DOWN_ROUNDS) -> float:
-    """Features, Gram matrices and factors once; products and residuals once per round."""
-    routed = 2.0 * tokens * TOP_K * intermediate
-    once = routed * (2 * hidden + intermediate + hidden) + KEPT * intermediate**3 / 3
-    return once + rounds * (2 * routed * hidden + 2 * KEPT * intermediate**2 * hidden)
-
-
-def experts_flops(hidden: int, intermediate: int, tokens: int) -> float:
-    """One exact solve, then rounds of steps on a sample of the tokens and a single pass over the down projections."""
-    sampled = 2.0 * min(tokens, STEP_TOKENS) * TOP_K * intermediate * 3 * hidden
-    step = sampled * (2 + 2 * ITERATIONS + 2)
-    return down_flops(hidden, intermediate, tokens) + ROUNDS * (step + down_flops(hidden, intermediate, tokens, 1))
 
 
 def memory_bytes(hidden: int, intermediate: int, tokens: int) -> float:
@@ -75,7 +60,14 @@ def main() -> None:
         print(f"{name}: {seconds[name] / seconds['calibration']:.1f} times the calibration pass")
     counted = {}
     for label, size in (("measured", sizes), ("Mixtral-8x7B", MIXTRAL)):
-        flops = {"calibration": calibration_flops(**size), "down": down_flops(**size), "experts": experts_flops(**size)}
+        layer = FittedLayer(
+            hidden=size["hidden"],
+            neurons=size["intermediate"],
+            experts=KEPT,
+            top_k=TOP_K,
+            tokens=size["tokens"],
+        )
+        flops = {"calibration": calibration_flops(**size), "down": layer.down(), "experts": layer.whole()}
         counted[label] = {"sizes": size, "flops": flops, "bytes": memory_bytes(**size)}
         told = ", ".join(f"{name} {value / 1e12:.1f} TFLOP" for name, value in flops.items())
         print(f"{label}: {told}; {memory_bytes(**size) / 2**30:.1f} GiB")

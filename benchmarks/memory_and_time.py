@@ -110,6 +110,7 @@ def measure(layers: int, repeats: int) -> dict[str, float]:
 def convert(source: Path, result: Path) -> dict[str, float]:
     """Converts a checkpoint in a fresh process, and reads that process's own resources."""
     command = ["hcsmoe", "convert", str(source), "--experts", str(EXPERTS // 2), "--device", "cpu", "--quiet"]
+    command += ["--preset", "hc-smoe"]
     command += ["--calibration", str(source / "ids.npy"), "--output", str(result)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     start = time.perf_counter()

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hcsmoe_hub.checkpoint.tensors import total_bytes
+from hcsmoe_hub.correction.blocks import STEP_TOKENS as BLOCK_TOKENS
+from hcsmoe_hub.correction.blocks import STEPS as BLOCK_STEPS
 from hcsmoe_hub.merging.fit_experts import STEP_TOKENS
+from hcsmoe_hub.merging.flops import FittedLayer
 from hcsmoe_hub.merging.least_squares import KEPT_BYTES
 from hcsmoe_hub.options import Align, Correct, Merge
 
@@ -134,6 +137,27 @@ def correction_bytes(plan: "ConversionPlan") -> int:
             return 4 * experts + states + kept + max(equations, 4 * STEP_VALUES * STEP_TOKENS * neurons)
 
 
+def correction_flops(plan: "ConversionPlan") -> float:
+    """Operations of the corrections of all layers."""
+    layer = FittedLayer(
+        hidden=plan.model.skeleton.config.get_text_config().hidden_size,
+        neurons=_neurons(plan),
+        experts=plan.options.experts,
+        top_k=plan.settings.experts_per_token,
+        tokens=plan.calibration.tokens,
+    )
+    layers = len(plan.experts_by_layer)
+    match plan.recipe.correct:
+        case None | Correct.NONE:
+            return 0.0
+        case Correct.DOWN:
+            return layers * layer.down()
+        case Correct.EXPERTS:
+            return layers * layer.whole()
+        case Correct.BLOCKS:
+            return layers * (layer.whole() + layer.trained(BLOCK_STEPS * BLOCK_TOKENS))
+
+
 def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = None) -> Needs:
     """Adds up the peak: the rest of the model, the layer at work, the one being loaded, and the hidden states.
 
@@ -150,7 +174,7 @@ def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = N
     at_work = layers + 16 * min(plan.batch_tokens, tokens) * token_bytes
     matching = matching_bytes(plan) + correction_bytes(plan)
     process = PROCESS_BYTES + (0 if plan.calibration.is_token_ids else TEXT_BYTES)
-    flops, disk_bytes = cost.flops_per_token * tokens, plan.layout.file_bytes
+    flops, disk_bytes = cost.flops_per_token * tokens + int(correction_flops(plan)), plan.layout.file_bytes
     seconds = None
     if flops_per_second is not None:
         moved = total_bytes(source.tensors.values()) + disk_bytes
