@@ -1,7 +1,8 @@
 """Measures what different recipes leave of a model: perplexity, choices, agreement with the source, loops.
 
 Run: python benchmarks/quality.py --model FOLDER [FOLDER ...] --calibration FILE --text FILE --choices FILE
-     [--keep 0.5 0.75] [--records N] [--seeds 42 43] [--only WORD ...] [--json FILE]
+     [--keep 0.5 0.75] [--samples N] [--length N] [--records N] [--loops N] [--seeds 42 43] [--only WORD ...]
+     [--json FILE]
 
 Every recipe converts every model once per seed, on the same calibration text; a seed changes which documents are drawn
 and every random choice of the method. All figures come from ``hcsmoe_hub.evaluation``, as those of ``hcsmoe evaluate``
@@ -107,26 +108,46 @@ def measure(model: Path, experts: int, method: MethodOptions, wanted: argparse.N
         except HcsmoeError as error:
             return {"refused": error.message}
         seconds = time.perf_counter() - start
-        asked = EvaluateOptions(
-            perplexity=wanted.text,
-            choices=wanted.choices,
-            generate=wanted.loops,
-            output=Path(scratch) / "figures.json",
-        )
-        measures = evaluate(options.output or scratch, asked, base=model)[0]["measures"]
-    perplexity, choices = measures["perplexity"], measures["choices"]
-    before, after = perplexity["base"]["overall"]["perplexity"], perplexity["model"]["overall"]["perplexity"]
+        assert options.output is not None
+        alone = evaluated(options.output, wanted)
+        beside = EvaluateOptions(perplexity=wanted.text, output=Path(scratch) / "agreement.json")
+        agreement = evaluate(options.output, beside, base=model)[0]["measures"]["agreement"]
+    before = evaluated(model, wanted)
     return {
-        "perplexity": after,
-        "ratio": after / before,
-        "base_perplexity": before,
-        "accuracy": choices["model"]["overall"]["accuracy"],
-        "base_accuracy": choices["base"]["overall"]["accuracy"],
-        "top_1_agreement": measures["agreement"]["model"]["overall"]["top1_agreement"],
-        "loop_rate": measures["loops"]["model"]["overall"]["loop_rate"] if wanted.loops else None,
+        "perplexity": alone["perplexity"],
+        "ratio": alone["perplexity"] / before["perplexity"],
+        "base_perplexity": before["perplexity"],
+        "accuracy": alone["accuracy"],
+        "base_accuracy": before["accuracy"],
+        "top_1_agreement": agreement["model"]["overall"]["top1_agreement"],
+        "loop_rate": alone["loop_rate"],
+        "base_loop_rate": before["loop_rate"],
         "output_error": statistics.fmean(layer.output_error for layer in report.layers),
         "seconds": round(seconds, 1),
     }
+
+
+def evaluated(model: Path, wanted: argparse.Namespace) -> dict[str, float | None]:
+    """Figures of one model alone; those of a source are the same for every recipe, so they are measured once."""
+    if model not in wanted.known:
+        with tempfile.TemporaryDirectory() as scratch:
+            asked = EvaluateOptions(
+                perplexity=wanted.text,
+                choices=wanted.choices,
+                generate=wanted.loops,
+                output=Path(scratch) / "figures.json",
+            )
+            measures = evaluate(model, asked)[0]["measures"]
+        figures = {
+            "perplexity": measures["perplexity"]["model"]["overall"]["perplexity"],
+            "accuracy": measures["choices"]["model"]["overall"]["accuracy"],
+            "loop_rate": measures["loops"]["model"]["overall"]["loop_rate"] if wanted.loops else None,
+        }
+        if model not in wanted.model:
+            return figures
+        wanted.known[model] = figures
+    known: dict[str, float | None] = wanted.known[model]
+    return known
 
 
 def parse() -> argparse.Namespace:
@@ -136,15 +157,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--choices", type=Path, required=True)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.5], help="shares of the experts to keep")
-    parser.add_argument("--samples", type=int, default=64, help="calibration sequences")
-    parser.add_argument("--length", type=int, default=256, help="tokens per calibration sequence")
+    parser.add_argument("--samples", type=int, help="calibration sequences, by default those of convert")
+    parser.add_argument("--length", type=int, help="tokens per calibration sequence, by default those of convert")
     parser.add_argument("--records", type=int, help="records of each file; all by default")
     parser.add_argument("--loops", type=int, default=0, help="prompts to continue greedily, for the rate of loops")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--only", nargs="+", default=list(RECIPES), choices=list(RECIPES), help="recipes to measure")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--recorded", action="store_true", help="measure nothing, show what --json holds")
-    return parser.parse_args()
+    return parser.parse_args(namespace=argparse.Namespace(known={}))
 
 
 def main() -> None:

@@ -44,7 +44,14 @@ class CalibrationFlags:
         ),
     ] = _CALIBRATION.dataset
     samples: Annotated[
-        int, _calibration("--samples", min=1, metavar="INT", help="Sequences to observe the experts on.")
+        int | None,
+        _calibration(
+            "--samples",
+            min=1,
+            metavar="INT",
+            show_default="as many as hold 65536 tokens",
+            help="Sequences to observe the experts on.",
+        ),
     ] = _CALIBRATION.samples
     sequence_length: Annotated[
         int | None,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hcsmoe_hub.errors import CalibrationError, PlanError
-from hcsmoe_hub.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions
+from hcsmoe_hub.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions, default_samples
 
 BUNDLED = "bundled"
 C4 = "c4"
@@ -82,8 +82,8 @@ def plan_calibration(
                 f"{label} has no tokenizer, so calibration text cannot be turned into tokens.",
                 hint="add the tokenizer files, or pass token ids with --calibration IDS.npy",
             )
-        sequences = options.samples
         length = options.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, max_positions or DEFAULT_SEQUENCE_LENGTH)
+        sequences = options.samples or default_samples(length)
     if max_positions is not None and length > max_positions:
         raise PlanError(
             f"sequences of {length} tokens are longer than the {max_positions} positions of {label}.",

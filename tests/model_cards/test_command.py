@@ -83,7 +83,7 @@ def test_typing_the_command_resolves_to_the_method_in_force(
 @pytest.mark.parametrize(("preset", "words"), COMMANDS.items(), ids=lambda value: str(value)[:20])
 def test_a_preset_is_told_in_few_words(make_folder: Any, preset: Preset, words: str) -> None:
     method = resolve(PRESETS[preset]).as_dict()
-    command = convert_command(facts_of(make_folder({"method": method})))
+    command = convert_command(facts_of(make_folder({"method": method, "calibration": {"sequences": 128}})))
     assert " ".join(words_of(command)).split("--experts 4")[1].strip() == words
 
 
