@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from typing import TYPE_CHECKING, Any
 
 from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli import summary
@@ -14,13 +15,17 @@ from hcsmoe_hub.cli.progress import listening
 from hcsmoe_hub.convert import execute, plan_conversion
 from hcsmoe_hub.events import Stage, StageFinished, StageStarted
 from hcsmoe_hub.options import ConvertOptions
-from hcsmoe_hub.report import FIGURE_FILE
+from hcsmoe_hub.report import FIGURE_FILE, ConversionReport
+
+if TYPE_CHECKING:
+    from hcsmoe_hub.plan import ConversionPlan
 
 EXAMPLES = """[bold]Examples[/]
 $ hcsmoe convert mistralai/Mixtral-8x7B-v0.1 --experts 4 --dry-run
 $ hcsmoe convert Qwen/Qwen3-30B-A3B --experts 96 --output qwen3-96e
 $ hcsmoe convert ./my-mixtral -e 6 --calibration domain.jsonl --samples 64
-$ hcsmoe convert ./my-mixtral -e 6 --method prune --statistics my-mixtral.stats"""
+$ hcsmoe convert ./my-mixtral -e 6 --method prune --statistics my-mixtral.stats
+$ hcsmoe convert mistralai/Mixtral-8x7B-v0.1 -e 4 --push-to me/mixtral-4e --low-disk"""
 
 
 @grouped
@@ -33,6 +38,7 @@ def convert(
     calibration: cli.CalibrationFlags,
     compute: cli.ComputeFlags,
     output: cli.OutputFlags,
+    pushing: cli.PushFlags,
     hub: cli.Hub,
 ) -> None:
     """Merge or prune experts and write a checkpoint with fewer of them."""
@@ -49,6 +55,8 @@ def convert(
         max_memory_bytes=compute.max_memory,
         statistics=calibration.statistics,
         figure=output.figure,
+        push=pushing.options(overwrite=output.overwrite),
+        low_disk=pushing.low_disk,
     )
     sink = Output(as_json=output.as_json, quiet=output.quiet)
     with collector_paused():
@@ -64,15 +72,26 @@ def _convert(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -
         with collector_paused():
             plan = plan_conversion(source, options, **hub.arguments())
         listener(StageFinished(Stage.PLAN, time.perf_counter() - start))
-        report = execute(plan, listener=listener)
-    document = {**report.as_dict(), "output": str(plan.output)}
+        report = execute(plan, token=hub.token, listener=listener)
+    document = _document(plan, report)
+    human = summary.conversion(document, check_mark=sink.check_mark, seconds=time.perf_counter() - start)
+    sink.result(document, human=human, brief=document["output"] or document["pushed"]["url"])
+    if plan.sends_away:
+        sink.hint(f"load it with AutoModelForCausalLM.from_pretrained({document['pushed']['repo_id']!r})")
+        return
+    path = shlex.quote(str(plan.output))
+    sink.hint(f"check it with 'hcsmoe verify {path}', look at its clusters with 'hcsmoe inspect {path}'")
+
+
+def _document(plan: "ConversionPlan", report: ConversionReport) -> dict[str, Any]:
+    """The report, and where the result is: ``output`` is ``None`` if it is on the Hub alone."""
+    document = {**report.as_dict(), "output": None if plan.sends_away else str(plan.output)}
     figure = plan.output / FIGURE_FILE
     if figure.exists():
         document["figure"] = str(figure)
-    human = summary.conversion(document, check_mark=sink.check_mark, seconds=time.perf_counter() - start)
-    sink.result(document, human=human, brief=str(plan.output))
-    path = shlex.quote(str(plan.output))
-    sink.hint(f"check it with 'hcsmoe verify {path}', look at its clusters with 'hcsmoe inspect {path}'")
+    if report.pushed is not None:
+        document["pushed"] = report.pushed.as_dict()
+    return document
 
 
 def _dry_run(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -> None:

@@ -130,17 +130,26 @@ def available(plan: "ConversionPlan") -> dict[str, Any]:
 
     from hcsmoe_hub.device import resolve_device
 
-    output = plan.output.resolve()
-    folder = next(path for path in (output, *output.parents) if path.exists())
-    disk = next(path for path in (folder, *folder.parents) if path.is_mount())
+    disk, disk_bytes = _disk(plan.output)
+    cache, cache_bytes = _disk(plan.model.source.cache or plan.output)
     device = resolve_device(plan.options.device)
     return {
-        "disk": str(disk),
-        "disk_bytes": shutil.disk_usage(folder).free,
+        "disk": disk,
+        "disk_bytes": disk_bytes,
+        "cache": cache,
+        "cache_bytes": cache_bytes,
         "memory_bytes": psutil.virtual_memory().available,
         "device": str(device),
         "device_bytes": 0 if device.type == "cpu" else torch.cuda.mem_get_info(device)[0],
     }
+
+
+def _disk(folder: Path) -> tuple[str, int]:
+    """Where the disk of a folder is mounted, and what is free there."""
+    from hcsmoe_hub.room import existing_part
+
+    found = existing_part(folder.resolve())
+    return str(next(path for path in (found, *found.parents) if path.is_mount())), shutil.disk_usage(found).free
 
 
 def model_document(model: "Model") -> dict[str, Any]:

@@ -9,6 +9,7 @@ import typer
 
 from hcsmoe_hub.cli.values import parse_device, parse_shard_size, parse_size
 from hcsmoe_hub.options import DEFAULT_MAX_SHARD_SIZE, CalibrationOptions, Device
+from hcsmoe_hub.publishing.options import PushOptions
 
 _CALIBRATION = CalibrationOptions()
 _calibration = partial(typer.Option, rich_help_panel="Calibration")
@@ -17,6 +18,7 @@ _output = partial(typer.Option, rich_help_panel="Output")
 _hub = partial(typer.Option, rich_help_panel="Hub")
 # A flag takes no value, so its help names no type.
 _output_flag = partial(_output, metavar="")
+_hub_flag = partial(_hub, metavar="")
 
 SourceArgument = Annotated[
     str,
@@ -28,6 +30,10 @@ PathArgument = Annotated[
     Path, typer.Argument(metavar="PATH", show_default=False, help="Folder of a checkpoint, such as convert writes.")
 ]
 
+PrivateOption = Annotated[
+    bool, _hub_flag("--private", help="Make the repository that is pushed to a private one; an old one must be.")
+]
+CreatePrOption = Annotated[bool, _hub_flag("--create-pr", help="Propose the result as a pull request.")]
 JsonOption = Annotated[bool, _output_flag("--json", help="Print one JSON document.")]
 
 
@@ -157,6 +163,40 @@ class OutputFlags:
     ] = False
     as_json: JsonOption = False
     quiet: Annotated[bool, _output_flag("--quiet", "-q", help="Print only the path of the result.")] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushFlags:
+    """Where a result goes on the Hub while it is made, and what stays here."""
+
+    push_to: Annotated[
+        str | None,
+        _hub(
+            "--push-to",
+            metavar="REPO_ID",
+            show_default=False,
+            help="Push the result to NAMESPACE/NAME, shard by shard.",
+        ),
+    ] = None
+    private: PrivateOption = False
+    create_pr: CreatePrOption = False
+    low_disk: Annotated[
+        bool,
+        _hub_flag("--low-disk", help="Delete downloaded shards once read, and those of a pushed result once sent."),
+    ] = False
+
+    def options(self, *, overwrite: bool) -> PushOptions | None:
+        """The library's options; ``None`` if nothing is pushed.
+
+        Raises:
+            typer.BadParameter: If something is said of a push that there is none of.
+        """
+        if self.push_to is None:
+            for flag, is_given in (("--private", self.private), ("--create-pr", self.create_pr)):
+                if is_given:
+                    raise typer.BadParameter("has no effect without --push-to.", param_hint=flag)
+            return None
+        return PushOptions(repo_id=self.push_to, private=self.private, create_pr=self.create_pr, overwrite=overwrite)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,11 @@ from rich.text import Text
 
 from hcsmoe_hub.cli.output import REFRESHES_PER_SECOND, Mode, Output, format_plural, format_seconds
 from hcsmoe_hub.events import (
+    Delivered,
     Event,
     Fetching,
     Listener,
+    Sending,
     Stage,
     StageAdvanced,
     StageFinished,
@@ -41,6 +43,12 @@ def listening(output: Output) -> Iterator[Listener]:
         yield _PlainView(output).listen
 
 
+def delivered(event: Delivered) -> str:
+    """How a file came to be on the Hub."""
+    size = format_bytes(event.file_bytes)
+    return f"{event.file} was there, {size}" if event.bytes_sent == 0 else f"{event.file} sent, {size}"
+
+
 class _PlainView:
     """One line when a stage begins, one when it ends: for logs."""
 
@@ -62,6 +70,11 @@ class _PlainView:
                 self._line(stage, f"done in {format_seconds(seconds)}{written}")
             case Fetching(shard, number, total):
                 self._line(self._stage, f"downloading {shard} ({number} of {total})")
+            case Delivered():
+                self._line(Stage.PUSH, delivered(event))
+            case Sending():
+                # Lines that nobody watches tell of whole files only.
+                pass
             case Warned(message):
                 self._output.warn(message)
             case _:
@@ -94,7 +107,7 @@ class _LiveView:
                 known = total if total > 1 else None
                 self._stage = stage
                 self._tasks[stage] = self.progress.add_task(
-                    stage.value, total=known, stage=stage, written=0, seconds=0.0, fetching=""
+                    stage.value, total=known, stage=stage, written=0, seconds=0.0, fetching="", sending=""
                 )
             case StageAdvanced(stage):
                 seconds = self.progress.tasks[self._tasks[stage]].elapsed
@@ -106,6 +119,12 @@ class _LiveView:
                 self.progress.update(self._tasks[stage], total=steps, completed=steps)
             case Fetching(shard):
                 self.progress.update(self._tasks[self._stage], fetching=shard)
+            case Sending(file, file_bytes, bytes_sent):
+                # What is sent again after a failure counts once.
+                share = min(1.0, bytes_sent / file_bytes)
+                self.progress.update(self._tasks[self._stage], sending=f"sending {file} {share:.0%}")
+            case Delivered():
+                self.progress.update(self._tasks[self._stage], sending="")
             case Warned(message):
                 self._output.warn(message)
             case _:
@@ -122,7 +141,7 @@ class _Details(ProgressColumn):
     def render(self, task: Task) -> Text:
         stage = task.fields["stage"]
         if stage not in LAYER_STAGES:
-            return Text()
+            return Text(task.fields["sending"], no_wrap=True, overflow="ellipsis")
         parts = [f"{task.completed:.0f}/{task.total or 1:.0f} layers"]
         left = None if task.finished else _seconds_left(task)
         if left is not None:
@@ -131,6 +150,8 @@ class _Details(ProgressColumn):
             parts.append(f"{format_bytes(task.fields['written'])} written")
         if task.fields["fetching"]:
             parts.append(f"downloading {task.fields['fetching']}")
+        if task.fields["sending"]:
+            parts.append(task.fields["sending"])
         if not task.finished:
             parts.append(f"{format_bytes(self._process.memory_info().rss)} memory")
         return Text(", ".join(parts), no_wrap=True, overflow="ellipsis")

@@ -14,9 +14,9 @@ from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli.groups import grouped
 from hcsmoe_hub.cli.libraries import collector_paused, prepare_libraries
 from hcsmoe_hub.cli.output import REFRESHES_PER_SECOND, Mode, Output, format_plural
-from hcsmoe_hub.cli.progress import BAR_WIDTH, STAGE_WIDTH, listening
+from hcsmoe_hub.cli.progress import BAR_WIDTH, listening
 from hcsmoe_hub.cli.tables import Document, section
-from hcsmoe_hub.events import Delivered, PushEvent, PushListener, Sending, Stage, Warned, ignore
+from hcsmoe_hub.events import Delivered, Event, Listener, Sending, Warned, ignore
 from hcsmoe_hub.publishing.options import PushOptions
 from hcsmoe_hub.publishing.push import push as publish
 from hcsmoe_hub.units import format_bytes
@@ -27,10 +27,6 @@ _output = partial(typer.Option, rich_help_panel="Output")
 RepoArgument = Annotated[
     str, typer.Argument(metavar="REPO_ID", show_default=False, help="Repository on the Hub: NAMESPACE/NAME.")
 ]
-PrivateOption = Annotated[
-    bool, _hub("--private", metavar="", help="Make the repository a private one; an old one must be.")
-]
-CreatePrOption = Annotated[bool, _hub("--create-pr", metavar="", help="Propose the result as a pull request.")]
 OverwriteOption = Annotated[bool, _hub("--overwrite", metavar="", help="Replace a checkpoint that is already there.")]
 BranchOption = Annotated[
     str | None,
@@ -48,8 +44,8 @@ def push(
     path: cli.PathArgument,
     repo_id: RepoArgument,
     *,
-    private: PrivateOption = False,
-    create_pr: CreatePrOption = False,
+    private: cli.PrivateOption = False,
+    create_pr: cli.CreatePrOption = False,
     overwrite: OverwriteOption = False,
     revision: BranchOption = None,
     token: TokenOption = None,
@@ -70,7 +66,7 @@ def push(
 
 
 @contextmanager
-def watching(sink: Output) -> Iterator[PushListener]:
+def watching(sink: Output) -> Iterator[Listener]:
     """Gives a listener that shows a push as ``sink`` allows."""
     if sink.mode is Mode.QUIET:
         yield ignore
@@ -79,21 +75,8 @@ def watching(sink: Output) -> Iterator[PushListener]:
         with view.progress:
             yield view.listen
     else:
-        with listening(sink) as others:
-
-            def listen(event: PushEvent) -> None:
-                if isinstance(event, Delivered):
-                    sink.stderr.print(f"{Stage.PUSH:<{STAGE_WIDTH}}  {_delivered(event)}", soft_wrap=True)
-                elif not isinstance(event, Sending):
-                    others(event)
-
-            yield listen
-
-
-def _delivered(event: Delivered) -> str:
-    """How a file came to be on the Hub."""
-    size = format_bytes(event.file_bytes)
-    return f"{event.file} was there, {size}" if event.bytes_sent == 0 else f"{event.file} sent, {size}"
+        with listening(sink) as listener:
+            yield listener
 
 
 class _Bars:
@@ -111,7 +94,7 @@ class _Bars:
             refresh_per_second=REFRESHES_PER_SECOND,
         )
 
-    def listen(self, event: PushEvent) -> None:
+    def listen(self, event: Event) -> None:
         if isinstance(event, Sending):
             # What is sent again after a failure counts once.
             self._show(event.file, event.file_bytes, min(event.bytes_sent, event.file_bytes))

@@ -31,6 +31,7 @@ def _needs(needs: Document, room: Document) -> Table:
     download, seconds = needs["download_bytes"], needs["seconds"]
     rows = [
         ("download", format_bytes(download) if download else "nothing", ""),
+        *_cache(needs, room),
         ("disk", format_bytes(needs["disk_bytes"]), f"{format_bytes(room['disk_bytes'])} free on {room['disk']}"),
         ("memory", format_bytes(needs["memory_bytes"]), f"{format_bytes(room['memory_bytes'])} available"),
     ]
@@ -43,12 +44,22 @@ def _needs(needs: Document, room: Document) -> Table:
     return section(rows, indent=2)
 
 
+def _cache(needs: Document, room: Document) -> list[tuple[str, str, str]]:
+    """What the download takes on its disk at a time, if there is one."""
+    if not needs["cache_bytes"]:
+        return []
+    place = f"{format_bytes(room['cache_bytes'])} free on {room['cache']}"
+    part = ", of the download at a time" if needs["cache_bytes"] < needs["download_bytes"] else ""
+    return [("cache", format_bytes(needs["cache_bytes"]), place + part)]
+
+
 def dry_run(document: Document, room: Document) -> RenderableType:
     """A plan.
 
     Args:
         document: The plan as ``--json`` prints it.
-        room: What this machine has: ``disk_bytes`` on ``disk``, ``memory_bytes``, ``device_bytes`` on ``device``.
+        room: What this machine has: ``disk_bytes`` on ``disk``, ``cache_bytes`` on ``cache``, ``memory_bytes``,
+            ``device_bytes`` on ``device``.
     """
     rows = [
         ("method", method_line(document["method"])),
@@ -85,11 +96,13 @@ def conversion(document: Document, *, check_mark: str, seconds: float) -> Render
     layers, layout = document["layers"], document["method"]["layout"]
     distinct = "distinct experts" if layout == Layout.FULL else "experts"
     title = f"Converted to {format_range(experts_left(document))} {distinct} per layer"
-    facts = [("path", document["output"])]
+    facts = [] if document["output"] is None else [("path", document["output"])]
+    if "pushed" in document:
+        facts.append(("pushed", document["pushed"]["pull_request"] or document["pushed"]["url"]))
     if "figure" in document:
         facts.append(("figure", document["figure"]))
     if layout == Layout.MAPPED:
-        facts.append(("load", loading(document["output"])))
+        facts.append(("load", loading(document["output"] or document["pushed"]["repo_id"])))
     return Group(
         Text.assemble((check_mark, "bold green"), (f" {title}", "bold"), f" in {format_seconds(seconds)}"),
         *(Text(f"  {label}: {text}", no_wrap=True, overflow="ignore") for label, text in facts),

@@ -4,6 +4,7 @@ from hcsmoe_hub.convert import convert, execute, plan_conversion
 from hcsmoe_hub.errors import HcsmoeError
 from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, MethodOptions
 from hcsmoe_hub.presets import Preset, method_options
+from hcsmoe_hub.publishing.options import Pushed, PushOptions
 
 __all__ = [
     "CalibrationOptions",
@@ -11,6 +12,8 @@ __all__ = [
     "HcsmoeError",
     "MethodOptions",
     "Preset",
+    "PushOptions",
+    "Pushed",
     "convert",
     "execute",
     "method_options",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hcsmoe_hub.checkpoint.pieces import download_bytes, largest_pair
 from hcsmoe_hub.checkpoint.tensors import total_bytes
 from hcsmoe_hub.correction.blocks import STEP_TOKENS as BLOCK_TOKENS
 from hcsmoe_hub.correction.blocks import STEPS as BLOCK_STEPS
@@ -53,8 +54,9 @@ class Needs:
     """What a conversion needs.
 
     Attributes:
-        download_bytes: Weights that are not on this machine yet.
-        disk_bytes: Size of the result, without the download.
+        download_bytes: Weights that are not on this machine yet; twice where they are deleted and read again.
+        cache_bytes: Most that they take on the disk of the cache.
+        disk_bytes: Most that the result takes on the disk of the output.
         memory_bytes: Peak of resident memory.
         device_bytes: Peak of the accelerator's memory, 0 on the CPU.
         flops: Floating-point operations of the whole run.
@@ -62,6 +64,7 @@ class Needs:
     """
 
     download_bytes: int
+    cache_bytes: int
     disk_bytes: int
     memory_bytes: int
     device_bytes: int
@@ -158,6 +161,25 @@ def correction_flops(plan: "ConversionPlan") -> float:
             return layers * (layer.whole() + layer.trained(BLOCK_STEPS * BLOCK_TOKENS))
 
 
+def download_needs(plan: "ConversionPlan") -> tuple[int, int]:
+    """Bytes that are downloaded, and the most of them that is on disk at a time."""
+    source, low_disk = plan.model.source, plan.options.low_disk
+    pieces = source.pieces(plan.reading_order, low_disk=low_disk)
+    whole = download_bytes(pieces)
+    if not low_disk:
+        return whole, whole
+    # A plan that is not final reads the layers twice, and the first pass leaves nothing behind.
+    first = [] if plan.is_final else source.pieces(plan.observing_order, low_disk=low_disk)
+    return download_bytes(first) + whole, largest_pair(pieces)
+
+
+def result_bytes(plan: "ConversionPlan") -> int:
+    """The most of a result that is on disk at a time: one that is sent away goes shard by shard."""
+    if plan.sends_away:
+        return max(len(plan.layout.headers[name]) + total_bytes(shard) for name, shard in plan.layout.shards.items())
+    return plan.layout.file_bytes
+
+
 def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = None) -> Needs:
     """Adds up the peak: the rest of the model, the layer at work, the one being loaded, and the hidden states.
 
@@ -174,14 +196,16 @@ def estimate_needs(plan: "ConversionPlan", *, flops_per_second: float | None = N
     at_work = layers + 16 * min(plan.batch_tokens, tokens) * token_bytes
     matching = matching_bytes(plan) + correction_bytes(plan)
     process = PROCESS_BYTES + (0 if plan.calibration.is_token_ids else TEXT_BYTES)
-    flops, disk_bytes = cost.flops_per_token * tokens + int(correction_flops(plan)), plan.layout.file_bytes
+    flops = cost.flops_per_token * tokens + int(correction_flops(plan))
     seconds = None
     if flops_per_second is not None:
-        moved = total_bytes(source.tensors.values()) + disk_bytes
+        moved = total_bytes(source.tensors.values()) + plan.layout.file_bytes
         seconds = COMPUTE_OVERHEAD * flops / flops_per_second + moved / DISK_BYTES_PER_SECOND
+    downloaded, held = download_needs(plan)
     return Needs(
-        download_bytes=source.download_bytes(),
-        disk_bytes=disk_bytes,
+        download_bytes=downloaded,
+        cache_bytes=held,
+        disk_bytes=result_bytes(plan),
         memory_bytes=process + cost.rest_bytes + states + matching + (0 if plan.on_device else at_work),
         device_bytes=at_work if plan.on_device else 0,
         flops=flops,

@@ -79,12 +79,9 @@ class Delivered:
     bytes_sent: int | None
 
 
-Event = StageStarted | StageAdvanced | StageFinished | Fetching | Warned
+Event = StageStarted | StageAdvanced | StageFinished | Fetching | Warned | Sending | Delivered
 Listener = Callable[[Event], None]
-# A push has its own events beside the common ones.
-PushEvent = Event | Sending | Delivered
-PushListener = Callable[[PushEvent], None]
 
 
-def ignore(event: PushEvent) -> None:
+def ignore(event: Event) -> None:
     """The listener of those who do not listen."""

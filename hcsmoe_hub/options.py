@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from hcsmoe_hub.publishing.options import PushOptions
+
 # The papers' 32 sequences of 2048 tokens; a model that takes shorter ones gets more of them.
 DEFAULT_TOKENS = 32 * 2048
 DEFAULT_SEQUENCE_LENGTH = 2048
@@ -257,6 +259,8 @@ class ConvertOptions:
         max_memory_bytes: Refuse a plan whose estimated peak is above this many bytes.
         statistics: File of calibration statistics: reused if it exists, written otherwise.
         figure: Draw usage, distances and dendrogram of every layer into the result.
+        push: Where the result goes on the Hub; shards are sent as they are finished.
+        low_disk: Keep at most the downloaded shards of two layers on disk; of a result that is pushed, one shard.
     """
 
     experts: int
@@ -271,3 +275,5 @@ class ConvertOptions:
     max_memory_bytes: int | None = None
     statistics: Path | None = None
     figure: bool = False
+    push: PushOptions | None = None
+    low_disk: bool = False

@@ -2,16 +2,30 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from hcsmoe_hub.checkpoint.sidecars import copy_sidecars, sidecar_files
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
-from hcsmoe_hub.checkpoint.writer import INCOMPLETE, ShardWriter, write_bytes, write_json
+from hcsmoe_hub.checkpoint.writer import (
+    INCOMPLETE,
+    UNFINISHED,
+    Recipient,
+    ShardWriter,
+    is_occupied,
+    write_bytes,
+    write_json,
+)
 from hcsmoe_hub.errors import OutputError
 from hcsmoe_hub.layouts.mapped import MODELING_FILE, mapped_config, modeling_source
 from hcsmoe_hub.options import Layout
 from hcsmoe_hub.plan import ConversionPlan
 from hcsmoe_hub.report import EVALUATION_FILE, FIGURE_FILE, REPORT_FILE, ConversionReport
+
+# Written with the card, of figures that a new conversion makes void.
+BENCHMARK_FILE = ".eval_results/hcsmoe.yaml"
 
 
 def _clear(folder: Path) -> None:
@@ -22,7 +36,9 @@ def _clear(folder: Path) -> None:
     _remove_sidecars(folder, sidecar_files(present))
     for pattern in ("*.safetensors", f"*{INCOMPLETE}"):
         for file in folder.glob(pattern):
-            file.unlink()
+            if file.name != UNFINISHED:
+                file.unlink()
+    _remove_sidecars(folder, [name for name in (BENCHMARK_FILE,) if (folder / name).is_file()])
 
 
 def _remove_sidecars(folder: Path, files: Iterable[str]) -> None:
@@ -35,24 +51,61 @@ def _remove_sidecars(folder: Path, files: Iterable[str]) -> None:
             parent.rmdir()
 
 
+@dataclass(slots=True)
+class Claim:
+    """An output folder that one conversion has for itself.
+
+    Attributes:
+        stays: Whether the result is complete and is to stay, whatever comes after.
+        card: The card that belongs to it and goes with it.
+    """
+
+    stays: bool = False
+    card: Path | None = None
+
+
 @contextmanager
-def claim_output(plan: ConversionPlan) -> Iterator[ShardWriter]:
-    """Creates or clears the output folder and opens the writer; after a failure nothing of this run remains."""
-    folder = plan.output
-    if folder.is_dir() and any(folder.iterdir()) and not plan.options.overwrite:
+def claim_output(plan: ConversionPlan) -> Iterator[Claim]:
+    """Creates or clears the output folder, and holds it; nothing of this run remains unless its result stays.
+
+    Raises:
+        OutputError: If another conversion holds it, or something else came into it.
+    """
+    folder, claim = plan.output, Claim()
+    if is_occupied(folder) and not plan.options.overwrite:
         raise OutputError(f"{folder} is not empty any more.", hint="choose another folder with --output")
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    _clear(folder)
-    writer = ShardWriter(folder, plan.layout)
+    lock = FileLock(folder / UNFINISHED)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            f"another conversion is writing to {folder}.", hint="wait for it, or choose another folder with --output"
+        ) from None
+    try:
+        _clear(folder)
+        yield claim
+    finally:
+        if not claim.stays:
+            _clear(folder)
+            if claim.card is not None:
+                claim.card.unlink(missing_ok=True)
+        lock.release()
+        (folder / UNFINISHED).unlink(missing_ok=True)
+        for path in created:
+            if not any(path.iterdir()):
+                path.rmdir()
+
+
+@contextmanager
+def writing(plan: ConversionPlan, recipient: Recipient | None) -> Iterator[ShardWriter]:
+    """Opens the writer of the shards; after a failure none of them remains."""
+    writer = ShardWriter(plan.output, plan.layout, recipient)
     try:
         yield writer
     except BaseException:
         writer.abandon()
-        _clear(folder)
-        for path in created:
-            if not any(path.iterdir()):
-                path.rmdir()
         raise
 
 

@@ -1,6 +1,5 @@
 """Turns a source's config and headers and the options into a plan, or refuses: no weight byte is read here."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from hcsmoe_hub.calibration.text import CalibrationPlan, plan_calibration
 from hcsmoe_hub.checkpoint import config_json
 from hcsmoe_hub.checkpoint.accounting import Account, take_account
 from hcsmoe_hub.checkpoint.config_json import MoESettings
+from hcsmoe_hub.checkpoint.pieces import Step, reading_order
 from hcsmoe_hub.checkpoint.sidecars import has_tokenizer, sidecar_files
 from hcsmoe_hub.checkpoint.skeleton import Skeleton, quantization_method
 from hcsmoe_hub.checkpoint.source import Source
-from hcsmoe_hub.checkpoint.writer import ShardLayout, lay_out
+from hcsmoe_hub.checkpoint.writer import ShardLayout, is_occupied, lay_out
 from hcsmoe_hub.clustering import frequency_budget
 from hcsmoe_hub.device import default_batch_tokens
 from hcsmoe_hub.errors import OutputError, PlanError
@@ -28,6 +28,7 @@ from hcsmoe_hub.presets import DEFAULT_PRESET, PRESETS
 from hcsmoe_hub.recipe import Recipe
 from hcsmoe_hub.refusals import check_recipe, converted_layers
 from hcsmoe_hub.resolve import resolve
+from hcsmoe_hub.room import check_disks, existing_part
 from hcsmoe_hub.statistics_file import StatisticsFile
 from hcsmoe_hub.units import format_bytes
 
@@ -78,6 +79,21 @@ class ConversionPlan:
     batch_tokens: int
     output: Path
     warnings: list[str]
+
+    @property
+    def sends_away(self) -> bool:
+        """Whether the result does not stay on this machine."""
+        return self.options.low_disk and self.options.push is not None
+
+    @property
+    def observing_order(self) -> list[Step]:
+        """Tensors that are read together by a pass which only runs the model."""
+        return reading_order(self.model.groups, self.model.source.tensors)
+
+    @property
+    def reading_order(self) -> list[Step]:
+        """Tensors that are read together by the pass that converts."""
+        return reading_order(self.model.groups, self.model.source.tensors, self.account.unread)
 
     @property
     def parameters_after(self) -> int:
@@ -216,7 +232,9 @@ def _check_reduced(model: Model, reduced: Skeleton, state: Mapping[str, Tensor],
 
 
 def _warnings(model: Model, options: ConvertOptions, recipe: Recipe, after: MoESettings, account: Account) -> list[str]:
-    before, experts, found = model.settings, options.experts, []
+    before, experts, found = model.settings, options.experts, list[str]()
+    if model.source.renamed_from is not None:
+        found.append(f"{model.source.renamed_from} is called {model.source.repo_id} by now.")
     if before.experts == experts:
         found.append(f"{experts} experts are kept of {before.experts}: nothing will shrink.")
     elif recipe.layout is Layout.FULL:
@@ -237,10 +255,10 @@ def _warnings(model: Model, options: ConvertOptions, recipe: Recipe, after: MoES
 
 
 def _check_room(plan: ConversionPlan) -> None:
-    """Checks the output folder, the free disk and the memory limit.
+    """Checks the output folder, the free disks and the memory limit.
 
     Raises:
-        OutputError: If the result has no place.
+        OutputError: If the result or the download has no place.
         PlanError: If the estimated peak is above the limit.
     """
     output, overwrite = plan.output, plan.options.overwrite
@@ -249,7 +267,7 @@ def _check_room(plan: ConversionPlan) -> None:
     source_path = plan.model.source.path
     if source_path is not None and output.resolve() == source_path.resolve():
         raise OutputError(f"{output} is the source itself.", hint="choose another folder with --output")
-    if output.is_dir() and any(output.iterdir()):
+    if is_occupied(output):
         is_checkpoint = (output / "config.json").exists() or any(output.glob("*.safetensors*"))
         if not overwrite:
             raise OutputError(f"{output} is not empty.", hint="choose another folder with --output, or add --overwrite")
@@ -258,18 +276,13 @@ def _check_room(plan: ConversionPlan) -> None:
                 f"{output} holds files but no checkpoint, so --overwrite will not touch it.",
                 hint="choose another folder with --output",
             )
-    existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    existing = existing_part(output)
     if not existing.is_dir():
         raise OutputError(
             f"{existing} is a file, so {output} cannot be made.", hint="choose another folder with --output"
         )
     needs = plan.needs()
-    free, needed = shutil.disk_usage(existing).free, needs.disk_bytes
-    if free < needed:
-        raise OutputError(
-            f"the result needs {format_bytes(needed)}, but {existing} has {format_bytes(free)} free.",
-            hint="choose another disk with --output",
-        )
+    check_disks(plan, needs)
     limit = plan.options.max_memory_bytes
     if limit is not None and needs.memory_bytes > limit:
         raise PlanError(

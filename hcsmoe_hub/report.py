@@ -1,12 +1,50 @@
 """What a conversion did: the content of ``hcsmoe.json``, and nothing that was not measured."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hcsmoe_hub.publishing.options import Pushed
+
+if TYPE_CHECKING:
+    from hcsmoe_hub.checkpoint.source import Source
 
 SCHEMA_VERSION = 1
 REPORT_FILE = "hcsmoe.json"
 FIGURE_FILE = "hcsmoe.png"
 EVALUATION_FILE = "hcsmoe-evaluation.json"
+# A path on somebody's machine, however it begins.
+_PLACE = re.compile(r"(?<![\w:/.~-])(?:~|\.{1,2})?/(?:[^\s/]+/)*([^\s/]+)")
+
+
+def describe_source(source: "Source") -> dict[str, Any]:
+    """Which checkpoint it is, as reports name it: they are published, so a folder is named without its place.
+
+    Args:
+        source: The checkpoint.
+
+    Returns:
+        ``repo_id``, or ``path`` with the name of the folder; ``revision``; and ``fingerprint``, the SHA-256 of a
+        repository's name and commit, or of a folder's config, tensor headers and first bytes of each tensor.
+    """
+    if source.repo_id is not None and source.revision is not None:
+        digest = hashlib.sha256(f"{source.repo_id}@{source.revision}".encode()).hexdigest()
+        return {"repo_id": source.repo_id, "revision": source.revision, "fingerprint": digest}
+    return {"path": source.name, "revision": None, "fingerprint": source.fingerprint(source.tensors.values())}
+
+
+def without_places(text: str, names: Mapping[str, str]) -> str:
+    """A message as reports keep it: files and folders without what they lie in.
+
+    Args:
+        text: The message.
+        names: Names by the path that the message may hold, for paths that cannot be told from other words.
+    """
+    for path in sorted(names, key=len, reverse=True):
+        text = text.replace(path, names[path])
+    return _PLACE.sub(r"\1", text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,12 +134,32 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionReport:
-    """Everything about a conversion that its result should remember."""
+    """Everything about a conversion that its result should remember.
+
+    Attributes:
+        tool: Name and version of this program.
+        source: What was converted, and what its card said of licence and use; see ``describe_source``.
+        experts: Experts per MoE layer and per token, before and after.
+        parameters: All parameters, before and after.
+        active_parameters: Those that one token passes through, before and after.
+        weights_bytes: Bytes of all stored tensors, before and after.
+        method: Every choice in force.
+        calibration: What the experts were observed on.
+        layers: The MoE layers.
+        dropped_tensors: Reasons by the names of the source's tensors that were left out.
+        warnings: What was warned about.
+        timings_seconds: Seconds by stage.
+        peak_memory_bytes: Peak of the process, and of every accelerator.
+        versions: Python and the libraries.
+        schema_version: Version of the format.
+        pushed: Where the result is on the Hub; no part of ``hcsmoe.json``, which is there itself.
+    """
 
     tool: dict[str, str]
     source: dict[str, Any]
     experts: dict[str, int]
     parameters: dict[str, int]
+    active_parameters: dict[str, int]
     weights_bytes: dict[str, int]
     method: dict[str, Any]
     calibration: dict[str, Any]
@@ -112,8 +170,10 @@ class ConversionReport:
     peak_memory_bytes: dict[str, int]
     versions: dict[str, str]
     schema_version: int = SCHEMA_VERSION
+    pushed: Pushed | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values, ``schema_version`` first."""
-        content = asdict(self)
+        """The content of ``hcsmoe.json`` as JSON values, ``schema_version`` first."""
+        content = asdict(replace(self, pushed=None))
+        del content["pushed"]
         return {"schema_version": content.pop("schema_version"), **content}

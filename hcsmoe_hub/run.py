@@ -1,6 +1,6 @@
 """Runs a plan: calibration tokens in, converted layers out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch import Tensor
 from hcsmoe_hub.calibration.text import load_token_ids
 from hcsmoe_hub.checkpoint.layers import LayerLoader, sequential_loading
 from hcsmoe_hub.checkpoint.microbatch import MicroBatcher
+from hcsmoe_hub.checkpoint.pieces import Step
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.writer import ShardWriter
 from hcsmoe_hub.device import peak_memory, resolve_device
@@ -57,7 +58,7 @@ def observe(plan: ConversionPlan, token_ids: Tensor, path: Path, emit: Listener)
         The final plan, which converts from the statistics.
     """
     batcher = _batcher(plan, token_ids)
-    with writing(path) as statistics, TensorReader(plan.model.source, emit=emit) as reader:
+    with writing(path) as statistics, _reader(plan, plan.observing_order, emit) as reader:
         visitor = ObservingPass(plan, statistics, emit)
         with _loader(plan, reader, None, batcher) as loader:
             stream(plan.model.skeleton, loader, visitor, token_ids, batcher=batcher)
@@ -71,6 +72,17 @@ def observe(plan: ConversionPlan, token_ids: Tensor, path: Path, emit: Listener)
 def _batcher(plan: ConversionPlan, token_ids: Tensor) -> MicroBatcher:
     device = resolve_device(plan.options.device)
     return make_batcher(plan.model.skeleton, token_ids, batch_tokens=plan.batch_tokens, device=device)
+
+
+@contextmanager
+def _reader(plan: ConversionPlan, steps: Sequence[Step], emit: Listener) -> Iterator[TensorReader]:
+    """Reads the source in the order of a pass, whose shards are downloaded ahead of it."""
+    source = plan.model.source
+    with (
+        source.feed(steps, low_disk=plan.options.low_disk, emit=emit) as feed,
+        TensorReader(source, feed=feed, emit=emit) as reader,
+    ):
+        yield reader
 
 
 @contextmanager
@@ -117,7 +129,7 @@ def run(
     batcher = MicroBatcher(1, 1, device) if token_ids is None else _batcher(plan, token_ids)
     reducer, results = LayerReducer(plan, batcher, emit), ResultWriter(plan, writer)
     with ExitStack() as stack:
-        reader = stack.enter_context(TensorReader(plan.model.source, emit=emit))
+        reader = stack.enter_context(_reader(plan, plan.reading_order, emit))
         loader = stack.enter_context(_loader(plan, reader, writer, batcher))
         if plan.statistics is not None:
             convert_from_statistics(plan, plan.statistics, loader, reducer=reducer, writer=results, emit=emit)

@@ -4,6 +4,7 @@ A zip archive that is stored, not compressed: ``statistics.json`` says what was 
 one MoE layer. Layers are written as they pass, so that no more than one is in memory.
 """
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from hcsmoe_hub.calibration.statistics import Call, LayerStatistics
-from hcsmoe_hub.calibration.text import CalibrationPlan
+from hcsmoe_hub.calibration.text import FORMATS, CalibrationPlan
 from hcsmoe_hub.calibration.text import fingerprint as token_fingerprint
 from hcsmoe_hub.checkpoint.writer import INCOMPLETE
 from hcsmoe_hub.errors import CalibrationError, OutputError, PlanError
@@ -31,6 +32,7 @@ FORMAT, VERSION = "hcsmoe-statistics", 1
 CONTENT = "statistics.json"
 _FIELDS = ("usage_E", "routing_score_E", "saliency_E", "outputs_EH", "logits_gram_EE")
 _DESCRIBED = {"fingerprint", "source", "options", "plan", "calibration", "layers"}
+TOKEN_IDS = ".npy"
 _INPUT, _NAMED_INPUT = "input.", "named_input."
 
 
@@ -109,36 +111,61 @@ def writing(path: Path) -> Iterator[StatisticsWriter]:
         unfinished.unlink(missing_ok=True)
 
 
+def _dataset_file(dataset: str) -> Path | None:
+    """The file that a calibration set is; ``None`` for text that is known by its name alone."""
+    path = Path(dataset).expanduser()
+    return path if path.suffix in (*FORMATS, TOKEN_IDS) else None
+
+
+def dataset_name(dataset: str) -> str:
+    """A calibration set as files name it that others may see: a file without the folders that it lies in."""
+    path = _dataset_file(dataset)
+    return dataset if path is None else path.name
+
+
+def _dataset_digest(dataset: str) -> str | None:
+    """SHA-256 of a calibration file; ``None`` for what is no file, or is not there any more."""
+    path = _dataset_file(dataset)
+    if path is None or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def calibration_record(plan: "ConversionPlan", token_ids: Tensor | None) -> dict[str, Any]:
-    """What was fed to the model, for reports; from the plan's statistics where the model did not run.
+    """What was fed to the model, for reports; from the plan's statistics if it has some.
 
     Args:
         plan: The conversion.
         token_ids: ``[B, S]`` int64, ``None`` where statistics took their place.
     """
-    if token_ids is None:
-        assert plan.statistics is not None, "a model that does not run has statistics"
+    if plan.statistics is not None:
         record: dict[str, Any] = plan.statistics.content["calibration"]
         return record
+    assert token_ids is not None, "without statistics the model runs"
     sequences, length = token_ids.shape
     return {
-        "dataset": plan.calibration.dataset,
+        "dataset": dataset_name(plan.calibration.dataset),
         "sequences": sequences,
         "sequence_length": length,
         "tokens": sequences * length,
         "seed": plan.calibration.seed,
+        "text_column": plan.calibration.text_column,
+        "feature_tokens": plan.feature_tokens,
         "sha256": token_fingerprint(token_ids),
+        "dataset_sha256": _dataset_digest(plan.calibration.dataset),
     }
 
 
 def describe(writer: StatisticsWriter, plan: "ConversionPlan", token_ids: Tensor) -> None:
     """Writes what the statistics of a run were collected on."""
+    name = {"dataset": dataset_name(plan.calibration.dataset)}
     writer.describe(
         {
             "fingerprint": fingerprint(plan.model),
-            "source": plan.model.source.label,
-            "options": asdict(plan.options.calibration),
-            "plan": asdict(plan.calibration),
+            "source": plan.model.source.repo_id or plan.model.source.name,
+            "options": {**asdict(plan.options.calibration), **name},
+            "plan": {**asdict(plan.calibration), **name},
             "calibration": calibration_record(plan, token_ids),
             "layers": [block.layer for block in plan.model.blocks],
         }
@@ -235,8 +262,16 @@ class StatisticsFile:
         # The seed of the method is the same option, and may well be another one.
         for field in (field for field in fields(CalibrationOptions) if field.name != "seed"):
             asked, found = getattr(options, field.name), self.content["options"][field.name]
-            if asked not in (found, getattr(defaults, field.name)):
+            is_same = self._is_dataset(asked) if field.name == "dataset" else asked == found
+            if not is_same and asked != getattr(defaults, field.name):
                 raise PlanError(
                     f"{self.path} was collected with {field.name.replace('_', ' ')} {found}, not {asked}.",
                     hint="leave the option out to reuse the file, or name another file to collect statistics again",
                 )
+
+    def _is_dataset(self, asked: str) -> bool:
+        """Whether a calibration set is that of the file: by its content if that can be read, otherwise by its name."""
+        found, digest = self.content["calibration"], _dataset_digest(asked)
+        if digest is not None and found["dataset_sha256"] is not None:
+            return bool(digest == found["dataset_sha256"])
+        return bool(dataset_name(asked) == found["dataset"])

@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Iterator
 from enum import StrEnum
-from pathlib import PurePath
 from typing import Any, get_args, get_type_hints
 
 from hcsmoe_hub.errors import PlanError, SourceError
@@ -18,13 +17,6 @@ from hcsmoe_hub.resolve import flag, resolve
 
 TOKEN_IDS = ".npy"
 _CALIBRATION = CalibrationOptions()
-
-
-def calibration_name(dataset: str) -> str:
-    """A calibration set as a card names it: a file without the folders that it lies in."""
-    path = PurePath(dataset)
-    is_file = bool(path.suffix) or path.is_absolute() or dataset.startswith((".", "~"))
-    return path.name if is_file else dataset
 
 
 def convert_command(facts: Facts) -> str:
@@ -147,15 +139,19 @@ def _text(name: str, value: Any) -> str:
 
 def _calibration_words(facts: Facts) -> Iterator[str]:
     calibration = facts.report["calibration"]
-    name = calibration_name(calibration["dataset"])
+    name = calibration["dataset"]
     if name != _CALIBRATION.dataset:
         yield f"--calibration {shlex.quote(name)}"
+    if calibration["feature_tokens"] != _CALIBRATION.feature_tokens:
+        yield f"--feature-tokens {calibration['feature_tokens']}"
     if name.endswith(TOKEN_IDS):
         return
     if calibration["sequences"] != default_samples(calibration["sequence_length"]):
         yield f"--samples {calibration['sequences']}"
     if calibration["sequence_length"] != _default_length(facts.config):
         yield f"--sequence-length {calibration['sequence_length']}"
+    if calibration["text_column"] is not None:
+        yield f"--text-column {shlex.quote(calibration['text_column'])}"
 
 
 def _default_length(config: Document) -> int:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
+from hcsmoe_hub.inherited import Words
 from hcsmoe_hub.model_cards.facts import Facts
-from hcsmoe_hub.model_cards.inherited import Words
 from hcsmoe_hub.model_cards.making import calibration_text
 from hcsmoe_hub.model_cards.markdown import bullets, fence, joined, plural
 from hcsmoe_hub.model_cards.metadata import OPEN_LICENSE, license_link
-from hcsmoe_hub.model_cards.papers import papers
+from hcsmoe_hub.model_cards.papers import HC_SMOE, M_SMOE, REAP, papers
 from hcsmoe_hub.options import Layout
 
 LICENSE_FILES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
@@ -27,10 +27,15 @@ def _limits(facts: Facts) -> Iterator[str]:
             "skills that the calibration text hardly shows."
         )
         yield f"Calibrated on {calibration_text(facts)}: other text may lose more."
-    if facts.changed and facts.layout is Layout.REDUCED and not facts.is_pruned:
+    if facts.corrections:
+        yield "The fit was judged on other parts of the text that it was made on, not on text of another kind."
+    if facts.corrections and REAP in papers(facts):
+        yield f"{REAP.name} leaves experts as they are. Here they were fitted, so its results are of other models."
+    if facts.layout is Layout.REDUCED and (kept := [paper for paper in papers(facts) if paper in (HC_SMOE, M_SMOE)]):
+        names = joined([paper.name for paper in kept])
         yield (
-            "The papers keep every router row. This checkpoint has one per merged expert, so it is not the model that "
-            "their results are about."
+            f"{names} {'keep' if len(kept) > 1 else 'keeps'} every router row. This checkpoint has one per merged "
+            "expert, so published results are of other models."
         )
     if facts.layout is Layout.FULL:
         yield "It is as large as the base model: it saves nothing, and shows what merging does in any program."
@@ -66,8 +71,8 @@ def _licence(facts: Facts) -> Iterator[str]:
         yield f"The card of {base.link} names no licence. Ask its owners before you use or share this model."
     else:
         yield f"Not recorded. That of {base.link} holds for this model too."
-    if files:
-        yield f"Its files came along: {joined([f'[{file}]({file})' for file in files])}."
+    if others := [file for file in files if inherited.license is None or file != link]:
+        yield f"Its files came along: {joined([f'[{file}]({file})' for file in others])}."
     if inherited.gated:
         yield f"{base.link} is gated: who downloads it agrees to the conditions on its page, and they hold here too."
 

@@ -1,14 +1,13 @@
 """Everything that a card is drawn from, read from the folder of a result and checked."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hcsmoe_hub.errors import SourceError
-from hcsmoe_hub.model_cards.inherited import Inherited
+from hcsmoe_hub.inherited import Inherited
 from hcsmoe_hub.model_cards.shape import conform
 from hcsmoe_hub.options import Layout, Method
 from hcsmoe_hub.report import EVALUATION_FILE, REPORT_FILE, SCHEMA_VERSION
@@ -16,11 +15,13 @@ from hcsmoe_hub.report import EVALUATION_FILE, REPORT_FILE, SCHEMA_VERSION
 Document = Mapping[str, Any]
 
 _CHANGE = {"before": int, "after": int}
+_CHECKPOINT = {name: (str, None) for name in ("repo_id?", "path?", "revision?", "fingerprint?")}
 REPORT_SHAPE = {
     "tool": {"name": str, "version": str},
-    "source": {"model_type": str, "revision?": (str, None), "repo_id?": (str, None), "path?": (str, None)},
+    "source": {**_CHECKPOINT, "model_type": str},
     "experts": {**_CHANGE, "per_token_before": int, "per_token_after": int, "moe_layers": int},
     "parameters": _CHANGE,
+    "active_parameters": _CHANGE,
     "weights_bytes": _CHANGE,
     "method": {"method": str, "layout": str, "seed": int},
     "calibration": {
@@ -29,6 +30,8 @@ REPORT_SHAPE = {
         "sequence_length": int,
         "tokens": int,
         "seed": int,
+        "text_column": (str, None),
+        "feature_tokens": int,
         "sha256": str,
     },
     "layers": [
@@ -42,7 +45,10 @@ REPORT_SHAPE = {
                 "is_fitted?": (bool, None),
                 "top_k_agreement_before?": (float, None),
             },
-            "correction?": ({"is_kept": bool, "error_before": float, "error_after": float}, None),
+            "correction?": (
+                {"is_kept": bool, "error_before": float, "error_after": float, "rounds": int, "steps": int},
+                None,
+            ),
             "output_error": float,
         }
     ],
@@ -75,7 +81,7 @@ MEASURE_SHAPES: Mapping[str, Document] = {
 }
 _COMMON_SETTINGS: Document = {"dtype": str, "device": str}
 _COMMON: Document = {
-    "base_model?": ({"revision?": (str, None), "repo_id?": (str, None), "path?": (str, None)}, None),
+    "base_model?": (_CHECKPOINT, None),
     "versions": {"*": str},
 }
 EVALUATION_SHAPE = {
@@ -92,14 +98,16 @@ class Base:
 
     Attributes:
         repo_id: Its repository, ``None`` if it was a folder.
-        name: The repository, or the folder without what it lies in: a card names no place on anyone's machine.
+        name: The repository, or the folder without what it lies in.
         revision: Commit of the repository.
+        fingerprint: Tells it from every other checkpoint, also from one of the same name.
         model_type: As in its config.
     """
 
     repo_id: str | None
     name: str
     revision: str | None
+    fingerprint: str | None
     model_type: str
 
     @property
@@ -185,6 +193,12 @@ class Facts:
         return count
 
     @property
+    def corrections(self) -> Sequence[Document]:
+        """What the correction of each layer did that was kept."""
+        found = [layer["correction"] for layer in self.layers if layer.get("correction") is not None]
+        return [correction for correction in found if correction["is_kept"]]
+
+    @property
     def changed(self) -> Sequence[Document]:
         """The MoE layers that have fewer distinct experts than before."""
         return [layer for layer in self.layers if experts_of(layer) < self.experts_before]
@@ -196,8 +210,8 @@ def experts_of(layer: Document) -> int:
 
 
 def name_of(named: Document) -> str:
-    """Repository of a checkpoint that a report names, or its folder without what that lies in."""
-    return named.get("repo_id") or re.split(r"[/\\]", str(named.get("path") or "").rstrip("/\\"))[-1] or "the source"
+    """Repository of a checkpoint that a report names, or its folder."""
+    return named.get("repo_id") or named.get("path") or "the source"
 
 
 def read_report(folder: Path) -> Document:

@@ -10,8 +10,8 @@ from hcsmoe_hub.checkpoint.sidecars import has_tokenizer
 from hcsmoe_hub.checkpoint.source import open_source
 from hcsmoe_hub.checkpoint.tensors import SINGLE_FILE
 from hcsmoe_hub.errors import PlanError, SourceError
+from hcsmoe_hub.inherited import Inherited
 from hcsmoe_hub.model_cards.facts import Base, Document, Facts, name_of, read_json, read_measures, read_report
-from hcsmoe_hub.model_cards.inherited import Inherited
 from hcsmoe_hub.report import EVALUATION_FILE
 
 CONFIG_FILE = "config.json"
@@ -47,6 +47,7 @@ def read_facts(folder: Path, repo_id: str | None) -> tuple[Facts, list[str]]:
             repo_id=source.get("repo_id"),
             name=name_of(source),
             revision=source.get("revision"),
+            fingerprint=source.get("fingerprint"),
             model_type=source["model_type"],
         ),
         inherited=Inherited.of_source(source),

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 from statistics import fmean
 
-from hcsmoe_hub.model_cards.command import TOKEN_IDS, calibration_name, convert_command
-from hcsmoe_hub.model_cards.facts import Facts, experts_of
-from hcsmoe_hub.model_cards.markdown import bullets, fence, folded, percent, plural, table
+from hcsmoe_hub.model_cards.command import TOKEN_IDS, convert_command
+from hcsmoe_hub.model_cards.facts import Document, Facts, experts_of
+from hcsmoe_hub.model_cards.markdown import bullets, fence, folded, percent, plural, span, table
 from hcsmoe_hub.model_cards.words import ROUTERS, dominant_words, words_of
 from hcsmoe_hub.options import Layout, RouterPolicy
 from hcsmoe_hub.report import FIGURE_FILE, REPORT_FILE
@@ -18,9 +18,9 @@ DATASETS = {
     "c4": "C4, English (`allenai/c4`)",
 }
 WARNINGS = 10
+# What a correction counts.
+_WORK = {"rounds": "round{} of least squares", "steps": "step{} of gradient descent"}
 _HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+")
-# A path on the machine that converted: all but its last part is left out.
-_PATH = re.compile(r"(?<![\w:/.~-])(?:~|\.{1,2})?/(?:[^\s/]+/)*([^\s/]+)")
 
 
 def making(facts: Facts) -> str:
@@ -40,7 +40,7 @@ def making(facts: Facts) -> str:
 
 def calibration_text(facts: Facts) -> str:
     """The calibration set, without its size."""
-    name = calibration_name(facts.report["calibration"]["dataset"])
+    name = facts.report["calibration"]["dataset"]
     if name.endswith(TOKEN_IDS):
         return f"the token ids in `{name}`"
     if name in DATASETS:
@@ -67,24 +67,20 @@ def _items(facts: Facts) -> Iterator[str]:
         )
     yield f"**Router**: {_router(facts)}"
     yield f"**Change of the layers**: {_change(facts)}"
-    corrected = [layer["correction"] for layer in facts.layers if layer.get("correction") is not None]
-    if corrected:
-        kept = [entry for entry in corrected if entry["is_kept"]]
-        errors = ""
-        if kept:
-            before, after = (fmean(entry[key] for entry in kept) for key in ("error_before", "error_after"))
-            errors = f"; there, the error on held-out calibration text fell from {percent(before)} to {percent(after)}"
-        yield f"**Correction**: kept in {len(kept)} of {plural(len(corrected), 'layer')}{errors}."
+    if tried := sum(layer.get("correction") is not None for layer in facts.layers):
+        yield f"**Correction**: {_correction(facts, tried)}"
     if method.get("protect"):
         yield f"**Left alone**: experts `{method['protect']}` (layer:expert)."
     for reason, count in Counter(report["dropped_tensors"].values()).items():
         yield f"**Left out**: {plural(count, 'tensor')}, {reason}."
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     cost = f"{sum(report['timings_seconds'].values()):.0f} s"
-    if "process" in report["peak_memory_bytes"]:
-        cost += f", at most {format_bytes(report['peak_memory_bytes']['process'])} of memory"
+    peaks = report["peak_memory_bytes"]
+    cost += f", at most {format_bytes(peaks['process'])} of memory" if "process" in peaks else ""
+    cost += "".join(f", {format_bytes(peak)} on {device}" for device, peak in peaks.items() if device != "process")
     yield f"**Run**: {cost}; {versions}."
-    yield f"[`{REPORT_FILE}`]({REPORT_FILE}) holds every choice in force and the clusters of every layer."
+    content = "which experts every layer kept" if facts.is_pruned else "the clusters of every layer"
+    yield f"[`{REPORT_FILE}`]({REPORT_FILE}) holds every choice in force and {content}."
 
 
 def _router(facts: Facts) -> str:
@@ -122,6 +118,22 @@ def _fit(facts: Facts) -> str:
     return told
 
 
+def _correction(facts: Facts, tried: int) -> str:
+    """In how many layers a correction was kept, after how much work, and what it brought on held-out tokens."""
+    kept = facts.corrections
+    if not kept:
+        return f"tried in {plural(tried, 'layer')} and dropped: held-out calibration tokens spoke against it."
+    counts = {what: span([entry[key] for entry in kept]) for key, what in _WORK.items()}
+    work = [f"{count} {what.format('' if count == '1' else 's')}" for what, count in counts.items() if count != "0"]
+    before, after = (percent(fmean(entry[key] for entry in kept)) for key in ("error_before", "error_after"))
+    elsewhere = "" if len(kept) == tried else " Elsewhere held-out tokens spoke against it."
+    return (
+        f"kept in {len(kept)} of {plural(tried, 'layer')}, after {' and '.join(work)}. On calibration tokens that were "
+        f"held out of the fit, the error of the routed experts' output fell from {before} to {after} of its norm (mean "
+        f"over {plural(len(kept), 'layer')}).{elsewhere}"
+    )
+
+
 def _change(facts: Facts) -> str:
     if not facts.changed:
         return "none."
@@ -135,6 +147,7 @@ def _change(facts: Facts) -> str:
 def _layers(facts: Facts) -> str:
     """Every layer in a row."""
     is_reduced = facts.layout is Layout.REDUCED
+    is_corrected = any(layer.get("correction") is not None for layer in facts.layers)
     titles = ["layer", "experts", "dropped" if facts.is_pruned else "largest cluster"]
     titles += ["top-k agreement"] if is_reduced else []
     rows = []
@@ -143,16 +156,27 @@ def _layers(facts: Facts) -> str:
         dropped = sizes.pop(-1, 0)
         row = [str(layer["layer"]), str(experts_of(layer)), str(dropped if facts.is_pruned else max(sizes.values()))]
         row += [percent(layer["router"]["top_k_agreement"])] if is_reduced else []
-        rows.append([*row, percent(layer["output_error"]), str(len(layer["dead_experts"]))])
-    return table([*titles, "output error", "experts no token reached"], rows)
+        row += [percent(layer["output_error"]), str(len(layer["dead_experts"]))]
+        rows.append([*row, *([_held_out(layer)] if is_corrected else [])])
+    titles += ["output error", "experts no token reached"]
+    return table([*titles, *(["held-out error of the fit"] if is_corrected else [])], rows)
+
+
+def _held_out(layer: Document) -> str:
+    """What the correction of a layer did to the error on tokens that it never saw."""
+    correction = layer.get("correction")
+    if correction is None:
+        return "-"
+    before, after = percent(correction["error_before"]), percent(correction["error_after"])
+    return f"{before} to {after}" if correction["is_kept"] else f"{before}, dropped"
 
 
 def _warnings(facts: Facts) -> Iterator[str]:
-    """What the conversion warned of, without the places that its files lay in."""
-    warnings = [_PATH.sub(r"\1", warning) for warning in facts.report["warnings"]]
+    """What the conversion warned of."""
+    warnings = facts.report["warnings"]
     if not warnings:
         return
-    shown = warnings[:WARNINGS]
+    shown = list(warnings[:WARNINGS])
     if len(warnings) > WARNINGS:
         shown.append(f"and {len(warnings) - WARNINGS} more in `{REPORT_FILE}`")
     yield folded("What the conversion warned of", bullets(shown))

@@ -58,8 +58,8 @@ def with_error(share: float, error: float | None) -> str:
 
 def with_change(shown: str, change: Mapping[str, int]) -> str:
     """How something is after a change, and by how much it changed: ``1.90 M (-38.3 %)``."""
-    before, after = change["before"], change["after"]
-    return shown if before == after else f"{shown} ({100 * (after / before - 1):+.1f} %)"
+    percents = f"{100 * (change['after'] / change['before'] - 1):+.1f}"
+    return shown if float(percents) == 0 else f"{shown} ({percents} %)"
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -71,6 +71,12 @@ def ranges(numbers: Iterable[int]) -> str:
         else:
             spans.append([number])
     return ",".join("-".join(map(str, span)) for span in spans)
+
+
+def span(numbers: Sequence[int]) -> str:
+    """The least and the greatest number: ``3 to 5``, or ``4`` if they are the same."""
+    least, greatest = min(numbers), max(numbers)
+    return str(least) if least == greatest else f"{least} to {greatest}"
 
 
 def joined(items: Sequence[str], last: str = "and") -> str:

@@ -12,8 +12,6 @@ from hcsmoe_hub.model_cards.papers import papers
 
 LIBRARY = "transformers"
 DEFAULT_TASK = "text-generation"
-# The Hub knows adapter, merge, quantized and finetune. "merge" is for results of several base models, and a result with
-# fewer experts is nearer to a changed copy of one model than to the other two.
 RELATION = "finetune"
 OPEN_LICENSE = "other"
 
@@ -37,6 +35,11 @@ def card_data(facts: Facts) -> ModelCardData:
     """Front matter.
 
     Never the base model's: its scores, training data, widget examples and emissions are not this model's.
+
+    The Hub knows four relations to a base model: ``adapter``, ``merge``, ``quantized`` and ``finetune``, and none for
+    fewer experts. ``merge`` stands for several base models, and so does the tag of that name; the weights keep their
+    precision and need no base model to run. What is left is ``finetune``, a changed copy of one model. It is written
+    out, as the Hub guesses from the files where it is missing.
     """
     inherited, base = facts.inherited, facts.base
     results = list(eval_results(facts))

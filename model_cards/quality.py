@@ -30,7 +30,10 @@ def base_title(measure: Document, base: Base) -> str:
     if not named:
         return BASE
     name, revision = name_of(named), named.get("revision")
-    if (name, revision) == (base.name, base.revision):
+    both = (named.get("fingerprint"), base.fingerprint)
+    # Folders of the same name may hold different models.
+    is_base = both[0] == both[1] if all(both) else (name, revision) == (base.name, base.revision)
+    if is_base:
         return BASE
     return name if revision is None else f"{name} @ {revision[:7]}"
 

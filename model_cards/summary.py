@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from statistics import fmean
 
-from hcsmoe_hub.model_cards.facts import Facts, experts_of
+from hcsmoe_hub.model_cards.facts import Document, Facts, experts_of
 from hcsmoe_hub.model_cards.markdown import plural, table, with_change
 from hcsmoe_hub.model_cards.papers import papers
 from hcsmoe_hub.model_cards.words import BUDGETS, CORRECTIONS, SALIENCIES, grouping, merging, words_of
@@ -30,9 +30,10 @@ def where(facts: Facts) -> str:
 
 def description(facts: Facts) -> str:
     """The first paragraph: what it is, and how it came about."""
-    is_descent = bool(facts.changed) and facts.method.get("correct") == Correct.BLOCKS
-    training = "The model as a whole was not trained." if is_descent else "No training was done."
-    return " ".join((_what(facts), *_how(facts), training))
+    is_fitted = bool(facts.corrections) or any(layer["router"].get("is_fitted") for layer in facts.layers)
+    training = "The model as a whole was not trained." if is_fitted else "No training was done."
+    others = "All other weights are the base model's." if facts.changed else ""
+    return " ".join(part for part in (_what(facts), *_how(facts), others, training) if part)
 
 
 def _what(facts: Facts) -> str:
@@ -66,16 +67,26 @@ def _how(facts: Facts) -> Iterator[str]:
         yield f"Experts were grouped {grouping(method)}; each group became {merging(method)}{cited}."
         if budget := words_of(BUDGETS, method.get("budget"), "budget"):
             yield budget
-    if facts.changed and method.get("correct") not in (None, Correct.NONE):
-        yield words_of(CORRECTIONS, method["correct"], "correction")
+    if facts.corrections:
+        yield _correction(facts)
     if experts["per_token_before"] != experts["per_token_after"]:
         yield f"A token visits {experts['per_token_after']} experts instead of {experts['per_token_before']}."
+
+
+def _correction(facts: Facts) -> str:
+    """What was fitted, and where."""
+    kept, choice = facts.corrections, facts.method["correct"]
+    # The first round of least squares is that of the down projections alone.
+    if choice == Correct.EXPERTS and all(correction["rounds"] <= 1 for correction in kept):
+        choice = Correct.DOWN
+    where = "" if len(kept) == len(facts.changed) else f" in {len(kept)} of {plural(len(facts.changed), 'layer')}"
+    return words_of(CORRECTIONS, choice, "correction").format(where=where)
 
 
 def before_after(facts: Facts) -> str:
     """Source and result side by side."""
     report = facts.report
-    experts, parameters, weights = report["experts"], report["parameters"], report["weights_bytes"]
+    experts, weights = report["experts"], report["weights_bytes"]
     left = experts_left(facts)
     is_tied = facts.layout is not Layout.REDUCED
     stored = f"{facts.experts_before}, {left} of them distinct" if facts.layout is Layout.FULL else left
@@ -84,11 +95,13 @@ def before_after(facts: Facts) -> str:
         rows.append(("Router rows per MoE layer", str(facts.experts_before), str(facts.experts_before)))
     rows += [
         ("Experts per token", str(experts["per_token_before"]), str(experts["per_token_after"])),
-        (
-            "Parameters",
-            format_count(parameters["before"]),
-            with_change(format_count(parameters["after"]), parameters),
-        ),
+        ("Parameters", *_counts(report["parameters"])),
+        ("Parameters that a token passes", *_counts(report["active_parameters"])),
         ("Weights on disk", format_bytes(weights["before"]), with_change(format_bytes(weights["after"]), weights)),
     ]
     return table(("", "base", "this model"), rows)
+
+
+def _counts(change: Document) -> tuple[str, str]:
+    """A number of parameters before and after."""
+    return format_count(change["before"]), with_change(format_count(change["after"]), change)

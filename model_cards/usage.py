@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hcsmoe_hub.model_cards.facts import Facts
 from hcsmoe_hub.model_cards.markdown import fence, joined, table
@@ -11,6 +11,7 @@ from hcsmoe_hub.model_cards.programs import (
     MLX_LM,
     SGLANG,
     VLLM,
+    Program,
     expert_parallel_sizes,
     programs_for,
     tensor_parallel_sizes,
@@ -26,17 +27,22 @@ OTHERS = (
     "No checkpoint of this architecture with fewer experts was tried in other programs. Tensor names, their layout and "
     "`config.json` are the base model's, but for {difference}: what runs the base model may well run this one."
 )
+NO_TOKENIZER = "It has no tokenizer, and programs that answer prompts need one: add that of the base model's family."
 
 
 def usage(facts: Facts) -> str:
     """The section on usage."""
     parts = ["## Use", *_transformers(facts)]
     programs = programs_for(facts)
-    if programs:
-        parts.append(_table(facts))
-        for program in programs:
-            parts += _commands(facts)[program.name]
-    elif facts.layout is not Layout.MAPPED:
+    if facts.layout is Layout.MAPPED:
+        return "\n\n".join(parts)
+    if not facts.has_tokenizer:
+        parts.append(NO_TOKENIZER)
+    elif programs:
+        parts.append(_table(programs))
+        commands = _commands(facts)
+        parts += [part for program in programs for part in commands[program.name]]
+    else:
         difference = "nothing" if facts.layout is Layout.FULL else "the number of experts"
         parts.append(OTHERS.format(difference=difference))
     return "\n\n".join(parts)
@@ -73,9 +79,9 @@ def _snippet(facts: Facts) -> Iterator[str]:
     yield "print(tokenizer.decode(output[0], skip_special_tokens=True))"
 
 
-def _table(facts: Facts) -> str:
+def _table(programs: Sequence[Program]) -> str:
     """What is known of every program."""
-    rows = [(f"{program.name} {program.version}", program.evidence) for program in programs_for(facts)]
+    rows = [(f"{program.name} {program.version}", program.evidence) for program in programs]
     note = "What is known of other programs; this checkpoint itself was not run in them:"
     lines = table(("program", "known"), rows).replace("---:", "---")
     return f"{note}\n\n{lines}"
@@ -100,11 +106,11 @@ def _commands(facts: Facts) -> dict[str, list[str]]:
             *_sizes("`--ep-size`", expert_parallel_sizes(facts), _EXPERT),
         ],
         LLAMA_CPP.name: [
-            "llama.cpp:",
+            "llama.cpp, whose repository holds the converter:",
             fence(
                 "bash", *download, f"python convert_hf_to_gguf.py {folder} --outfile {gguf}", f"llama-server -m {gguf}"
             ),
-            "Its converter has to know the tokenizer, which is the base model's, byte for byte.",
+            "The converter has to know the tokenizer, which is the base model's, byte for byte.",
         ],
         MLX_LM.name: ["MLX:", fence("bash", f'mlx_lm.generate --model {quoted} --prompt "{prompt}"')],
     }

@@ -92,10 +92,12 @@ ROUTERS: Mapping[str, str] = {
 }
 CORRECTIONS: Mapping[str, str] = {
     Correct.NONE: "",
-    Correct.DOWN: "Down projections were then fitted to the base layers' outputs by least squares.",
-    Correct.EXPERTS: "All matrices of the experts were then fitted to the base layers' outputs by least squares.",
-    Correct.BLOCKS: "Router and experts of each MoE layer were then fitted to the base layer's output by gradient "
-    "descent, every layer by itself.",
+    Correct.DOWN: "Down projections of the experts{where} were then fitted to the base layers' outputs by least "
+    "squares.",
+    Correct.EXPERTS: "All matrices of the experts{where} were then fitted to the base layers' outputs by least "
+    "squares.",
+    Correct.BLOCKS: "Router and experts{where} were then fitted to the base layers' outputs by gradient descent, every "
+    "layer by itself.",
 }
 
 

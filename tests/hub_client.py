@@ -24,18 +24,25 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, convert, plan_conversion
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, convert, hub_failures, plan_conversion
 from hcsmoe_hub.checkpoint.source import open_source
 
 
-def answer(action, source, output="unused", token_ids="bundled", **where):
+# Our own pauses; those of the client are a second and more.
+hub_failures.PAUSES_SECONDS = (0.05,) * 4
+
+
+def answer(action, source, output="unused", token_ids="bundled", low_disk=False, **where):
     if action == "download":
         return snapshot_download(source, **where)
     if action == "open":
         return {name: [tensor.shard, tensor.offset] for name, tensor in open_source(source, **where).tensors.items()}
+    if action == "files":
+        return open_source(source, **where).files()
     if "cache_dir" in where:
         where["cache_dir"] = Path(where["cache_dir"])
-    options = ConvertOptions(experts=4, output=Path(output), calibration=CalibrationOptions(dataset=token_ids))
+    calibration = CalibrationOptions(dataset=token_ids)
+    options = ConvertOptions(experts=4, output=Path(output), calibration=calibration, low_disk=low_disk)
     if action == "convert":
         return convert(source, options, **where).as_dict()["source"]
     plan = plan_conversion(source, options, **where)
@@ -43,6 +50,9 @@ def answer(action, source, output="unused", token_ids="bundled", **where):
         "commit": plan.model.source.revision,
         "experts_per_token": plan.settings.experts_per_token,
         "download_bytes": plan.needs().download_bytes,
+        "cache_bytes": plan.needs().cache_bytes,
+        "gated": plan.model.source.gated,
+        "warnings": plan.warnings,
     }
 
 

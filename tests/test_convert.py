@@ -213,6 +213,9 @@ def test_two_conversions_give_the_same_bytes(source: Path) -> None:
         convert(source, options(source, 4, output=folder, max_shard_size="40KB"))
     first, second = map(contents, folders)
     reports = [json.loads(files.pop("hcsmoe.json")) for files in (first, second)]
+    cards = [files.pop("README.md").decode() for files in (first, second)]
+    assert "# first" in cards[0]
+    assert "# second" in cards[1]
     assert first == second
     assert len(first) > 4
     for report in reports:

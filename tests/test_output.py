@@ -76,7 +76,7 @@ def test_small_files_travel_byte_for_byte_and_others_stay_behind(source: Path, t
         (source / name).write_bytes(content)
     convert(source, options(source, 4))
     files = contents(tmp_path / "result")
-    written = {name: files.pop(name) for name in ("config.json", "hcsmoe.json", "model.safetensors")}
+    written = {name: files.pop(name) for name in ("config.json", "hcsmoe.json", "model.safetensors", "README.md")}
     assert all(written.values())
     assert files == SIDECARS
 
@@ -142,8 +142,10 @@ def test_an_overwritten_result_is_that_of_an_empty_folder(source: Path, tmp_path
     convert(source, options(source, 4, output=used, max_shard_size="40KB", overwrite=True))
     convert(source, options(source, 4, output=fresh, max_shard_size="40KB"))
     first, second = contents(fresh), contents(used)
-    assert first.pop("hcsmoe.json")
-    assert second.pop("hcsmoe.json")
+    # The one tells of times, the other names the folder.
+    for name in ("hcsmoe.json", "README.md"):
+        assert first.pop(name)
+        assert second.pop(name)
     assert first == second
 
 
@@ -153,7 +155,7 @@ def test_an_overwritten_result_is_that_of_an_empty_folder(source: Path, tmp_path
 @pytest.mark.parametrize(
     ("size", "last"), [("20KB", ["hcsmoe.json", "config.json", INDEX]), ("5GB", ["hcsmoe.json", "config.json"])]
 )
-def test_config_and_index_come_last_of_all(
+def test_config_and_index_come_last_of_all_but_the_card(
     source: Path, size: str, last: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named: list[str] = []
@@ -165,8 +167,10 @@ def test_config_and_index_come_last_of_all(
 
     monkeypatch.setattr(os, "replace", recording)
     convert(source, options(source, 4, max_shard_size=size))
-    assert named[-len(last) :] == last
-    assert all(name.endswith(".safetensors") for name in named[: -len(last)])
+    *shards, card = (name for name in named if name not in last)
+    assert named[-len(last) - 1 :] == [*last, card]
+    assert card == "README.md"
+    assert all(name.endswith(".safetensors") for name in shards)
 
 
 # Failures
@@ -296,7 +300,7 @@ def test_broken_weights_end_the_conversion_with_their_layer_and_leave_nothing(
 def test_a_result_that_fails_its_own_check_does_not_stay(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(folder: Path) -> None:
+    def fail(folder: Path, **_: Any) -> None:
         assert (folder / "config.json").exists()
         raise VerificationError("it is damaged.", hint="convert again")
 

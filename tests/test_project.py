@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "hcsmoe_hub"
 COMMANDS = ROOT / "cli"
 CARDS = ROOT / "model_cards"
+CARD_WRITERS = {"hcsmoe_hub/convert.py", "hcsmoe_hub/publishing/push.py"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 # Installed name of every package, and the folder of its sources.
@@ -39,18 +40,24 @@ NETWORK = {"huggingface_hub", "datasets", "httpx", "httpx2", "requests", "urllib
 NETWORK_FILES = {
     "calibration/text.py",
     "checkpoint/hub.py",
+    "checkpoint/hub_errors.py",
+    "checkpoint/transfer.py",
+    "hub_failures.py",
     "publishing/additions.py",
     "publishing/failures.py",
     "publishing/hub.py",
 }
-# Names and sizes of shards, and names of errors: nothing that opens a connection.
-HARMLESS = {"huggingface_hub.split_state_dict_into_shards_factory", "huggingface_hub.errors"}
+# Names and sizes of shards, names of errors, and the front matter of cards: nothing that opens a connection.
+HARMLESS = {
+    "huggingface_hub.split_state_dict_into_shards_factory",
+    "huggingface_hub.errors",
+    "huggingface_hub.repocard",
+}
 # What cards use of the client: formats of the Hub, and names.
 CARD_FORMATS = {
     *HARMLESS,
     *(f"huggingface_hub.{name}" for name in ("ModelCard", "ModelCardData", "EvalResult", "EvalResultEntry")),
     "huggingface_hub.eval_result_entries_to_yaml",
-    "huggingface_hub.repocard",
     "huggingface_hub.utils.validate_repo_id",
     "huggingface_hub.utils.yaml_dump",
 }
@@ -102,7 +109,9 @@ def test_pure_packages_import_numbers_options_and_each_other(package: str) -> No
 def test_the_library_imports_neither_the_commands_nor_their_libraries() -> None:
     unwanted = {"typer", "rich", "click", "cli", "hcsmoe_hub.cli", "model_cards", "hcsmoe_hub.model_cards"}
     found = {(name_of(file), name) for file in sources(LIBRARY) for name in imports(file) if is_within(name, unwanted)}
-    assert found == set()
+    # A conversion and a push end with a card.
+    assert {name for file, name in found if file not in CARD_WRITERS} == set()
+    assert {name for _, name in found} <= {"hcsmoe_hub.model_cards.CARD_FILE", "hcsmoe_hub.model_cards.write_card"}
 
 
 def test_the_commands_import_what_is_installed_by_its_installed_name() -> None:

@@ -68,9 +68,10 @@ def reusing(folder: Path, experts: int = 4, **others: Any) -> ConvertOptions:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Everything that a result consists of but its report, whose errors are measured on other tokens."""
+    """Everything that a result consists of but its report and card, whose errors are measured on other tokens."""
     found = contents(folder)
     assert found.pop("hcsmoe.json")
+    assert found.pop("README.md")
     return found
 
 
@@ -91,10 +92,10 @@ def test_nothing_but_the_statistics_is_left_beside_the_result(collected: Path) -
 
 def test_the_file_says_what_was_observed(collected: Path) -> None:
     file = StatisticsFile(collected / "statistics")
-    assert file.content["source"] == str(collected / "model")
+    assert file.content["source"] == "model"
     assert file.content["layers"] == [0, 1]
     assert file.content["calibration"]["tokens"] == token_ids().numel()
-    assert (file.feature_tokens, file.calibration.dataset) == (FEATURE_TOKENS, str(collected / "ids.npy"))
+    assert (file.feature_tokens, file.calibration.dataset) == (FEATURE_TOKENS, "ids.npy")
     sample = file.layer(1).sample
     assert sample is not None
     assert sample.args[0].shape == (1, FEATURE_TOKENS, 32)
@@ -157,7 +158,7 @@ def test_errors_measured_on_a_sample_of_all_tokens_are_those_of_all_tokens(tmp_p
 def test_statistics_of_a_renamed_source_are_reused(folder: Path) -> None:
     (folder / "model").rename(folder / "renamed")
     report = convert(folder / "renamed", reusing(folder))
-    assert report.source["path"] == str(folder / "renamed")
+    assert report.source["path"] == "renamed"
 
 
 # Files that do not fit
@@ -218,6 +219,19 @@ def test_the_calibration_options_of_the_file_itself_are_accepted(folder: Path) -
     found = StatisticsFile(folder / "statistics").content["options"]
     report = convert(folder / "model", replace(reusing(folder), calibration=CalibrationOptions(**found)))
     assert report.calibration["dataset"] == found["dataset"]
+
+
+def test_a_calibration_file_is_known_by_its_content(folder: Path) -> None:
+    moved, other = folder / "moved.npy", folder / "other" / "ids.npy"
+    shutil.copy(folder / "ids.npy", moved)
+    report = convert(folder / "model", replace(reusing(folder), calibration=CalibrationOptions(dataset=str(moved))))
+    assert report.calibration["dataset"] == "ids.npy"
+    shutil.rmtree(folder / "result")
+    other.parent.mkdir()
+    np.save(other, token_ids().numpy()[::-1])
+    asked = replace(reusing(folder), calibration=CalibrationOptions(dataset=str(other)))
+    error = refuse(folder / "model", PlanError, asked)
+    assert f"was collected with dataset ids.npy, not {other}." in error.message
 
 
 def rewrite(path: Path, change: Callable[[dict[str, bytes]], Any]) -> None:

@@ -131,7 +131,8 @@ class LayerLoader:
         wait(self._pending.values())
 
     def close(self) -> None:
-        """Ends the background thread."""
+        """Ends the background thread, and the downloads that it may be waiting for."""
+        self._reader.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

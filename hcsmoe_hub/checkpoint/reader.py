@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from hcsmoe_hub.checkpoint.feed import Feed
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.checkpoint.tensors import DTYPE_NAMES, StoredTensor
 from hcsmoe_hub.errors import SourceError
@@ -24,14 +25,25 @@ class TensorReader:
     """Reads tensors of a source; keeps one open file per shard and counts the bytes.
 
     Safe to use from several threads: ``os.preadv`` has no shared position.
+
+    Args:
+        source: What to read.
+        feed: Downloads ahead of this reader; what is no part of it is fetched when it is needed.
+        emit: Called with such downloads.
     """
 
-    def __init__(self, source: Source, *, emit: Listener = ignore) -> None:
+    def __init__(self, source: Source, *, feed: Feed | None = None, emit: Listener = ignore) -> None:
         self._source = source
+        self._feed = feed
         self._emit = emit
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
         self.bytes_read = 0
+
+    def _open(self, tensor: StoredTensor) -> tuple[int, int]:
+        """An open file that holds the tensor's shard from some position on, and that position."""
+        found = None if self._feed is None else self._feed.open(tensor.name)
+        return (self._file(tensor.shard), 0) if found is None else found
 
     def _file(self, shard: str) -> int:
         with self._lock:
@@ -51,18 +63,26 @@ class TensorReader:
         if tensor.nbytes == 0:
             return torch.empty(tensor.shape, dtype=tensor.dtype)
         content, buffer = mapped_tensor(tensor.nbytes)
-        file, position = self._file(tensor.shard), 0
+        file, start = self._open(tensor)
+        position = 0
         while position < tensor.nbytes:
-            count = os.preadv(file, [buffer[position:]], tensor.offset + position)
+            count = os.preadv(file, [buffer[position:]], tensor.offset - start + position)
             if count == 0:
                 raise SourceError(
                     f"{tensor.shard} ends inside tensor {tensor.name!r}; it changed while it was read.",
                     hint="download this shard again",
                 )
             position += count
+        if self._feed is not None:
+            self._feed.was_read(tensor.name)
         with self._lock:
             self.bytes_read += tensor.nbytes
         return content.view(tensor.dtype).view(tensor.shape)
+
+    def stop(self) -> None:
+        """Ends downloads that other threads may be waiting for."""
+        if self._feed is not None:
+            self._feed.stop()
 
     def close(self) -> None:
         """Closes every open shard."""

@@ -3,13 +3,16 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hcsmoe_hub.checkpoint.feed import Feed
+from hcsmoe_hub.checkpoint.pieces import Piece, Step
 from hcsmoe_hub.checkpoint.tensors import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -22,6 +25,7 @@ from hcsmoe_hub.checkpoint.tensors import (
     stored_tensors,
 )
 from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.events import Listener, ignore
 
 # A large model has a hundred shards, and on the Hub each header is a request.
 HEADER_THREADS = 8
@@ -39,14 +43,22 @@ class Source(ABC):
         repo_id: Hub repository, or ``None`` for a folder.
         path: Local folder, or ``None`` for a repository.
         revision: Commit of the repository, or ``None`` for a folder.
+        renamed_from: Id that was asked for, if the repository bears another one by now.
+        gated: Whether the Hub hands it out to those only who have asked for access; ``None`` if it was not asked.
+        cache: Folder that downloads go to, or ``None`` for a folder.
         missing_hint: What to do about a shard that is not there.
+        weights_hint: What to do if there are no weights in the right format.
     """
 
     name: str
     repo_id: str | None = None
     path: Path | None = None
     revision: str | None = None
+    renamed_from: str | None = None
+    gated: bool | None = None
+    cache: Path | None = None
     missing_hint: str = "download the missing shards"
+    weights_hint: str = "convert the weights to safetensors first"
 
     @property
     def label(self) -> str:
@@ -85,9 +97,25 @@ class Source(ABC):
             digest.update(self.peek(tensor, PEEKED_BYTES))
         return digest.hexdigest()
 
-    @abstractmethod
-    def download_bytes(self) -> int:
-        """Bytes of weights that are not on this machine yet."""
+    def pieces(self, steps: Sequence[Step], *, low_disk: bool) -> list[list[Piece]]:
+        """What a pass would download at each of its steps.
+
+        Args:
+            steps: Tensors that are read together, in the order of the pass.
+            low_disk: Whether every step brings its own tensors alone, which are deleted after it.
+        """
+        return [[] for _ in steps]
+
+    @contextmanager
+    def feed(self, steps: Sequence[Step], *, low_disk: bool = False, emit: Listener = ignore) -> Iterator[Feed | None]:
+        """Downloads what a pass reads, ahead of it; ``None`` if everything is on this machine.
+
+        Args:
+            steps: Tensors that are read together, in the order of the pass.
+            low_disk: Whether downloads are deleted as soon as they were read; otherwise they stay in the cache.
+            emit: Called with every shard that a download begins with, from several threads.
+        """
+        yield None
 
     def text(self, file: str) -> str:
         """Content of a small text file.
@@ -106,8 +134,10 @@ class Source(ABC):
     def config(self) -> dict[str, Any]:
         """The raw ``config.json``."""
         if "config.json" not in self.files():
+            foreign = self._foreign_weights()
             raise SourceError(
-                f"{self.label} has no config.json, so it is no transformers checkpoint.",
+                f"{self.label} has no config.json{f' beside {foreign}' if foreign else ''}, "
+                "so it is no transformers checkpoint.",
                 hint="pass the folder or repository that holds config.json and the safetensors shards",
             )
         return parse_config(self.text("config.json"), where=f"{self.label}/config.json")
@@ -130,11 +160,11 @@ class Source(ABC):
         if self.weight_map is None:
             if SINGLE_FILE in files:
                 return [SINGLE_FILE]
-            foreign = [file for file in files if any(fnmatch(file, pattern) for pattern in FOREIGN_WEIGHTS)]
-            found = f"only {', '.join(foreign[:3])}" if foreign else "no weights at all"
+            foreign = self._foreign_weights()
             raise SourceError(
-                f"{self.label} holds {found}: hcsmoe reads safetensors and never opens a pickle.",
-                hint="convert the weights to safetensors first, or use a revision that has them",
+                f"{self.label} holds {f'only {foreign}' if foreign else 'no weights at all'}: hcsmoe reads "
+                "safetensors and never opens a pickle.",
+                hint=self.weights_hint,
             )
         shards = sorted(set(self.weight_map.values()))
         missing = [shard for shard in shards if shard not in files]
@@ -145,6 +175,11 @@ class Source(ABC):
                 hint=self.missing_hint,
             )
         return shards
+
+    def _foreign_weights(self) -> str:
+        """Names of some weights that cannot be read, empty if there are none."""
+        found = [file for file in self.files() if any(fnmatch(file, pattern) for pattern in FOREIGN_WEIGHTS)]
+        return ", ".join(found[:3])
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -189,9 +224,6 @@ class LocalSource(Source):
 
     def is_here(self, file: str) -> bool:
         return True
-
-    def download_bytes(self) -> int:
-        return 0
 
 
 def open_source(

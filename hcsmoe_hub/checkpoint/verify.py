@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from torch import Tensor
 from hcsmoe_hub.checkpoint.accounting import take_account
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.source import LocalSource, Source
-from hcsmoe_hub.checkpoint.tensors import total_bytes
-from hcsmoe_hub.checkpoint.writer import INCOMPLETE
+from hcsmoe_hub.checkpoint.tensors import StoredTensor, total_bytes
+from hcsmoe_hub.checkpoint.writer import INCOMPLETE, UNFINISHED
 from hcsmoe_hub.errors import VerificationError
 from hcsmoe_hub.layouts.check import check_code, check_report, experts_per_layer, layout_of
 from hcsmoe_hub.model import Model, read_model
@@ -46,14 +47,33 @@ class Verification:
     identical: int | None = None
 
 
-def check_structure(folder: Path) -> Model:
+class _Held(LocalSource):
+    """The folder of a conversion that is still at work; shards may have been sent away."""
+
+    def __init__(self, folder: Path, sent: Mapping[str, Mapping[str, StoredTensor]]) -> None:
+        super().__init__(folder)
+        self._sent = sent
+
+    def files(self) -> list[str]:
+        return sorted({*super().files(), *self._sent} - {UNFINISHED})
+
+    def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
+        return dict(self._sent[shard]) if shard in self._sent else super().shard_tensors(shard)
+
+
+def check_structure(folder: Path, *, sent: Mapping[str, Mapping[str, StoredTensor]] | None = None) -> Model:
     """Checks index, headers, names, shapes, expert numbering and config against each other; reads no weights.
+
+    Args:
+        folder: The checkpoint.
+        sent: Given by the conversion that holds the folder: shards that are not in it any more, with the tensors that
+            their headers named.
 
     Raises:
         VerificationError: If they disagree.
         SourceError: If the folder is no readable checkpoint.
     """
-    source = LocalSource(folder)
+    source = LocalSource(folder) if sent is None else _Held(folder, sent)
     files = source.files()
     unfinished = [file for file in files if file.endswith(INCOMPLETE)]
     if unfinished:

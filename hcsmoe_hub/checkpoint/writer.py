@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -21,6 +21,8 @@ from torch import Tensor
 from hcsmoe_hub.checkpoint.tensors import DTYPE_NAMES, INDEX_FILE, StoredTensor, total_bytes
 
 INCOMPLETE = ".incomplete"
+# Lies in the folder while a result is being written, locked by whoever writes it; a killed process leaves it behind.
+UNFINISHED = f"hcsmoe{INCOMPLETE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +96,31 @@ def _encode(shard: str, specs: Sequence[StoredTensor]) -> tuple[bytes, tuple[Sto
     return header, placed
 
 
-class ShardWriter:
-    """Puts tensors into their planned places, from any thread and in any order."""
+class Recipient(Protocol):
+    """Whoever wants the shards as they are finished."""
 
-    def __init__(self, folder: Path, layout: ShardLayout) -> None:
+    def make_room(self) -> None:
+        """Called before anything is written; may wait."""
+        ...
+
+    def take(self, shard: Path) -> None:
+        """Called with a finished shard."""
+        ...
+
+
+class ShardWriter:
+    """Puts tensors into their planned places, from any thread and in any order.
+
+    Args:
+        folder: Where the shards go.
+        layout: Where every tensor goes.
+        recipient: Is given the finished shards.
+    """
+
+    def __init__(self, folder: Path, layout: ShardLayout, recipient: Recipient | None = None) -> None:
         self._folder = folder
         self._layout = layout
+        self._recipient = recipient
         self._tensors = layout.tensors
         self._missing = {shard: {tensor.name for tensor in tensors} for shard, tensors in layout.shards.items()}
         self._files: dict[str, int] = {}
@@ -112,6 +133,8 @@ class ShardWriter:
         Raises:
             AssertionError: If the tensor was not planned so, or was written before: a defect of the caller.
         """
+        if self._recipient is not None:
+            self._recipient.make_room()
         planned = self._tensors[name]
         assert name in self._missing[planned.shard], f"{name} was written before"
         assert (tensor.dtype, tensor.shape) == (planned.dtype, planned.shape), (name, tensor.dtype, tensor.shape)
@@ -138,6 +161,8 @@ class ShardWriter:
         os.fsync(file)
         os.close(file)
         os.replace(self._folder / (shard + INCOMPLETE), self._folder / shard)
+        if self._recipient is not None:
+            self._recipient.take(self._folder / shard)
 
     def finish(self) -> None:
         """Writes the index, the sign that the weights are complete.
@@ -161,6 +186,11 @@ class ShardWriter:
         for shard in self._layout.shards:
             (self._folder / shard).unlink(missing_ok=True)
             (self._folder / (shard + INCOMPLETE)).unlink(missing_ok=True)
+
+
+def is_occupied(folder: Path) -> bool:
+    """Whether a folder holds anything else than what a killed conversion left there."""
+    return folder.is_dir() and any(folder.iterdir()) and not (folder / UNFINISHED).exists()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,6 +1,5 @@
 """A checkpoint that is evaluated: its skeleton, its sizes, and which bytes it is."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +15,10 @@ from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Listener
 from hcsmoe_hub.memory import map_large_tensors
+from hcsmoe_hub.report import describe_source
 
 # Figures are measured in float32, whatever the checkpoint stores.
 DTYPE = torch.float32
-# Of every stored tensor; a checkpoint that was written anew differs in these somewhere.
 
 
 class Checkpoint:
@@ -99,13 +98,4 @@ class Checkpoint:
 
     def describe(self) -> dict[str, Any]:
         """Which checkpoint this is, as results name it."""
-        source = self.source
-        name = {"repo_id": source.repo_id} if source.repo_id is not None else {"path": str(source.path)}
-        return {**name, "revision": source.revision, "fingerprint": self._fingerprint()}
-
-    def _fingerprint(self) -> str:
-        """SHA-256 of a repository's commit, or of a folder's config, tensor headers and first bytes of each tensor."""
-        source = self.source
-        if source.revision is not None:
-            return hashlib.sha256(f"{source.repo_id}@{source.revision}".encode()).hexdigest()
-        return source.fingerprint(source.tensors.values())
+        return describe_source(self.source)

@@ -1,25 +1,18 @@
-"""What can go wrong with a push: which failures pass by themselves, and what is said about the others."""
+"""What can go wrong with a push, and what is said about it."""
 
-import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import httpx2
 from huggingface_hub import errors
 
 from hcsmoe_hub.errors import HcsmoeError
+from hcsmoe_hub.hub_failures import PASSING_ERRORS, PASSING_STATUSES, first_line
+from hcsmoe_hub.hub_failures import REQUEST_ERRORS as REQUEST_ERRORS
+from hcsmoe_hub.hub_failures import is_passing as is_passing
+from hcsmoe_hub.hub_failures import patiently as patiently
+from hcsmoe_hub.hub_failures import said as said
 
-Result = TypeVar("Result")
-
-# Pauses before another try, as the client makes them with those requests that it repeats itself.
-PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)
-MAX_PAUSE_SECONDS = 300.0
-PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-PASSING_ERRORS = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
-# A proxy's error page is no JSON.
-REQUEST_ERRORS = (httpx2.HTTPError, json.JSONDecodeError)
 CHANGED_STATUS = 412
 FULL_STATUSES = frozenset({402, 413, 507})
 FULL_WORDS = ("storage", "quota", "too large")
@@ -30,38 +23,6 @@ AGAIN = "run the same command again: what the Hub holds already is not sent agai
 
 class PushError(HcsmoeError):
     """A result cannot be pushed, or not as it was asked for."""
-
-
-def is_passing(error: Exception) -> bool:
-    """Whether the same request may well succeed a moment later."""
-    if isinstance(error, errors.HfHubHTTPError):
-        return error.response.status_code in PASSING_STATUSES
-    return isinstance(error, (*PASSING_ERRORS, json.JSONDecodeError))
-
-
-def patiently(call: Callable[[], Result], *, is_first: bool = False) -> Result:
-    """Repeats a request that passing failures meet: the client repeats some requests by itself, but not all.
-
-    Args:
-        call: Makes a request that may be made twice without harm.
-        is_first: Nothing has come from the Hub yet: if it cannot be reached at all, that is told at once.
-    """
-    for pause in PAUSES_SECONDS:
-        try:
-            return call()
-        except REQUEST_ERRORS as error:
-            if not is_passing(error) or (is_first and isinstance(error, httpx2.ConnectError)):
-                raise
-            time.sleep(max(pause, min(_asked_pause(error), MAX_PAUSE_SECONDS)))
-    return call()
-
-
-def _asked_pause(error: Exception) -> float:
-    """Seconds that the Hub asks to wait."""
-    if not isinstance(error, errors.HfHubHTTPError):
-        return 0.0
-    asked = error.response.headers.get("Retry-After", "")
-    return float(asked) if asked.isdecimal() else 0.0
 
 
 @contextmanager
@@ -86,20 +47,6 @@ def _is_local(error: Exception) -> bool:
     """Whether it is a failure of this machine: those of the client are OSErrors as well, but have no number."""
     is_remote = isinstance(error, (httpx2.HTTPError, ConnectionError, TimeoutError))
     return isinstance(error, OSError) and error.errno is not None and not is_remote
-
-
-def said(error: Exception) -> str:
-    """What an error says in one line, without the address that a request went to: it may hold a permission."""
-    if isinstance(error, errors.HfHubHTTPError):
-        status = f"{error.response.status_code} {error.response.reason_phrase}".strip()
-        return f"{status}: {first_line(error.server_message)}" if error.server_message else status
-    return first_line(str(error)) or type(error).__name__
-
-
-def first_line(text: str) -> str:
-    """The first line that says something, without its full stop."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else ""
 
 
 def _explanation(error: Exception, repo_id: str, branch: str) -> tuple[str, str]:

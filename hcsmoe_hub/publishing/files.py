@@ -4,7 +4,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from hcsmoe_hub.checkpoint.sidecars import sidecar_files
-from hcsmoe_hub.checkpoint.source import LocalSource
+from hcsmoe_hub.checkpoint.source import LocalSource, Source
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
 from hcsmoe_hub.checkpoint.verify import check_structure
 from hcsmoe_hub.publishing.failures import PushError
@@ -19,14 +19,11 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "p
 HIDDEN = (".cache/*", ".git/*", ".DS_Store", "__pycache__/*")
 
 
-def result_files(folder: Path) -> list[Path]:
-    """The files of a result: the weights, what they need, and what tells of them.
+def check_result(folder: Path) -> Source:
+    """Checks that a folder holds a result that can be pushed.
 
     Args:
         folder: Folder that ``hcsmoe convert`` wrote.
-
-    Returns:
-        Their paths, the shards first.
 
     Raises:
         PushError: If the folder is none, or holds no result.
@@ -40,12 +37,25 @@ def result_files(folder: Path) -> list[Path]:
             f"{folder} holds no {REPORT_FILE}, so it is no result of 'hcsmoe convert'.",
             hint="pass the folder that 'hcsmoe convert' wrote; 'hf upload' takes any other",
         )
-    source = check_structure(folder).source
+    return check_structure(folder).source
+
+
+def checkpoint_files(source: Source) -> list[Path]:
+    """The files of a checked result that are in its folder: weights, what they need, and what tells of them.
+
+    Args:
+        source: A checked result.
+
+    Returns:
+        Their paths, the shards first.
+    """
+    folder = source.path
+    assert folder is not None, "results are folders"
     present = source.files()
     named = [CARD_FILE, "config.json", *REPORTS, *([] if source.weight_map is None else [INDEX_FILE])]
     small = {name for name in named if name in present} | set(sidecar_files(present))
     small |= {name for name in present if fnmatch(name, EVALUATIONS)}
-    return [folder / name for name in (*source.shards, *sorted(small))]
+    return [path for name in (*source.shards, *sorted(small)) if (path := folder / name).is_file()]
 
 
 def other_files(folder: Path, files: list[Path]) -> list[str]:

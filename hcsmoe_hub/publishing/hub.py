@@ -4,6 +4,8 @@ import importlib.util
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors
@@ -189,6 +191,12 @@ class HubRepository:
         with explained(self._id, self._branch):
             entries = list(self._api.list_repo_tree(self._id, recursive=True, revision=revision))
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def read(self, file: str, *, revision: str) -> bytes:
+        """Content of a small file of a commit."""
+        with explained(self._id, self._branch), TemporaryDirectory(prefix="hcsmoe-") as folder:
+            path = patiently(lambda: self._api.hf_hub_download(self._id, file, revision=revision, local_dir=folder))
+            return Path(path).read_bytes()
 
     def upload(self, additions: Sequence[Addition]) -> None:
         """Sends the large ones among some files, except those that the Hub holds; nobody sees them yet."""

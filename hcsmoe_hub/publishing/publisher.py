@@ -1,14 +1,17 @@
 """One push: what is there, what may be replaced, what was sent, and the commit that shows it."""
 
+import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from hcsmoe_hub.events import Delivered, PushListener, Sending, Warned, ignore
+from hcsmoe_hub.events import Delivered, Listener, Sending, Warned, ignore
 from hcsmoe_hub.publishing.additions import Addition, RemoteFile
-from hcsmoe_hub.publishing.failures import PushError
+from hcsmoe_hub.publishing.failures import AGAIN, PushError
 from hcsmoe_hub.publishing.hub import HubRepository, sends_over_xet
 from hcsmoe_hub.publishing.options import Pushed, PushOptions
+from hcsmoe_hub.report import REPORT_FILE
 from hcsmoe_hub.versions import tool
 
 # What the Hub, or a person who makes a repository there, puts into one that is still empty.
@@ -42,7 +45,7 @@ class Publisher:
     """
 
     def __init__(
-        self, folder: Path, options: PushOptions, *, token: str | None = None, listener: PushListener = ignore
+        self, folder: Path, options: PushOptions, *, token: str | None = None, listener: Listener = ignore
     ) -> None:
         self._folder = folder
         self._options = options
@@ -53,13 +56,16 @@ class Publisher:
         self._files: dict[str, RemoteFile] = {}
         self._head = ""
         self._is_private = False
+        self._is_cancelled = False
 
-    def open(self, expected: Sequence[Path] = ()) -> None:
+    def open(self, expected: Sequence[Path] = (), *, recipe: Mapping[str, Any] | None = None) -> None:
         """Finds or makes the repository and the branch, and refuses whatever must not be written to.
 
         Args:
             expected: The files that will be pushed, if they are known: a repository that holds nothing else is no
                 reason for a refusal.
+            recipe: What ``hcsmoe.json`` will say of the making, if the files are not known yet: a repository that holds
+                a result of the same making is no reason either.
 
         Raises:
             PushError: Every refusal that is not due to the files themselves happens here.
@@ -80,7 +86,7 @@ class Publisher:
         head = self._find_head()
         self._head = head or hub.first_commit()
         self._files = hub.files(self._head)
-        self._check_room(expected)
+        self._check_room(expected, recipe)
         if head is None:
             hub.create_branch(at=self._head)
 
@@ -103,14 +109,14 @@ class Publisher:
             )
         return None
 
-    def _check_room(self, expected: Sequence[Path]) -> None:
+    def _check_room(self, expected: Sequence[Path], recipe: Mapping[str, Any] | None) -> None:
         """Refuses to mix a result with other files, unless it may replace them.
 
         Raises:
             PushError: If there are files that nobody allowed to replace.
         """
         foreign = self._files.keys() - OWN_FILES
-        if not foreign or self._options.overwrite or self._holds(expected):
+        if not foreign or self._options.overwrite or self._holds(expected) or self._is_made_by(recipe):
             return
         names = ", ".join(sorted(foreign)[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         branch = "" if self._options.revision is None else f" (branch {self._options.branch})"
@@ -128,6 +134,24 @@ class Publisher:
         # The small files first: a difference there saves reading the shards.
         additions.sort(key=lambda addition: addition.size)
         return all(addition.equals(self._files.get(addition.path_in_repo)) for addition in additions)
+
+    def _is_made_by(self, recipe: Mapping[str, Any] | None) -> bool:
+        """Whether the repository holds a result of just this making, and nothing else: then it was pushed before."""
+        if recipe is None or REPORT_FILE not in self._files:
+            return False
+        from hcsmoe_hub.publishing.files import is_of_a_checkpoint
+
+        if not all(is_of_a_checkpoint(name) for name in self._files.keys() - OWN_FILES):
+            return False
+        try:
+            report = json.loads(self._hub.read(REPORT_FILE, revision=self._head))
+        except ValueError:
+            return False
+        return isinstance(report, dict) and all(report.get(key) == value for key, value in recipe.items())
+
+    def cancel(self) -> None:
+        """Ends an upload that is under way on another thread as soon as it sends the next bytes."""
+        self._is_cancelled = True
 
     def upload(self, *paths: Path) -> list[Path]:
         """Sends finished files that are large; small ones wait for the commit.
@@ -163,6 +187,8 @@ class Publisher:
 
         def count(more: int) -> None:
             nonlocal sent, told
+            if self._is_cancelled:
+                raise PushError("the push was cancelled.", hint=AGAIN)
             with self._lock:
                 sent += more
                 if sent - told < EVENT_BYTES:

@@ -4,17 +4,19 @@ Importing this module is cheap; the libraries are imported when a push begins.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hcsmoe_hub.events import PushListener, Stage, StageFinished, StageStarted, ignore
+from hcsmoe_hub.errors import OutputError
+from hcsmoe_hub.events import Listener, Stage, StageFinished, StageStarted, ignore
 from hcsmoe_hub.publishing.options import Pushed, PushOptions
 
 # The client sends the files of one call side by side.
 FILES_AT_ONCE = 4
 
 
-def push(folder: Path, options: PushOptions, *, token: str | None = None, listener: PushListener = ignore) -> Pushed:
+def push(folder: Path, options: PushOptions, *, token: str | None = None, listener: Listener = ignore) -> Pushed:
     """Pushes the result in a folder to the Hub, in one commit.
 
     Args:
@@ -32,9 +34,11 @@ def push(folder: Path, options: PushOptions, *, token: str | None = None, listen
     from hcsmoe_hub.publishing.publisher import Publisher
 
     publisher = Publisher(folder, options, token=token, listener=listener)
-    from hcsmoe_hub.publishing.files import other_files, result_files
+    from hcsmoe_hub.publishing.files import check_result, checkpoint_files, other_files
 
-    files = result_files(folder)
+    result = check_result(folder)
+    _write_card(folder, options.repo_id)
+    files = checkpoint_files(result)
     publisher.open(files)
     listener(StageStarted(Stage.PUSH, len(files)))
     start = time.perf_counter()
@@ -43,3 +47,11 @@ def push(folder: Path, options: PushOptions, *, token: str | None = None, listen
     pushed = publisher.commit(*files)
     listener(StageFinished(Stage.PUSH, round(time.perf_counter() - start, 3)))
     return replace(pushed, left_out=other_files(folder, files))
+
+
+def _write_card(folder: Path, repo_id: str) -> None:
+    """Lets the card name the repository; one that a person wrote or changed is pushed as it is."""
+    from hcsmoe_hub.model_cards import write_card
+
+    with suppress(OutputError):
+        write_card(folder, repo_id)

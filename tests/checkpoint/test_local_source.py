@@ -77,7 +77,8 @@ def test_a_folder_has_a_name_but_no_revision_and_nothing_to_download(folder: Pat
     source = open_source(str(folder))
     assert (source.name, source.label) == ("model", str(folder))
     assert (source.path, source.repo_id, source.revision) == (folder, None, None)
-    assert source.download_bytes() == 0
+    assert (source.cache, source.gated, source.renamed_from) == (None, None, None)
+    assert source.pieces([list(source.tensors.values())], low_disk=True) == [[]]
 
 
 def test_files_in_sub_folders_are_listed_with_their_folder(folder: Path) -> None:

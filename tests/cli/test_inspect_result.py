@@ -49,7 +49,7 @@ def test_checkpoint_of_others_has_no_conversion(run, example):
 def test_person_sees_method_calibration_and_a_line_per_layer(run, converted, example):
     folder, finished = converted
     lines = lines_of(run("inspect", folder))
-    assert any(line.startswith(f"made from {example} by hcsmoe ") for line in lines)
+    assert any(line.startswith(f"made from {example.name} by hcsmoe ") for line in lines)
     assert any(line.startswith("method hierarchical clustering by expert-output (euclidean, ") for line in lines)
     assert "calibration bundled, 2 x 64 tokens, seed 42" in lines
     title = lines.index("LAYER EXPERTS SILHOUETTE DUNN OUTPUT ERROR TOP-K AGREEMENT DEAD MERGE HEIGHTS")

@@ -42,9 +42,9 @@ def test_everything_is_measured_and_kept_beside_the_model(copy, base, words, que
         "tokens": 97,
     }
     assert measure["settings"] == {"window": 16, "first_token": "</s>", "dtype": "float32", "device": "cpu"}
-    assert measure["base_model"]["path"] == str(base)
+    assert measure["base_model"]["path"] == base.name
     assert measure["versions"]["torch"] == torch.__version__
-    assert document["model"]["path"] == str(copy)
+    assert document["model"]["path"] == copy.name
     assert document["model"]["fingerprint"] != measure["base_model"]["fingerprint"]
     for name in ("perplexity", "loops", "choices"):
         figures = document["measures"][name]
@@ -68,13 +68,23 @@ def test_runs_add_to_each_other(copy, base, words, questions):
 def test_agreement_outlives_a_measurement_without_the_base(copy, base, words):
     first = run(copy, base, perplexity=words)["measures"]["agreement"]
     assert run(copy, perplexity=words)["measures"]["agreement"] == first
-    assert first["base_model"]["path"] == str(base)
+    assert first["base_model"]["path"] == base.name
 
 
 def test_figures_of_other_weights_are_left_out(copy, words, questions):
     run(copy, perplexity=words)
     shutil.copytree(build(copy.parent / "other", vocab_size=404, max_position_embeddings=256), copy, dirs_exist_ok=True)
     assert list(run(copy, choices=questions)["measures"]) == ["choices"]
+
+
+def test_figures_of_another_model_in_a_folder_of_the_same_name_are_left_out(model, base, tmp_path, words, questions):
+    results = tmp_path / "results.json"
+    for source, place in ((model, "one"), (base, "other")):
+        shutil.copytree(source, tmp_path / place / "model")
+    first = run(tmp_path / "one" / "model", perplexity=words, output=results)
+    second = run(tmp_path / "other" / "model", choices=questions, output=results)
+    assert first["model"]["path"] == second["model"]["path"] == "model"
+    assert list(second["measures"]) == ["choices"]
 
 
 def test_streaming_gives_the_figures_of_memory(copy, base, words, questions, monkeypatch):

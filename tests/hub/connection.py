@@ -96,6 +96,8 @@ class Connection(BaseHTTPRequestHandler):
     def _answer(self, path: str) -> None:
         try:
             self._refuse_if_told()
+            if self._lead_on():
+                return
             for pattern, methods, route in self.server.routes:
                 match = re.fullmatch(pattern, path)
                 if match and self.command in methods:
@@ -118,6 +120,17 @@ class Connection(BaseHTTPRequestHandler):
         if fault in REFUSED:
             pause = {"Retry-After": "0"} if fault is Fault.TOO_MANY_REQUESTS else {}
             raise Refusal(REFUSED[fault], "The server was told to fail once.", headers=pause)
+
+    def _lead_on(self) -> bool:
+        """Answers for a former name of a repository with where it is by now."""
+        for former, name in self.hub.renamed.items():
+            for start in ("/", "/api/models/"):
+                if f"{self.logged.path}/".startswith(f"{start}{former}/"):
+                    self.read_body()
+                    location = self.path.replace(former, name, 1)
+                    self.send_whole(b"", status=307, headers={"Location": location})
+                    return True
+        return False
 
     # Who asks
 

@@ -12,15 +12,15 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 
+from hcsmoe_hub import hub_failures
 from hcsmoe_hub.errors import HcsmoeError
-from hcsmoe_hub.events import PushEvent
-from hcsmoe_hub.publishing import failures
+from hcsmoe_hub.events import Event
 from hcsmoe_hub.publishing.options import PushOptions
 from hcsmoe_hub.publishing.publisher import Publisher
 from hcsmoe_hub.publishing.push import push
 
 
-def publish(folder: Path, options: PushOptions, token: str | None, delete: bool, seen: list[PushEvent]) -> Any:
+def publish(folder: Path, options: PushOptions, token: str | None, delete: bool, seen: list[Event]) -> Any:
     """Hands a folder over file by file, as a conversion does."""
     publisher = Publisher(folder, options, token=token, listener=seen.append)
     publisher.open()
@@ -39,7 +39,7 @@ def answer(action: str, token: str | None = None, delete: bool = False, **call: 
         return [str(item) for item in made] if isinstance(made, list) else str(made)
     if action == "download":
         return snapshot_download(call["repo_id"], token=token, revision=call.get("revision"))
-    folder, seen = Path(call.pop("folder")), list[PushEvent]()
+    folder, seen = Path(call.pop("folder")), list[Event]()
     options = PushOptions(**call)
     if action == "push":
         pushed = push(folder, options, token=token, listener=seen.append).as_dict()
@@ -61,7 +61,7 @@ def refusal_or_answer(call: dict[str, Any] | list[dict[str, Any]]) -> Any:
 def main() -> None:
     calls = json.load(sys.stdin)
     # Our own pauses; those of the client are a second and more.
-    failures.PAUSES_SECONDS = (0.05,) * 4
+    hub_failures.PAUSES_SECONDS = (0.05,) * 4
     with ThreadPoolExecutor(len(calls)) as pool:
         answers = dict(zip(calls, pool.map(refusal_or_answer, calls.values()), strict=True))
     json.dump(answers, sys.stdout)

@@ -23,6 +23,7 @@ class Hub:
         repositories: Every repository by kind and id.
         requests: Every request so far.
         failures: Beginning of a path to the status that answers every request for it.
+        renamed: Former id of a model to the one that it has by now.
         faults: What goes wrong once in a while.
         slow_pieces: Number of pieces that a slow body comes in.
         slow_seconds: Pause after each of them.
@@ -38,6 +39,7 @@ class Hub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[Request] = []
         self.failures: dict[str, int] = {}
+        self.renamed: dict[str, str] = {}
         self.faults: Plan = no_faults
         self.slow_pieces, self.slow_seconds = SLOW_PIECES, SLOW_SECONDS
         self.part_bytes = 1 << 40

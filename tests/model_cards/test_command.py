@@ -1,20 +1,22 @@
 """The command in a card makes the same result again."""
 
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
 import pytest
 
+from hcsmoe_hub.calibration.text import plan_calibration
 from hcsmoe_hub.cli.method_options import MethodFlags
 from hcsmoe_hub.errors import PlanError, SourceError
-from hcsmoe_hub.model_cards.command import calibration_name, convert_command, evaluate_command
+from hcsmoe_hub.model_cards.command import convert_command, evaluate_command
 from hcsmoe_hub.model_cards.folder import read_facts
 from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
+    ConvertOptions,
     Correct,
     Features,
     Layout,
@@ -94,15 +96,20 @@ def resolves_to(options: MethodOptions, recipe: Any) -> bool:
         return False
 
 
-def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> MethodOptions:
+def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The method that the command line reads from a command."""
+    return options_of(words, monkeypatch).method
+
+
+def options_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> ConvertOptions:
+    """The options that the command line reads from a command."""
     from typer.testing import CliRunner
 
     from hcsmoe_hub.cli import convert
     from hcsmoe_hub.cli.app import app
 
-    seen: list[MethodOptions] = []
-    monkeypatch.setattr(convert, "_convert", lambda source, options, hub, sink: seen.append(options.method))
+    seen: list[ConvertOptions] = []
+    monkeypatch.setattr(convert, "_convert", lambda source, options, hub, sink: seen.append(options))
     result = CliRunner().invoke(app, words[1:])
     assert result.exit_code == 0, result.stderr
     return seen[0]
@@ -111,14 +118,20 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> MethodOptions:
 def test_command_names_commit_counts_and_calibration(make_folder: Any) -> None:
     changes = {
         "experts": {"per_token_after": 1},
-        "calibration": {"dataset": "../data/my calib.jsonl", "sequences": 8, "sequence_length": 128},
+        "calibration": {
+            "dataset": "my calib.jsonl",
+            "sequences": 8,
+            "sequence_length": 128,
+            "text_column": "body text",
+            "feature_tokens": 512,
+        },
         "method": {"seed": 3},
     }
     words = words_of(convert_command(facts_of(make_folder(changes, files=("hcsmoe.png",)))))
     assert words == shlex.split(
         "hcsmoe convert acme/Mixtral-tiny --revision 0123456789abcdef0123456789abcdef01234567 --experts 4 "
-        "--experts-per-token 1 --preset hc-smoe --seed 3 --calibration 'my calib.jsonl' --samples 8 "
-        "--sequence-length 128 --figure"
+        "--experts-per-token 1 --preset hc-smoe --seed 3 --calibration 'my calib.jsonl' --feature-tokens 512 "
+        "--samples 8 --sequence-length 128 --text-column 'body text' --figure"
     )
 
 
@@ -134,23 +147,31 @@ def test_length_is_named_if_it_is_not_what_the_model_gives(
 
 
 def test_token_ids_need_no_sizes(make_folder: Any) -> None:
-    changes = {"calibration": {"dataset": "/data/ids.npy", "sequences": 3, "sequence_length": 99}}
+    changes = {"calibration": {"dataset": "ids.npy", "sequences": 3, "sequence_length": 99}}
     command = convert_command(facts_of(make_folder(changes)))
     assert " ".join(words_of(command)).endswith("--experts 4 --preset hc-smoe --calibration ids.npy")
 
 
 @pytest.mark.parametrize(
-    ("dataset", "name"),
+    "changes",
     [
-        ("bundled", "bundled"),
-        ("org/dataset", "org/dataset"),
-        ("/data/calib.jsonl", "calib.jsonl"),
-        ("data/calib.jsonl", "calib.jsonl"),
-        ("~/ids.npy", "ids.npy"),
+        {"dataset": "org/dataset", "text_column": "body", "feature_tokens": 64, "sequences": 7},
+        {"dataset": "bundled", "sequence_length": 100, "seed": 5},
+        {"dataset": "calib.jsonl", "text_column": "messages", "sequence_length": 512, "sequences": 128},
     ],
+    ids=lambda changes: changes["dataset"],
 )
-def test_files_are_named_without_their_folders(dataset: str, name: str) -> None:
-    assert calibration_name(dataset) == name
+def test_typing_the_command_observes_the_same_tokens(
+    make_folder: Any, monkeypatch: pytest.MonkeyPatch, changes: Any
+) -> None:
+    folder = make_folder({"calibration": changes, "method": {"seed": changes.get("seed", 42)}})
+    facts = facts_of(folder)
+    asked = options_of(words_of(convert_command(facts)), monkeypatch).calibration
+    limit = facts.config["max_position_embeddings"]
+    plan = plan_calibration(replace(asked, dataset="bundled"), max_positions=limit, has_tokenizer=True, label="")
+    found = {"dataset": asked.dataset, "feature_tokens": asked.feature_tokens, "seed": plan.seed}
+    found |= {name: getattr(plan, name) for name in ("sequences", "sequence_length", "text_column")}
+    assert found == {name: facts.report["calibration"][name] for name in found}
 
 
 def test_a_method_of_a_later_version_is_refused(make_folder: Any) -> None:

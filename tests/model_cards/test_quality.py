@@ -40,6 +40,16 @@ def test_another_commit_of_the_base_is_not_called_the_base(evaluated: Any, measu
     assert "acme/Mixtral-tiny @ feedbee" in text
 
 
+@pytest.mark.parametrize(("same", "title"), [(True, "base"), (False, "model")])
+def test_folders_of_one_name_are_told_apart_by_what_they_hold(
+    evaluated: Any, measures: Any, same: bool, title: str
+) -> None:
+    source = {"path": "model", "revision": None, "fingerprint": "1" * 64}
+    measured = {**source, "fingerprint": "1" * 64 if same else "2" * 64}
+    text = card(evaluated(only(measures, "perplexity", base_model=measured), source=source))
+    assert f"| domain | tokens | {title} | this model |" in text
+
+
 def test_without_a_base_its_columns_are_gone(evaluated: Any, measures: Any) -> None:
     alone = {"base": None, "base_model": None}
     text = card(evaluated({name: {**measures[name], **alone} for name in ("perplexity", "choices", "loops")}))

@@ -118,4 +118,6 @@ def test_sizes_that_only_the_class_of_the_config_knows_are_not_guessed(facts: An
 
 
 def test_without_a_tokenizer_only_the_model_is_loaded(facts: Any) -> None:
-    assert "AutoTokenizer" not in usage(facts(files=()))
+    text = usage(facts(files=()))
+    assert "It has no tokenizer" in text
+    assert not any(word in text for word in ("AutoTokenizer", "vllm", "sglang", "gguf", "mlx"))

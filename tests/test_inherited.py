@@ -1,8 +1,13 @@
 """What a result takes over from the card of its source, and what it must not."""
 
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 
-from hcsmoe_hub.model_cards.inherited import Inherited, inherit, read_front_matter
+from hcsmoe_hub.checkpoint.source import LocalSource
+from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.inherited import Inherited, inherit, inherit_from, read_front_matter
 
 CARD = b"""\xef\xbb\xbf---
 license: other
@@ -54,7 +59,17 @@ def test_a_card_without_front_matter_says_nothing(content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"---\nlicense: [mit\n---\n", "is no YAML"), (b"---\n- mit\n---\n", "holds no keys")]
+    ("content", "reason"),
+    [
+        (b"---\nlicense: [mit\n---\n", "is no YAML"),
+        (b"---\ndate: 2020-99-99\n---\n", "is no YAML"),
+        (b"---\ndate: !!timestamp soon\n---\n", "is no YAML"),
+        (b"---\ncount: !!int ''\n---\n", "is no YAML"),
+        (b"---\nflag: !!bool maybe\n---\n", "is no YAML"),
+        (b"---\ndeep: " + b"[" * 2_000 + b"\n---\n", "is no YAML"),
+        (b"---\n- mit\n---\n", "holds no keys"),
+    ],
+    ids=["bracket", "date", "timestamp", "int", "bool", "deep", "list"],
 )
 def test_damaged_front_matter_is_an_error(content: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -64,3 +79,26 @@ def test_damaged_front_matter_is_an_error(content: bytes, reason: str) -> None:
 def test_values_of_another_kind_are_left_out() -> None:
     found = inherit({"license": 3, "license_name": ["x"], "language": [1, "en"], "pipeline_tag": "", 5: "five"})
     assert {name: value for name, value in found.items() if value} == {"language": ["en"]}
+
+
+def test_a_gate_of_the_hub_counts_whatever_the_card_says() -> None:
+    assert inherit({}, gated=True)["gated"]
+    assert not inherit({"gated": True})["gated"]
+
+
+def test_a_source_without_a_card_says_nothing(tmp_path: Path) -> None:
+    assert inherit_from(LocalSource(tmp_path)) == asdict(Inherited())
+
+
+def test_a_card_is_read_from_its_source(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(CARD)
+    assert inherit_from(LocalSource(tmp_path)) == inherit(read_front_matter(CARD))
+
+
+def test_a_broken_card_is_named_without_its_place(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\n- mit\n---\n", "utf-8")
+    with pytest.raises(SourceError) as caught:
+        inherit_from(LocalSource(folder))
+    assert caught.value.message == "README.md of model cannot be read: its front matter holds no keys."

@@ -5,14 +5,22 @@ Scores, training data, widget examples and the questions of a gate were made for
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from huggingface_hub import repocard
 
+from hcsmoe_hub.errors import SourceError
+
+if TYPE_CHECKING:
+    from hcsmoe_hub.checkpoint.source import Source
+
 Words = str | list[str] | None
 
+CARD_FILE = "README.md"
 # Keys with which the owners of a repository ask something of whoever downloads it.
 GATE_PREFIX = "extra_gated_"
+# What the YAML library lets through of values that are not what their tags say, or nested without end.
+_MALFORMED = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +33,7 @@ class Inherited:
         license_link: Where its text is: a URL, or a file of the source's repository.
         language: Languages of the base model.
         pipeline_tag: Task of the base model.
-        gated: Whether the base model's card asks for something before a download.
+        gated: Whether the base model is only given to those who agree to conditions.
     """
 
     license: Words = None
@@ -48,6 +56,30 @@ class Inherited:
         )
 
 
+def inherit_from(source: "Source") -> dict[str, Any]:
+    """What ``hcsmoe.json`` keeps of the card of a source.
+
+    Args:
+        source: The checkpoint; one without a README.md says nothing.
+
+    Returns:
+        The fields of ``Inherited`` as JSON values.
+
+    Raises:
+        SourceError: If its card cannot be had, or cannot be read.
+    """
+    front_matter = {}
+    if CARD_FILE in source.files():
+        try:
+            front_matter = read_front_matter(source.fetch(CARD_FILE).read_bytes())
+        except (ValueError, OSError) as error:
+            raise SourceError(
+                f"{CARD_FILE} of {source.repo_id or source.name} cannot be read: {str(error).rstrip('.')}.",
+                hint="correct that file",
+            ) from error
+    return inherit(front_matter, gated=bool(source.gated))
+
+
 def read_front_matter(content: bytes) -> dict[Any, Any]:
     """The YAML block at the beginning of a README.md; empty if it has none.
 
@@ -59,24 +91,25 @@ def read_front_matter(content: bytes) -> dict[Any, Any]:
         return {}
     try:
         found = repocard.yaml.safe_load(match.group(2))
-    except repocard.yaml.YAMLError as error:
+    except (repocard.yaml.YAMLError, *_MALFORMED) as error:
         raise ValueError(f"its front matter is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict | None):
         raise ValueError("its front matter holds no keys")
     return found or {}
 
 
-def inherit(front_matter: Mapping[Any, Any]) -> dict[str, Any]:
+def inherit(front_matter: Mapping[Any, Any], *, gated: bool = False) -> dict[str, Any]:
     """What ``hcsmoe.json`` keeps of the front matter of a source, as JSON values.
 
     Args:
         front_matter: Of the source's README.md; it is input, so whatever is of another kind is left out.
+        gated: Whether the Hub gates the source, whatever its card says.
 
     Returns:
         The fields of ``Inherited``, ``None`` where the source names nothing.
     """
     asks = any(isinstance(key, str) and key.startswith(GATE_PREFIX) for key in front_matter)
-    return asdict(Inherited.of_source({**front_matter, "gated": front_matter.get("gated") is True or asks}))
+    return asdict(Inherited.of_source({**front_matter, "gated": gated or asks}))
 
 
 def _line(value: Any) -> str | None:

@@ -1,0 +1,115 @@
+"""Which stretches of which shards a pass over a checkpoint has to download, and in which order."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from hcsmoe_hub.checkpoint.tensors import StoredTensor
+
+if TYPE_CHECKING:
+    from hcsmoe_hub.checkpoint.skeleton import Group
+
+# Tensors that are read together: a decoder layer, what lies outside of the layers, or what no model loads.
+Step = Sequence[StoredTensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A stretch of a shard that is downloaded as one.
+
+    Attributes:
+        shard: Name of the file.
+        start: Position of its first byte in the shard.
+        end: Position after its last byte.
+        tensors: Names of the tensors in it that are read.
+    """
+
+    shard: str
+    start: int
+    end: int
+    tensors: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.end - self.start
+
+
+def reading_order(
+    groups: "Mapping[int | None, Group]", stored: Mapping[str, StoredTensor], unread: Iterable[str] = ()
+) -> list[Step]:
+    """The steps of a pass: what lies outside of the layers, the layers, and what the model does not load.
+
+    Args:
+        groups: Stored keys by decoder layer.
+        stored: Every stored tensor.
+        unread: Keys that are copied after the last layer.
+    """
+    layers = sorted(groups, key=lambda layer: -1 if layer is None else layer)
+    keys = [*(groups[layer].targets for layer in layers), unread]
+    return [[stored[key] for key in step] for step in keys]
+
+
+def whole_shards(steps: Sequence[Step], sizes: Mapping[str, int]) -> list[list[Piece]]:
+    """Every shard as a whole, at the first step that reads from it.
+
+    Args:
+        steps: A pass.
+        sizes: Shards that have to be downloaded, with their size.
+    """
+    names: dict[str, list[str]] = {}
+    for tensor in (tensor for step in steps for tensor in step if tensor.shard in sizes and tensor.nbytes):
+        names.setdefault(tensor.shard, []).append(tensor.name)
+    pieces = []
+    for step in steps:
+        found = dict.fromkeys(tensor.shard for tensor in step if tensor.nbytes and tensor.shard in names)
+        pieces.append(
+            [Piece(shard=shard, start=0, end=sizes[shard], tensors=tuple(names.pop(shard))) for shard in sorted(found)]
+        )
+    return pieces
+
+
+def layer_pieces(steps: Sequence[Step], sizes: Mapping[str, int]) -> list[list[Piece]]:
+    """At every step exactly the bytes that it reads.
+
+    Most checkpoints store a layer in one stretch or two. Wherever a tensor lies, no step needs what another one
+    downloads: what a step has read can go, and no byte comes twice.
+
+    Args:
+        steps: A pass.
+        sizes: Shards that have to be downloaded, with their size.
+    """
+    pieces = []
+    for step in steps:
+        runs: list[list[StoredTensor]] = []
+        wanted = [tensor for tensor in step if tensor.shard in sizes and tensor.nbytes]
+        for tensor in sorted(wanted, key=lambda tensor: (tensor.shard, tensor.offset)):
+            before = runs[-1][-1] if runs else None
+            if before is not None and (before.shard, before.offset + before.nbytes) == (tensor.shard, tensor.offset):
+                runs[-1].append(tensor)
+            else:
+                runs.append([tensor])
+        pieces.append(
+            [
+                Piece(
+                    shard=run[0].shard,
+                    start=run[0].offset,
+                    end=run[-1].offset + run[-1].nbytes,
+                    tensors=tuple(tensor.name for tensor in run),
+                )
+                for run in runs
+            ]
+        )
+    return pieces
+
+
+def download_bytes(steps: Iterable[Iterable[Piece]]) -> int:
+    """Bytes of all pieces."""
+    return sum(piece.nbytes for step in steps for piece in step)
+
+
+def largest_pair(steps: Sequence[Sequence[Piece]]) -> int:
+    """Bytes of the largest two steps in a row: all that is on disk where every step goes before the next but one."""
+    sizes = [download_bytes([step]) for step in steps]
+    return max((sum(pair) for pair in pairwise(sizes)), default=sum(sizes))

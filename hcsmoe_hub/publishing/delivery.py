@@ -1,0 +1,91 @@
+"""Sends the shards of a result while the conversion goes on, and makes room for the next ones."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from hcsmoe_hub.checkpoint.tensors import StoredTensor, local_header, stored_tensors
+from hcsmoe_hub.events import Listener, Warned, ignore
+from hcsmoe_hub.publishing.failures import PushError
+from hcsmoe_hub.publishing.options import Pushed
+from hcsmoe_hub.publishing.publisher import Publisher
+
+
+class Delivery:
+    """Takes finished shards from a writer and sends them one after the other, on a thread of its own.
+
+    Args:
+        publisher: An opened one.
+        deletes: Delete each shard that the Hub holds, and let the writer wait until it does. Otherwise a failure to
+            send is no reason to end the conversion: everything is tried again with the commit.
+        listener: Told of such a failure.
+
+    Attributes:
+        sent: Tensors of the deleted shards, as their headers named them.
+    """
+
+    def __init__(self, publisher: Publisher, *, deletes: bool, listener: Listener = ignore) -> None:
+        self._publisher = publisher
+        self._deletes = deletes
+        self._emit = listener
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="delivery")
+        self._tasks: list[Future[None]] = []
+        self._has_failed = False
+        self.sent: dict[str, Mapping[str, StoredTensor]] = {}
+
+    def take(self, shard: Path) -> None:
+        """Begins to send a finished shard."""
+        self._tasks.append(self._pool.submit(self._send, shard))
+
+    def make_room(self) -> None:
+        """Waits until no finished shard lies on the disk, if they are to be deleted.
+
+        Raises:
+            PushError: If one cannot be sent.
+        """
+        if self._deletes:
+            for task in self._tasks:
+                task.result()
+
+    def _send(self, shard: Path) -> None:
+        if self._has_failed:
+            return
+        try:
+            held = self._publisher.upload(shard)
+        except PushError as error:
+            self._has_failed = True
+            if self._deletes:
+                raise
+            self._emit(Warned(f"{error.message} The conversion goes on, and sends again at its end."))
+            return
+        if self._deletes and held:
+            header, data_start = local_header(shard)
+            size = shard.stat().st_size
+            self.sent[shard.name] = stored_tensors(header, shard=shard.name, data_start=data_start, file_bytes=size)
+            shard.unlink()
+
+    def commit(self, files: Sequence[Path]) -> Pushed:
+        """Sends what is left and makes everything visible.
+
+        Args:
+            files: Every file of the result that is still in its folder.
+
+        Raises:
+            PushError: If something cannot be sent; then nothing has changed that anybody sees.
+        """
+        for task in self._tasks:
+            task.result()
+        return self._publisher.commit(*files)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._publisher.cancel()
+        self._pool.shutdown(cancel_futures=True)
+        wait(self._tasks)

@@ -1,0 +1,185 @@
+"""The feed of a pass: downloads ahead of its reader, and never holds more than it may."""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from hcsmoe_hub.checkpoint.feed import Feed
+from hcsmoe_hub.checkpoint.pieces import Piece, download_bytes, largest_pair
+from hcsmoe_hub.checkpoint.transfer import Stopped
+from hcsmoe_hub.errors import SourceError
+
+
+def piece(step: int, number: int, size: int) -> Piece:
+    """A piece of two tensors."""
+    names = (f"{step}.{number}.a", f"{step}.{number}.b")
+    return Piece(shard=f"shard-{number}", start=1000 * step, end=1000 * step + size, tensors=names)
+
+
+class Store:
+    """Brings pieces as files of their size, and remembers when; held ones wait until they are let go."""
+
+    def __init__(self, folder: Path, *, held: Sequence[Piece] = ()) -> None:
+        self.folder = folder
+        self.asked: list[Piece] = []
+        self.most = 0
+        self.held = {one: threading.Event() for one in held}
+        self._lock = threading.Lock()
+
+    def fetch(self, one: Piece, stop: threading.Event) -> Path:
+        self.asked.append(one)
+        while one in self.held and not self.held[one].wait(0.01):
+            if stop.is_set():
+                raise Stopped
+        path = self.folder / f"{one.shard}.{one.start}"
+        with path.open("wb") as file:
+            for part in range(0, one.nbytes, 7):
+                file.write(bytes(min(7, one.nbytes - part)))
+                file.flush()
+                self.measure()
+        return path
+
+    def measure(self) -> int:
+        with self._lock:
+            now = 0
+            for file in self.folder.iterdir():
+                # It may be deleted at this very moment.
+                with suppress(FileNotFoundError):
+                    now += file.stat().st_size
+            self.most = max(self.most, now)
+            return now
+
+    def wait_for(self, count: int) -> None:
+        """Waits until so many pieces were asked for."""
+        deadline = time.monotonic() + 5
+        while len(self.asked) < count and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(0.03)
+
+
+def read(feed: Feed, one: Piece) -> None:
+    for name in one.tensors:
+        found = feed.open(name)
+        assert found is not None
+        assert (os.fstat(found[0]).st_size, found[1]) == (one.nbytes, one.start)
+        feed.was_read(name)
+
+
+STEPS = [[piece(0, 0, 50), piece(0, 1, 30)], [piece(1, 0, 20)], [piece(2, 0, 40)], [piece(3, 0, 10), piece(3, 1, 10)]]
+
+
+def test_everything_is_downloaded_in_order_and_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    feed = Feed(STEPS, store.fetch, removes=False)
+    for one in (one for step in STEPS for one in step):
+        read(feed, one)
+    feed.close()
+    assert sorted(store.asked, key=str) == sorted((one for step in STEPS for one in step), key=str)
+    assert store.measure() == download_bytes(STEPS)
+
+
+def test_only_this_step_and_the_next_are_asked_for(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    feed = Feed(STEPS, store.fetch, removes=True)
+    asked = []
+    for step in STEPS:
+        store.wait_for(5)
+        asked.append(len(store.asked))
+        for one in step:
+            read(feed, one)
+    feed.close()
+    assert asked == [3, 4, 6, 6]
+
+
+def test_a_piece_goes_with_its_last_tensor(tmp_path: Path) -> None:
+    feed = Feed(STEPS, Store(tmp_path).fetch, removes=True)
+    (one, other), (next_one,), *_ = STEPS
+    for name in one.tensors:
+        assert feed.open(name) is not None
+    feed.open(other.tensors[0])
+    feed.was_read(one.tensors[0])
+    assert (tmp_path / "shard-0.0").exists()
+    feed.was_read(one.tensors[1])
+    assert not (tmp_path / "shard-0.0").exists()
+    assert (tmp_path / "shard-1.0").exists()
+    feed.open(next_one.tensors[0])
+    # Whoever reads the next step needs nothing more of this one.
+    assert not (tmp_path / "shard-1.0").exists()
+    feed.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_disk_never_holds_more_than_two_steps(seed: int, tmp_path: Path) -> None:
+    generator = random.Random(seed)
+    steps = [
+        [piece(step, number, generator.randrange(1, 90)) for number in range(generator.randrange(4))]
+        for step in range(12)
+    ]
+    store = Store(tmp_path)
+    feed = Feed(steps, store.fetch, removes=True)
+    for step in steps:
+        # As a loader does that has threads of its own.
+        with ThreadPoolExecutor(2) as threads:
+            for done in [threads.submit(read, feed, one) for one in step]:
+                done.result()
+        store.measure()
+    feed.close()
+    assert len(store.asked) == len(set(store.asked)) == sum(map(len, steps))
+    assert store.measure() == 0
+    assert 0 < store.most <= largest_pair(steps)
+
+
+def test_steps_that_are_left_out_are_not_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    feed = Feed(STEPS, store.fetch, removes=True)
+    for one in STEPS[3]:
+        read(feed, one)
+    feed.close()
+    assert store.measure() == 0
+    # The third step was never due.
+    assert STEPS[2][0] not in store.asked
+
+
+def test_a_tensor_of_another_shard_is_no_part_of_the_feed(tmp_path: Path) -> None:
+    feed = Feed(STEPS, Store(tmp_path).fetch, removes=True)
+    assert feed.open("elsewhere") is None
+    feed.was_read("elsewhere")
+    feed.close()
+
+
+def test_a_failure_ahead_is_told_before_its_turn(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def fetch(one: Piece, stop: threading.Event) -> Path:
+        if one in STEPS[3]:
+            raise SourceError("it is gone.", hint="try again")
+        return store.fetch(one, stop)
+
+    feed = Feed(STEPS, fetch, removes=False)
+    store.wait_for(4)
+    with pytest.raises(SourceError, match="it is gone"):
+        feed.open(STEPS[0][0].tensors[0])
+    feed.close()
+
+
+@pytest.mark.parametrize("removes", [True, False])
+def test_whoever_waits_is_told_when_the_feed_is_stopped(removes: bool, tmp_path: Path) -> None:
+    everything = [one for step in STEPS for one in step]
+    store = Store(tmp_path, held=everything)
+    feed = Feed(STEPS, store.fetch, removes=removes)
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(feed.open, one.tensors[0]) for one in STEPS[0]]
+        store.wait_for(2)
+        feed.stop()
+        for one in waiting:
+            with pytest.raises((Stopped, CancelledError)):
+                one.result(timeout=5)
+    feed.close()
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,125 @@
+"""From the Hub to the Hub: one conversion of a repository that is pushed while it is made, as a command of its own."""
+
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from hub_client import WRITER, Machine
+from hub_server import Account, Hub
+from tiny_models import build, token_ids
+
+from hcsmoe_hub.checkpoint.tensors import FIRST_READ_BYTES
+
+CONVERTER = Path(__file__).with_name("converter.py")
+SOURCE = "org/model"
+# Shards large enough that reading a header is not reading the shard, and that a layer is in several of them.
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+SOURCE_SHARD, SHARD_BYTES = "500KB", 300_000
+HEADER_RANGE = f"bytes=0-{FIRST_READ_BYTES - 1}"
+# What ``st_blocks`` counts.
+BLOCK_BYTES = 512
+PUT = re.compile(r"/_lfs/models/(?P<repo>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})/")
+# What differs between two conversions that do the same: times, and the name of a folder or repository.
+OF_A_RUN = ("hcsmoe.json", "README.md", ".gitattributes")
+
+
+@dataclass(frozen=True, slots=True)
+class Journey:
+    """A user's machine, a Hub with a model on it, and the command that leads from one repository to the next."""
+
+    machine: Machine
+    hub: Hub
+
+    @classmethod
+    def prepare(cls, folder: Path, hub: Hub) -> Self:
+        """Puts a sharded model on the Hub, and calibration tokens on the machine."""
+        hub.add(SOURCE, build(folder / "model", max_shard_size=SOURCE_SHARD, **SIZES))
+        home = folder / "machine"
+        home.mkdir()
+        np.save(home / "ids.npy", token_ids().numpy())
+        return cls(Machine(home), hub)
+
+    def command(self, target: str | None, *more: str) -> list[str]:
+        """The command line, for a process that runs in the machine's folder."""
+        words = [sys.executable, str(CONVERTER), "convert", SOURCE, "--experts", "4", "--preset", "hc-smoe"]
+        words += ["--calibration", "ids.npy", "--max-shard-size", f"{SHARD_BYTES // 1000}KB", *more]
+        return words if target is None else [*words, "--push-to", target]
+
+    def start(self, target: str | None, *more: str) -> "subprocess.Popen[str]":
+        """Starts a conversion."""
+        return subprocess.Popen(
+            self.command(target, *more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.machine.environment(self.hub.url, HF_TOKEN=WRITER),
+            cwd=self.machine.folder,
+            text=True,
+        )
+
+    def run(self, target: str | None, *more: str) -> "subprocess.CompletedProcess[str]":
+        """Makes a conversion."""
+        process = self.start(target, *more)
+        out, errors = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+    def visible(self, repo_id: str) -> dict[str, bytes]:
+        """What everybody sees of a repository, beside what tells of a run."""
+        if ("models", repo_id) not in self.hub.repositories:
+            return {}
+        contents = self.hub.model(repo_id).contents()
+        return {name: content for name, content in contents.items() if name not in OF_A_RUN}
+
+    def arrivals(self) -> Counter[tuple[str, str]]:
+        """How often each large file arrived as a whole, by repository and content."""
+        bodies = [each for each in self.hub.requests if each.method == "PUT" and each.status == 200]
+        matches = [PUT.match(each.path) for each in bodies if each.received == each.length]
+        return Counter((match["repo"], match["oid"]) for match in matches if match)
+
+    def downloaded(self) -> Counter[str]:
+        """Bytes of every shard of the source that were sent, but for those of headers."""
+        sent: Counter[str] = Counter()
+        for each in self.hub.requests:
+            if each.method == "GET" and each.path.startswith(f"/{SOURCE}/") and each.range not in (None, HEADER_RANGE):
+                sent[Path(each.path).name] += each.sent
+        return sent
+
+    def shards(self) -> dict[str, bytes]:
+        """The shards of the source."""
+        contents = self.hub.model(SOURCE).contents()
+        return {name: content for name, content in contents.items() if name.endswith(".safetensors")}
+
+
+@contextmanager
+def measuring_disk(folder: Path) -> Iterator[list[int]]:
+    """Looks again and again at how much disk a folder takes; the list holds the most that was seen."""
+    most, stop = [0], threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            total = 0
+            for path in folder.rglob("*"):
+                with suppress(FileNotFoundError):
+                    total += path.lstat().st_blocks * BLOCK_BYTES
+            most[0] = max(most[0], total)
+            stop.wait(0.002)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield most
+    finally:
+        stop.set()
+        thread.join()
+
+
+def make_hub() -> Hub:
+    """A Hub on which the machine's user may write."""
+    return Hub(tokens={WRITER: Account(name="me", role="write")})

@@ -1,0 +1,73 @@
+"""Reads the weights of sources as a conversion does, layer by layer; all calls side by side, see ``Machine.run``."""
+
+import hashlib
+import json
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+
+from hcsmoe_hub import hub_failures
+from hcsmoe_hub.checkpoint.pieces import Step
+from hcsmoe_hub.checkpoint.reader import TensorReader
+from hcsmoe_hub.checkpoint.source import Source, open_source
+from hcsmoe_hub.errors import HcsmoeError
+from hcsmoe_hub.events import Event, Fetching
+
+
+def steps_of(source: Source) -> list[Step]:
+    """What lies outside of the layers, then layer by layer."""
+    steps: dict[int, list[Any]] = {}
+    for name, tensor in source.tensors.items():
+        match = re.search(r"\.layers\.(\d+)\.", name)
+        steps.setdefault(int(match[1]) if match else -1, []).append(tensor)
+    return [steps[number] for number in sorted(steps)]
+
+
+def read_all(source: Source, *, low_disk: bool = False) -> dict[str, Any]:
+    """Reads every tensor once.
+
+    Returns:
+        A hash of what was read, and the shards in the order of their downloads.
+    """
+    digest, events = hashlib.sha256(), list[Event]()
+    steps = steps_of(source)
+    with (
+        source.feed(steps, low_disk=low_disk, emit=events.append) as feed,
+        TensorReader(source, feed=feed) as reader,
+    ):
+        for tensor in (tensor for step in steps for tensor in step):
+            digest.update(reader.read(tensor).reshape(-1).view(torch.uint8).numpy())
+    fetched = [event.shard for event in events if isinstance(event, Fetching)]
+    return {"digest": digest.hexdigest(), "fetched": fetched}
+
+
+def answer(call: dict[str, Any]) -> Any:
+    try:
+        if call.pop("snapshot", False):
+            return snapshot_download(call.pop("source"), **call)
+        low_disk, cache_dir = call.pop("low_disk", False), call.pop("cache_dir", None)
+        source = open_source(call.pop("source"), cache_dir=cache_dir and Path(cache_dir), **call)
+        return read_all(source, low_disk=low_disk)
+    except HcsmoeError as error:
+        return {"refused": type(error).__name__, "message": error.message, "hint": error.hint}
+
+
+def main() -> None:
+    calls = json.load(sys.stdin)
+    hub_failures.PAUSES_SECONDS = (0.05,) * 4
+    if len(calls) == 1:
+        # In the main thread, which alone can be interrupted.
+        answers = {name: answer(call) for name, call in calls.items()}
+    else:
+        with ThreadPoolExecutor(len(calls)) as pool:
+            answers = dict(zip(calls, pool.map(answer, calls.values()), strict=True))
+    json.dump(answers, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

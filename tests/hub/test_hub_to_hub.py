@@ -1,0 +1,187 @@
+"""The whole journey, from an empty cache: pulled, converted and pushed by one command, and loaded again elsewhere."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_client import SECRETS, WRITER, Machine
+from hub_server import Fault
+
+from hub.journey import SHARD_BYTES, Journey, make_hub, measuring_disk
+
+NORMAL, LOW = "me/model-4e", "me/low-4e"
+# Blocks of the file system, folders, and small files; weights are far more.
+SMALL_BYTES = 250_000
+DEADLINE_SECONDS = 60
+LOADER = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM
+
+first, *others = (AutoModelForCausalLM.from_pretrained(name).state_dict() for name in sys.argv[1:])
+assert all(first.keys() == other.keys() for other in others)
+print(all(torch.equal(first[name], other[name]) for other in others for name in first))
+"""
+
+
+@pytest.fixture
+def journey(tmp_path: Path) -> Iterator[Journey]:
+    with make_hub() as hub:
+        yield Journey.prepare(tmp_path, hub)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
+    """A journey that was made."""
+    with make_hub() as hub:
+        journey = Journey.prepare(tmp_path_factory.mktemp("done"), hub)
+        finished = journey.run(NORMAL)
+        assert finished.returncode == 0, finished.stderr
+        yield journey
+
+
+@pytest.fixture(scope="module")
+def low(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Journey, int]]:
+    """One that was made on little disk, and how much it took."""
+    with make_hub() as hub:
+        journey = Journey.prepare(tmp_path_factory.mktemp("low"), hub)
+        with measuring_disk(journey.machine.folder) as most:
+            finished = journey.run(LOW, "--low-disk", "--json")
+        assert finished.returncode == 0, finished.stderr
+        document = json.loads(finished.stdout)
+        assert document["output"] is None
+        assert document["pushed"]["repo_id"] == LOW
+        yield journey, most[0]
+
+
+def test_what_is_loaded_from_the_hub_is_what_was_converted(done: Journey, tmp_path: Path) -> None:
+    local = str(done.machine.folder / "model-hcsmoe-4e")
+    elsewhere = Machine(tmp_path).environment(done.hub.url)
+    loading = [sys.executable, "-c", LOADER, local, NORMAL]
+    found = subprocess.run(loading, env=elsewhere, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "True\n"), found.stderr
+
+
+def test_both_ways_lead_to_the_same_files(done: Journey, low: tuple[Journey, int]) -> None:
+    journey, _ = low
+    assert done.visible(NORMAL) == journey.visible(LOW) != {}
+    shards = {name: content for name, content in done.visible(NORMAL).items() if name.endswith(".safetensors")}
+    local = done.machine.folder / "model-hcsmoe-4e"
+    assert shards == {file.name: file.read_bytes() for file in local.glob("*.safetensors")}
+    assert len(shards) > 3
+
+
+def test_a_card_names_the_repository(done: Journey) -> None:
+    card = done.hub.model(NORMAL).contents()["README.md"].decode()
+    assert f'from_pretrained("{NORMAL}"' in card
+    assert "base_model: org/model" in card
+
+
+def test_every_byte_of_the_source_is_downloaded_once(done: Journey, low: tuple[Journey, int]) -> None:
+    sizes = {name: len(content) for name, content in done.shards().items()}
+    assert done.downloaded() == sizes
+    journey, _ = low
+    headers = {name: 8 + int.from_bytes(content[:8], "little") for name, content in journey.shards().items()}
+    assert journey.downloaded() == {name: sizes[name] - headers[name] for name in sizes}
+
+
+def test_little_disk_is_two_layers_and_a_shard(low: tuple[Journey, int]) -> None:
+    journey, most = low
+    source = sum(map(len, journey.shards().values()))
+    layers = source / 2
+    assert most < layers + SHARD_BYTES + SMALL_BYTES < source
+    assert [
+        file for file in journey.machine.folder.rglob("*") if "safetensors" in file.name and "index" not in file.name
+    ] == []
+    assert not (journey.machine.folder / "model-hcsmoe-4e").exists()
+
+
+def test_nothing_tells_the_token(done: Journey, low: tuple[Journey, int]) -> None:
+    journey, _ = low
+    texts = [*done.hub.model(NORMAL).contents().values(), *journey.hub.model(LOW).contents().values()]
+    texts += [file.read_bytes() for file in done.machine.folder.rglob("*") if file.is_file()]
+    assert [secret for secret in SECRETS if any(secret.encode() in text for text in texts)] == []
+    assert all(WRITER not in request.path + request.query for request in done.hub.requests)
+
+
+def test_the_same_command_again_sends_nothing_twice(low: tuple[Journey, int]) -> None:
+    journey, _ = low
+    before = journey.visible(LOW)
+    again = journey.run(LOW, "--low-disk")
+    assert again.returncode == 0, again.stderr
+    assert journey.visible(LOW) == before
+    assert set(journey.arrivals().values()) == {1}
+
+
+class HoldOne:
+    """Holds one of the requests that match, counted from 0."""
+
+    def __init__(self, method: str, pattern: str, number: int) -> None:
+        self._method, self._pattern, self._left = method, pattern, number
+
+    def __call__(self, method: str, path: str) -> Fault | None:
+        if method != self._method or not re.search(self._pattern, path):
+            return None
+        self._left -= 1
+        return Fault.HELD if self._left == -1 else None
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern", "number", "words"),
+    [
+        pytest.param("PUT", "/_lfs/", 2, [], id="third shard"),
+        pytest.param("PUT", "/_lfs/", 2, ["--low-disk"], id="third shard, low disk"),
+        pytest.param("POST", "/commit/main", 0, [], id="commit"),
+    ],
+)
+def test_a_killed_journey_shows_nothing_and_the_next_goes_on(
+    journey: Journey, done: Journey, method: str, pattern: str, number: int, words: list[str]
+) -> None:
+    hub = journey.hub
+    hub.faults = HoldOne(method, pattern, number)
+    process = journey.start(NORMAL, *words)
+    assert hub.held.wait(DEADLINE_SECONDS)
+    process.kill()
+    process.communicate()
+    hub.released.set()
+    assert journey.visible(NORMAL) == {}
+    again = journey.run(NORMAL, *words)
+    assert again.returncode == 0, again.stderr
+    assert journey.visible(NORMAL) == done.visible(NORMAL)
+    assert set(journey.arrivals().values()) == {1}
+
+
+def test_a_push_that_fails_leaves_the_result_here(journey: Journey) -> None:
+    journey.hub.failures["/api/models/me/model-4e/commit/main"] = 500
+    failed = journey.run(NORMAL)
+    assert failed.returncode == 1
+    assert "The result itself is complete: model-hcsmoe-4e." in failed.stderr
+    assert f"hcsmoe push model-hcsmoe-4e {NORMAL}" in failed.stderr
+    assert journey.visible(NORMAL) == {}
+    assert (journey.machine.folder / "model-hcsmoe-4e" / "model.safetensors.index.json").exists()
+
+
+def test_a_push_that_fails_on_little_disk_leaves_nothing_that_looks_finished(journey: Journey) -> None:
+    journey.hub.failures["/api/models/me/low-4e/commit/main"] = 500
+    failed = journey.run(LOW, "--low-disk")
+    assert failed.returncode == 1
+    assert "run the same command again" in failed.stderr
+    assert journey.visible(LOW) == {}
+    assert not (journey.machine.folder / "model-hcsmoe-4e").exists()
+
+
+def test_a_repository_that_holds_something_else_is_refused_before_the_model_runs(
+    journey: Journey, done: Journey
+) -> None:
+    journey.hub.add(NORMAL, done.machine.folder / "model-hcsmoe-4e")
+    held = journey.hub.model(NORMAL)
+    refused = journey.run(NORMAL, "--seed", "7")
+    assert refused.returncode == 1
+    assert "me/model-4e holds" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert journey.downloaded() == {}
+    assert len(held.commits) == 1
