@@ -191,7 +191,7 @@ def train(model: OlmoeForCausalLM, tokens: list[torch.Tensor], heldout: torch.Te
     """
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, steps, pct_start=WARM_UP, cycle_momentum=False, final_div_factor=1
+        optimizer, LEARNING_RATE, steps, pct_start=max(WARM_UP, 2 / steps), cycle_momentum=False, final_div_factor=1
     )
     start, chance = time.perf_counter(), torch.Generator().manual_seed(seed)
     batches = (batch for _ in itertools.count() for batch in torch.split(epoch(tokens, chance), BATCH))
@@ -213,7 +213,7 @@ def train(model: OlmoeForCausalLM, tokens: list[torch.Tensor], heldout: torch.Te
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=3200, help="at least 3")
     parser.add_argument("--seed", type=int, default=42)
     wanted = parser.parse_args()
     # One thread, so that sums are taken in the same order on every machine.

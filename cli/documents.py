@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hcsmoe_hub.moe.architectures import ARCHITECTURES

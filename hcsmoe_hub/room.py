@@ -18,6 +18,11 @@ def existing_part(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
+def disk_of(path: Path) -> int:
+    """Number of the disk that an existing path lies on."""
+    return path.stat().st_dev
+
+
 def check_disks(plan: "ConversionPlan", needs: Needs) -> None:
     """Checks that the download and the result fit, together where they lie on one disk.
 
@@ -42,7 +47,7 @@ def _problem(plan: "ConversionPlan", needs: Needs) -> tuple[str, str] | None:
     output, cache = existing_part(plan.output), plan.model.source.cache
     if cache is not None and needs.cache_bytes:
         cache = existing_part(cache)
-        if cache.stat().st_dev != output.stat().st_dev:
+        if disk_of(cache) != disk_of(output):
             free = shutil.disk_usage(cache).free
             if free < needs.cache_bytes:
                 return (

@@ -93,6 +93,8 @@ class HubSource(Source):
         return self.cached(file) is not None
 
     def fetch(self, file: str) -> Path:
+        if file in self._blobs and not self.is_here(file):
+            self._download(file)
         with explained(self.label, self.revision):
             path = patiently(
                 lambda: huggingface_hub.hf_hub_download(
@@ -100,6 +102,13 @@ class HubSource(Source):
                 )
             )
         return Path(path)
+
+    def _download(self, shard: str) -> None:
+        """Brings a shard into the cache, going on with what an earlier run left of it."""
+        tensors = [tensor for tensor in self.tensors.values() if tensor.shard == shard and tensor.nbytes]
+        with self.feed([tensors]) as feed:
+            if feed is not None:
+                feed.open(tensors[0].name)
 
     @cached_property
     def shard_bytes(self) -> dict[str, int]:

@@ -67,7 +67,7 @@ class Disk:
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
     with Hub() as server:
-        names = ("low", "normal", "mixed", "killed-low", "killed-normal", "left", "bad-low", "bad-normal")
+        names = ("low", "normal", "mixed", "killed-low", "killed-normal", "left", "bad-low", "bad-normal", "later")
         for name in (*names, "twice", "interrupted"):
             server.add(f"org/{name}", EXAMPLE)
         server.slow_pieces, server.slow_seconds = 40, 0.02
@@ -205,6 +205,7 @@ def answers(hub: Hub, machine: Machine, cache: Path, disk: Disk, before: tuple[i
     calls = {
         "low": call("low", low_disk=True),
         "normal": call("normal"),
+        "later": {**call("later"), "ahead": False},
         "mixed": call("mixed", low_disk=True),
         "left": call("left", low_disk=True),
         "twice a": call("twice", low_disk=True),
@@ -224,7 +225,8 @@ def leftovers(cache: Path, repository: str) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "name", ["low", "normal", "left", "twice a", "twice b", "bad low", "bad normal", "killed low", "killed normal"]
+    "name",
+    ["low", "normal", "later", "left", "twice a", "twice b", "bad low", "bad normal", "killed low", "killed normal"],
 )
 def test_what_is_read_is_what_the_repository_holds(name: str, answers: Answers, expected: Mapping[str, object]) -> None:
     assert answers[name]["digest"] == expected["digest"]
@@ -232,7 +234,8 @@ def test_what_is_read_is_what_the_repository_holds(name: str, answers: Answers, 
 
 
 def test_each_shard_is_sent_once(hub: Hub, answers: Answers) -> None:
-    assert bodies(hub.requests, "normal") == {shard: [(0, size)] for shard, size in SIZES.items()}
+    once = {shard: [(0, size)] for shard, size in SIZES.items()}
+    assert bodies(hub.requests, "normal") == bodies(hub.requests, "later") == once
 
 
 def test_each_byte_of_a_tensor_is_sent_once_if_nothing_stays(hub: Hub, answers: Answers) -> None:
@@ -255,7 +258,7 @@ def test_nothing_is_left_of_what_was_read(name: str, answers: Answers, cache: Pa
     assert kept == ({SHARDS[0]} if name == "mixed" else set())
 
 
-@pytest.mark.parametrize("name", ["normal", "bad-normal", "killed-normal"])
+@pytest.mark.parametrize("name", ["normal", "later", "bad-normal", "killed-normal"])
 def test_the_cache_keeps_whole_shards_otherwise(name: str, answers: Answers, cache: Path) -> None:
     assert leftovers(cache, name) == []
     (snapshot,) = (cache / f"models--org--{name}" / "snapshots").iterdir()

@@ -104,6 +104,16 @@ def test_repository_device_download_and_dropped_tensors_are_shown(run, quick, ca
     assert "dropped 2 tensors: a prediction head" in lines
 
 
+@pytest.mark.parametrize(("held", "words"), [(2_100_000_000, ", of the download at a time"), (93_400_000_000, "")])
+def test_disk_that_the_download_takes_is_shown(run, quick, capsys, held, words):
+    document = run(*quick, "--dry-run", "--json").document()
+    document["needs"] |= {"download_bytes": 93_400_000_000, "cache_bytes": held}
+    room = {"disk": "/data", "disk_bytes": 10**12, "memory_bytes": 10**10, "cache": "/home", "cache_bytes": 10**11}
+    Console(width=200).print(summary.dry_run(document, room))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert f"cache {held / 1e9:.1f} GB 100.0 GB free on /home{words}" in lines
+
+
 def test_layers_that_differ_are_counted_one_by_one(run, quick):
     words = ("--layout", "mapped", "--layers", "0,2-3")
     document = run(*quick, "--dry-run", "--json", *words).document()

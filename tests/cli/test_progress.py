@@ -9,7 +9,16 @@ from rich.progress import Progress
 
 from hcsmoe_hub.cli.output import Output
 from hcsmoe_hub.cli.progress import listening
-from hcsmoe_hub.events import Fetching, Stage, StageAdvanced, StageFinished, StageStarted, Warned
+from hcsmoe_hub.events import (
+    Delivered,
+    Fetching,
+    Sending,
+    Stage,
+    StageAdvanced,
+    StageFinished,
+    StageStarted,
+    Warned,
+)
 
 EVENTS = [
     StageStarted(Stage.CALIBRATION, 1),
@@ -38,6 +47,22 @@ OBSERVING = [
 ]
 
 
+# Shards are sent while the next ones are made, and after the last one.
+PUSHING = [
+    StageStarted(Stage.CONVERT, 2),
+    Sending("model-1.safetensors", 4_000_000, 1_000_000),
+    StageAdvanced(Stage.CONVERT, "layer 0", 4_000_000),
+    Delivered("model-1.safetensors", 4_000_000, 4_000_000),
+    StageAdvanced(Stage.CONVERT, "layer 1", 6_000_000),
+    StageFinished(Stage.CONVERT, 7),
+    StageStarted(Stage.PUSH, 1),
+    # Half of it was sent twice.
+    Sending("model-2.safetensors", 2_000_000, 3_000_000),
+    Delivered("model-2.safetensors", 2_000_000, 0),
+    StageFinished(Stage.PUSH, 2),
+]
+
+
 def shown(output, file, *, width=100, events=EVENTS):
     """Sends all events; returns what was printed, without colours and cursor movements."""
     output.stderr = Console(file=file, force_terminal=file.isatty(), width=width, markup=False, highlight=False)
@@ -57,6 +82,18 @@ def test_plain_lines_say_when_a_stage_starts_and_ends():
     ]
 
 
+@pytest.fixture
+def drawing_everything(monkeypatch):
+    """Draws after every event instead of four times a second."""
+    update = Progress.update
+
+    def update_and_draw(self, task_id, **fields):
+        update(self, task_id, **fields)
+        self.refresh()
+
+    monkeypatch.setattr(Progress, "update", update_and_draw)
+
+
 def test_observing_counts_layers_and_downloads_but_no_bytes():
     assert shown(Output(), io.StringIO(), events=OBSERVING).splitlines() == [
         "observe      started, 2 layers",
@@ -71,6 +108,24 @@ def test_terminal_shows_observed_layers():
     assert "written" not in text
 
 
+def test_plain_lines_say_what_came_to_the_hub():
+    assert shown(Output(), io.StringIO(), events=PUSHING).splitlines() == [
+        "convert      started, 2 layers",
+        "push         model-1.safetensors sent, 4.0 MB",
+        "convert      done in 7.0 s, 6.0 MB written",
+        "push         started",
+        "push         model-2.safetensors was there, 2.0 MB",
+        "push         done in 2.0 s",
+    ]
+
+
+def test_terminal_shows_how_much_of_a_shard_was_sent(drawing_everything):
+    text = shown(Output(), Terminal(), width=120, events=PUSHING)
+    assert "0/2 layers, 0 bytes written, sending model-1.safetensors 25%" in text.replace("0 B ", "0 bytes ")
+    assert "sending model-2.safetensors 100%" in text
+    assert "150%" not in text
+
+
 @pytest.mark.parametrize("width", [40, 80, 100])
 def test_terminal_shows_one_line_per_stage_at_the_end(width):
     last = shown(Output(), Terminal(), width=width).replace("\r", "\n").rstrip().splitlines()[-2:]
@@ -78,15 +133,7 @@ def test_terminal_shows_one_line_per_stage_at_the_end(width):
     assert all(len(line) <= width for line in last)
 
 
-def test_terminal_shows_layers_bytes_memory_and_time(monkeypatch):
-    update = Progress.update
-
-    def update_and_draw(self, task_id, **fields):
-        # Drawn after every event instead of four times a second.
-        update(self, task_id, **fields)
-        self.refresh()
-
-    monkeypatch.setattr(Progress, "update", update_and_draw)
+def test_terminal_shows_layers_bytes_memory_and_time(drawing_everything):
     text = shown(Output(), Terminal())
     assert re.search(r"convert +\S+ 0:00:00 1/2 layers, 0\.\d s left, 1\.5 MB written, \S+ MB memory", text)
     assert "2/2 layers, 3.0 MB written" in text

@@ -127,3 +127,10 @@ def test_json_and_quiet_exclude_each_other(run):
     error = usage_error(run, "convert", "model", "--experts", "4", "--json", "--quiet")
     assert "--quiet" in error
     assert "--json" in error
+
+
+@pytest.mark.parametrize("flag", ["--private", "--create-pr"])
+def test_what_a_push_would_be_like_is_refused_without_one(run, flag):
+    error = usage_error(run, "convert", "model", "--experts", "4", flag)
+    assert flag in error
+    assert "has no effect without --push-to." in error

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,8 +28,13 @@ def steps_of(source: Source) -> list[Step]:
     return [steps[number] for number in sorted(steps)]
 
 
-def read_all(source: Source, *, low_disk: bool = False) -> dict[str, Any]:
+def read_all(source: Source, *, low_disk: bool = False, ahead: bool = True) -> dict[str, Any]:
     """Reads every tensor once.
+
+    Args:
+        source: What to read.
+        low_disk: Whether what was read is deleted.
+        ahead: Whether shards are downloaded before they are needed.
 
     Returns:
         A hash of what was read, and the shards in the order of their downloads.
@@ -37,8 +42,8 @@ def read_all(source: Source, *, low_disk: bool = False) -> dict[str, Any]:
     digest, events = hashlib.sha256(), list[Event]()
     steps = steps_of(source)
     with (
-        source.feed(steps, low_disk=low_disk, emit=events.append) as feed,
-        TensorReader(source, feed=feed) as reader,
+        source.feed(steps, low_disk=low_disk, emit=events.append) if ahead else nullcontext() as feed,
+        TensorReader(source, feed=feed, emit=events.append) as reader,
     ):
         for tensor in (tensor for step in steps for tensor in step):
             digest.update(reader.read(tensor).reshape(-1).view(torch.uint8).numpy())
@@ -50,9 +55,9 @@ def answer(call: dict[str, Any]) -> Any:
     try:
         if call.pop("snapshot", False):
             return snapshot_download(call.pop("source"), **call)
-        low_disk, cache_dir = call.pop("low_disk", False), call.pop("cache_dir", None)
-        source = open_source(call.pop("source"), cache_dir=cache_dir and Path(cache_dir), **call)
-        return read_all(source, low_disk=low_disk)
+        low_disk, ahead = call.pop("low_disk", False), call.pop("ahead", True)
+        source = open_source(call.pop("source"), **call)
+        return read_all(source, low_disk=low_disk, ahead=ahead)
     except HcsmoeError as error:
         return {"refused": type(error).__name__, "message": error.message, "hint": error.hint}
 
