@@ -55,7 +55,7 @@ class CalibrationFlags:
             "--samples",
             min=1,
             metavar="INT",
-            show_default="as many as hold 65536 tokens",
+            show_default="65536 tokens, twice that for a fit",
             help="Sequences to observe the experts on.",
         ),
     ] = _CALIBRATION.samples

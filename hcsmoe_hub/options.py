@@ -8,14 +8,21 @@ from hcsmoe_hub.publishing.options import PushOptions
 
 # The papers' 32 sequences of 2048 tokens; a model that takes shorter ones gets more of them.
 DEFAULT_TOKENS = 32 * 2048
+# A fit has far more numbers to find than a choice, and what it finds on little text holds for that text only.
+FITTED_TOKENS = 2 * DEFAULT_TOKENS
 DEFAULT_SEQUENCE_LENGTH = 2048
 DEFAULT_MAX_SHARD_SIZE = "5GB"
 DEFAULT_FEATURE_TOKENS = 2048
 
 
-def default_samples(sequence_length: int) -> int:
-    """Number of sequences if none is asked for: as many as hold 65,536 tokens."""
-    return max(1, DEFAULT_TOKENS // sequence_length)
+def default_samples(sequence_length: int, *, fits: bool) -> int:
+    """Number of sequences if none is asked for: as many as hold 65,536 tokens, or twice that for a fit.
+
+    Args:
+        sequence_length: Tokens per sequence.
+        fits: Whether a correction is fitted to them.
+    """
+    return max(1, (FITTED_TOKENS if fits else DEFAULT_TOKENS) // sequence_length)
 
 
 class Method(StrEnum):
@@ -226,7 +233,7 @@ class CalibrationOptions:
 
     Attributes:
         dataset: ``bundled``, ``c4``, a local file, or a Hub dataset id.
-        samples: Number of packed sequences; ``None`` takes as many as hold 65,536 tokens.
+        samples: Number of packed sequences; ``None`` takes as many as hold 65,536 tokens, or 131,072 for a correction.
         sequence_length: Tokens per sequence; ``None`` takes 2048 or the model's own limit if that is lower.
         seed: Seed of the document shuffle.
         text_column: Column that holds the text; ``None`` finds ``messages``, ``text`` or ``content``.

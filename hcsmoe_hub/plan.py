@@ -23,7 +23,7 @@ from hcsmoe_hub.estimate import Needs, estimate_needs
 from hcsmoe_hub.layouts.shapes import result_state
 from hcsmoe_hub.model import Model, read_model
 from hcsmoe_hub.moe.blocks import REPORT_HINT
-from hcsmoe_hub.options import Budget, ConvertOptions, Layout
+from hcsmoe_hub.options import Budget, ConvertOptions, Correct, Layout
 from hcsmoe_hub.presets import DEFAULT_PRESET, PRESETS
 from hcsmoe_hub.recipe import Recipe
 from hcsmoe_hub.refusals import check_recipe, converted_layers
@@ -143,7 +143,7 @@ def make_plan(source: Source, options: ConvertOptions, *, on_device: bool = Fals
         layout=lay_out(account.outputs, max_shard_size=options.max_shard_size),
         config=_edited_config(model, after, without_mtp=bool(account.dropped)),
         sidecars=sidecar_files(source.files()),
-        calibration=_plan_calibration(model, options, statistics),
+        calibration=_plan_calibration(model, options, recipe, statistics),
         feature_tokens=options.calibration.feature_tokens if statistics is None else statistics.feature_tokens,
         statistics=statistics,
         on_device=on_device,
@@ -188,7 +188,9 @@ def _floor(recipe: Recipe, layer: int, least: int, experts: int) -> int:
     return max(least, protected + others)
 
 
-def _plan_calibration(model: Model, options: ConvertOptions, statistics: StatisticsFile | None) -> CalibrationPlan:
+def _plan_calibration(
+    model: Model, options: ConvertOptions, recipe: Recipe, statistics: StatisticsFile | None
+) -> CalibrationPlan:
     if statistics is not None:
         return statistics.calibration
     return plan_calibration(
@@ -196,6 +198,7 @@ def _plan_calibration(model: Model, options: ConvertOptions, statistics: Statist
         max_positions=getattr(model.skeleton.config, "max_position_embeddings", None),
         has_tokenizer=has_tokenizer(model.source.files()),
         label=model.source.label,
+        fits=recipe.correct not in (None, Correct.NONE),
     )
 
 

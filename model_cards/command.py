@@ -9,7 +9,13 @@ from hcsmoe_hub.errors import PlanError, SourceError
 from hcsmoe_hub.evaluation.options import DEFAULT_WINDOW
 from hcsmoe_hub.model_cards.facts import Document, Facts
 from hcsmoe_hub.model_cards.markdown import ranges, shell
-from hcsmoe_hub.options import DEFAULT_SEQUENCE_LENGTH, CalibrationOptions, MethodOptions, default_samples
+from hcsmoe_hub.options import (
+    DEFAULT_SEQUENCE_LENGTH,
+    CalibrationOptions,
+    Correct,
+    MethodOptions,
+    default_samples,
+)
 from hcsmoe_hub.presets import Preset, method_options
 from hcsmoe_hub.recipe import Recipe
 from hcsmoe_hub.report import FIGURE_FILE
@@ -146,7 +152,8 @@ def _calibration_words(facts: Facts) -> Iterator[str]:
         yield f"--feature-tokens {calibration['feature_tokens']}"
     if name.endswith(TOKEN_IDS):
         return
-    if calibration["sequences"] != default_samples(calibration["sequence_length"]):
+    fits = facts.method.get("correct") not in (None, Correct.NONE)
+    if calibration["sequences"] != default_samples(calibration["sequence_length"], fits=fits):
         yield f"--samples {calibration['sequences']}"
     if calibration["sequence_length"] != _default_length(facts.config):
         yield f"--sequence-length {calibration['sequence_length']}"

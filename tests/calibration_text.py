@@ -47,7 +47,7 @@ def text(start: int, count: int) -> str:
 
 def plan(dataset: Path | str, *, max_positions: int | None = 64, **options: Any) -> CalibrationPlan:
     chosen = CalibrationOptions(dataset=str(dataset), **({"samples": 2, "sequence_length": 4} | options))
-    return plan_calibration(chosen, max_positions=max_positions, has_tokenizer=True, label="org/model")
+    return plan_calibration(chosen, max_positions=max_positions, has_tokenizer=True, label="org/model", fits=False)
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> Path:

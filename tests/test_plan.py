@@ -300,10 +300,13 @@ def test_text_sequences_longer_than_the_model_takes_are_refused(source: Path) ->
     assert error.hint == "use --sequence-length 64 or less"
 
 
-def test_text_sequences_are_as_long_as_the_model_takes_and_as_many_as_make_65536_tokens(source: Path) -> None:
+@pytest.mark.parametrize(("method", "sequences"), [(MethodOptions(), 1024), (None, 2048)], ids=["merge", "fit"])
+def test_text_sequences_are_as_long_as_the_model_takes_and_as_many_as_hold_the_usual_tokens(
+    source: Path, method: MethodOptions | None, sequences: int
+) -> None:
     (source / "tokenizer.json").write_text("{}")
-    plan = plan_conversion(source, ConvertOptions(experts=4, output=source.parent / "result"))
-    assert (plan.calibration.sequences, plan.calibration.sequence_length) == (1024, 64)
+    plan = plan_conversion(source, ConvertOptions(experts=4, output=source.parent / "result", method=method))
+    assert (plan.calibration.sequences, plan.calibration.sequence_length) == (sequences, 64)
 
 
 def test_calibration_text_without_a_tokenizer_is_refused(source: Path) -> None:

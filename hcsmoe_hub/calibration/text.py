@@ -64,9 +64,16 @@ class CalibrationPlan:
 
 
 def plan_calibration(
-    options: CalibrationOptions, *, max_positions: int | None, has_tokenizer: bool, label: str
+    options: CalibrationOptions, *, max_positions: int | None, has_tokenizer: bool, label: str, fits: bool
 ) -> CalibrationPlan:
     """Checks the calibration options against the model, without reading text.
+
+    Args:
+        options: What was asked for.
+        max_positions: Tokens that the model takes at once, ``None`` if it says nothing of it.
+        has_tokenizer: Whether text can be turned into tokens.
+        label: What messages call the model.
+        fits: Whether a correction will be fitted to the text.
 
     Raises:
         PlanError: If a tokenizer is missing or the sequences are longer than the model takes.
@@ -83,7 +90,7 @@ def plan_calibration(
                 hint="add the tokenizer files, or pass token ids with --calibration IDS.npy",
             )
         length = options.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, max_positions or DEFAULT_SEQUENCE_LENGTH)
-        sequences = options.samples or default_samples(length)
+        sequences = options.samples or default_samples(length, fits=fits)
     if max_positions is not None and length > max_positions:
         raise PlanError(
             f"sequences of {length} tokens are longer than the {max_positions} positions of {label}.",

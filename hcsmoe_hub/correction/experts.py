@@ -23,6 +23,9 @@ from hcsmoe_hub.observation import Observation, rerun
 from hcsmoe_hub.options import Correct
 from hcsmoe_hub.report import CorrectionReport
 
+# Rounds without a lower error on held-out tokens after which a layer has what it can get.
+PATIENCE = 3
+
 
 def correct_experts(
     what: Correct,
@@ -70,6 +73,8 @@ def correct_experts(
                 best, kept = found, number
                 for name, values in parameters.items():
                     changed[name].copy_(values)
+            elif number - kept >= PATIENCE:
+                break
     free(moe)
     return CorrectionReport(
         is_kept=kept > 0,

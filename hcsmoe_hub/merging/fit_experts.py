@@ -12,7 +12,7 @@ from torch import Tensor
 from hcsmoe_hub.merging.gauss_newton import Linearised, fit_inputs
 from hcsmoe_hub.merging.least_squares import RoutedNeurons, fit_down, routed_output, routed_tokens
 
-ROUNDS = 6
+ROUNDS = 12
 # Tokens that one round looks at for the input matrices; each round takes others.
 STEP_TOKENS = 8192
 

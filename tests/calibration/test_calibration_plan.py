@@ -44,7 +44,8 @@ def test_token_ids_that_are_too_long_are_not_blamed_on_an_option(tmp_path: Path)
 def test_text_without_a_tokenizer_is_refused_with_the_way_out(dataset: str) -> None:
     options = CalibrationOptions(dataset=dataset)
     error = refusal(
-        lambda: plan_calibration(options, max_positions=64, has_tokenizer=False, label="org/model"), PlanError
+        lambda: plan_calibration(options, max_positions=64, has_tokenizer=False, label="org/model", fits=False),
+        PlanError,
     )
     assert "org/model has no tokenizer" in error.message
     assert ".npy" in error.hint

@@ -27,7 +27,8 @@ folder, calls = json.load(sys.stdin)
 tokenizer, answers = AutoTokenizer.from_pretrained(folder), {}
 for name, options in calls.items():
     try:
-        plan = plan_calibration(CalibrationOptions(**options), max_positions=512, has_tokenizer=True, label="model")
+        chosen = CalibrationOptions(**options)
+        plan = plan_calibration(chosen, max_positions=512, has_tokenizer=True, label="model", fits=False)
         ids = load_token_ids(plan, tokenizer_folder=Path(folder), vocab_size=4096)
         flat = ids.flatten().tolist()
         answers[name] = {"shape": list(ids.shape), "text": tokenizer.decode(flat), "ids": flat}

@@ -77,7 +77,7 @@ def test_a_file_is_found_in_the_home_folder(load: Load, tmp_path: Path, monkeypa
 
 
 def test_the_bundled_text_fills_the_default_set_of_a_real_tokenizer() -> None:
-    chosen = plan_calibration(CalibrationOptions(), max_positions=None, has_tokenizer=True, label="example")
+    chosen = plan_calibration(CalibrationOptions(), max_positions=None, has_tokenizer=True, label="example", fits=False)
     vocabulary = json.loads((EXAMPLE / "config.json").read_text())["vocab_size"]
     assert load_token_ids(chosen, tokenizer_folder=EXAMPLE, vocab_size=vocabulary).shape == (32, 2048)
 

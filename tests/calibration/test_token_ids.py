@@ -37,7 +37,7 @@ def test_the_plan_of_token_ids_has_the_size_of_the_file(tmp_path: Path) -> None:
 
 def test_token_ids_need_no_tokenizer(tmp_path: Path) -> None:
     options = CalibrationOptions(dataset=str(save(tmp_path / "ids.npy", [[5, 6, 7]])))
-    chosen = plan_calibration(options, max_positions=None, has_tokenizer=False, label="org/model")
+    chosen = plan_calibration(options, max_positions=None, has_tokenizer=False, label="org/model", fits=False)
     assert load_token_ids(chosen, tokenizer_folder=tmp_path, vocab_size=8).tolist() == [[5, 6, 7]]
 
 

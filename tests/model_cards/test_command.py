@@ -85,7 +85,8 @@ def test_typing_the_command_resolves_to_the_method_in_force(
 @pytest.mark.parametrize(("preset", "words"), COMMANDS.items(), ids=lambda value: str(value)[:20])
 def test_a_preset_is_told_in_few_words(make_folder: Any, preset: Preset, words: str) -> None:
     method = resolve(PRESETS[preset]).as_dict()
-    command = convert_command(facts_of(make_folder({"method": method, "calibration": {"sequences": 128}})))
+    sequences = 256 if preset is Preset.REFIT else 128
+    command = convert_command(facts_of(make_folder({"method": method, "calibration": {"sequences": sequences}})))
     assert " ".join(words_of(command)).split("--experts 4")[1].strip() == words
 
 
@@ -168,7 +169,9 @@ def test_typing_the_command_observes_the_same_tokens(
     facts = facts_of(folder)
     asked = options_of(words_of(convert_command(facts)), monkeypatch).calibration
     limit = facts.config["max_position_embeddings"]
-    plan = plan_calibration(replace(asked, dataset="bundled"), max_positions=limit, has_tokenizer=True, label="")
+    plan = plan_calibration(
+        replace(asked, dataset="bundled"), max_positions=limit, has_tokenizer=True, label="", fits=False
+    )
     found = {"dataset": asked.dataset, "feature_tokens": asked.feature_tokens, "seed": plan.seed}
     found |= {name: getattr(plan, name) for name in ("sequences", "sequence_length", "text_column")}
     assert found == {name: facts.report["calibration"][name] for name in found}
