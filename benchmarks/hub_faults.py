@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--rate", type=float, default=0.15)
+    parser.add_argument("--rate", type=float, default=0.25)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     chance, outcomes, faults = random.Random(asked.seed), Counter[str](), 0

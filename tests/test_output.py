@@ -55,6 +55,8 @@ SIDECARS = {
     "additional_chat_templates/tools.jinja": b"{{ tools }}",
     "LICENSE": b"Apache",
     "LICENSE.md": b"Apache",
+    "MODEL_LICENSE": b"Apache",
+    "license.txt": b"Apache",
     "NOTICE": b"",
     "modeling_custom.py": b"import os",
 }
