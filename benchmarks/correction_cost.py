@@ -1,6 +1,10 @@
 """What the corrections of one layer cost, measured on a synthetic Mixtral layer and counted for any size.
 
 Run: python benchmarks/correction_cost.py [--hidden 1024] [--intermediate 3584] [--tokens 16384] [--json FILE]
+     python benchmarks/correction_cost.py --model FOLDER [FOLDER ...]
+
+The second form converts real models to half of their experts on 65,536 tokens, with and without the fits, and says how
+much longer the pass over the layers takes with them.
 
 The layer is random: N experts, the first K of which are kept and fitted to the output of all. Times are ratios to the
 calibration pass over the same layer (all experts on all tokens, plus the routed sum), measured in the same run. The
@@ -10,23 +14,30 @@ arithmetic is counted by the same formulas for the measured layer and for one of
 import argparse
 import json
 import resource
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, Preset, convert, method_options
 from hcsmoe_hub.calibration.statistics import ExpertStatistics
+from hcsmoe_hub.checkpoint.source import open_source
 from hcsmoe_hub.merging.fit_experts import STEP_TOKENS, fit_experts
 from hcsmoe_hub.merging.flops import FittedLayer
 from hcsmoe_hub.merging.least_squares import fit_down
+from hcsmoe_hub.model import read_model
 from hcsmoe_hub.moe.experts import experts_of, observe, register_probe, stop_observing
 from hcsmoe_hub.moe.observer import CalibrationObserver, SampleObserver
 from hcsmoe_hub.moe.sample import NeuronSample
+from hcsmoe_hub.options import Correct, RouterPolicy
 
 EXPERTS, KEPT, TOP_K = 8, 4, 2
+REAL_TOKENS, REAL_LENGTH = 65536, 512
 MIXTRAL = {"hidden": 4096, "intermediate": 14336, "tokens": 65536}
 
 
@@ -52,8 +63,13 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--intermediate", type=int, default=3584)
     parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--model", type=Path, nargs="+")
     parser.add_argument("--json", type=Path)
     wanted = parser.parse_args()
+    if wanted.model is not None:
+        for model in wanted.model:
+            print(model.name, *(f"{name} {share:.2f}" for name, share in added_time(model).items()), sep=", ")
+        return
     sizes = {name: getattr(wanted, name) for name in MIXTRAL}
     seconds = measure(**sizes)
     for name in ("down", "experts"):
@@ -75,6 +91,25 @@ def main() -> None:
     print(f"peak memory of the process: {peak:.2f} GiB")
     if wanted.json is not None:
         wanted.json.write_text(json.dumps({"seconds": seconds, "counted": counted, "peak_gib": peak}, indent=1) + "\n")
+
+
+def added_time(model: Path) -> dict[str, float]:
+    """Time that fits add to the pass over the layers, as a share of that pass."""
+    published, fit = method_options(Preset.HC_SMOE), {"router": RouterPolicy.FIT, "correct": Correct.DOWN}
+    methods = {"router fit and down": replace(published, **fit), "refit": method_options(Preset.REFIT)}
+    alone = pass_seconds(model, published)
+    return {name: pass_seconds(model, method) / alone - 1 for name, method in methods.items()}
+
+
+def pass_seconds(model: Path, method: MethodOptions) -> float:
+    """Seconds of the pass of one conversion, from its report."""
+    experts = read_model(open_source(str(model))).settings.experts // 2
+    with tempfile.TemporaryDirectory() as folder:
+        calibration = CalibrationOptions(samples=REAL_TOKENS // REAL_LENGTH, sequence_length=REAL_LENGTH)
+        options = ConvertOptions(
+            experts=experts, method=method, calibration=calibration, output=Path(folder) / "result"
+        )
+        return convert(model, options).timings_seconds["convert"]
 
 
 @torch.no_grad()

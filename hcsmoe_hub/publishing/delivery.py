@@ -1,7 +1,7 @@
 """Sends the shards of a result while the conversion goes on, and makes room for the next ones."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -88,4 +88,3 @@ class Delivery:
         if error is not None:
             self._publisher.cancel()
         self._pool.shutdown(cancel_futures=True)
-        wait(self._tasks)

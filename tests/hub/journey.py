@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from hub_client import WRITER, Machine
+from hub_client import SECRETS, WRITER, Machine
 from hub_server import Account, Hub
 from tiny_models import build, token_ids
 
@@ -53,21 +53,22 @@ class Journey:
         words += ["--calibration", "ids.npy", "--max-shard-size", f"{SHARD_BYTES // 1000}KB", *more]
         return words if target is None else [*words, "--push-to", target]
 
-    def start(self, target: str | None, *more: str) -> "subprocess.Popen[str]":
+    def start(self, target: str | None, *more: str, **environment: str) -> "subprocess.Popen[str]":
         """Starts a conversion."""
         return subprocess.Popen(
             self.command(target, *more),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=self.machine.environment(self.hub.url, HF_TOKEN=WRITER),
+            env=self.machine.environment(self.hub.url, HF_TOKEN=WRITER, **environment),
             cwd=self.machine.folder,
             text=True,
         )
 
-    def run(self, target: str | None, *more: str) -> "subprocess.CompletedProcess[str]":
-        """Makes a conversion."""
-        process = self.start(target, *more)
+    def run(self, target: str | None, *more: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """Makes a conversion; no output of it may show a token."""
+        process = self.start(target, *more, **environment)
         out, errors = process.communicate()
+        assert [secret for secret in SECRETS if secret in out + errors] == []
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
     def visible(self, repo_id: str) -> dict[str, bytes]:

@@ -157,8 +157,9 @@ def test_a_killed_journey_shows_nothing_and_the_next_goes_on(
 
 def test_a_push_that_fails_leaves_the_result_here(journey: Journey) -> None:
     journey.hub.failures["/api/models/me/model-4e/commit/main"] = 500
-    failed = journey.run(NORMAL)
+    failed = journey.run(NORMAL, HCSMOE_DEBUG="1")
     assert failed.returncode == 1
+    assert "Traceback" in failed.stderr
     assert "The result itself is complete: model-hcsmoe-4e." in failed.stderr
     assert f"hcsmoe push model-hcsmoe-4e {NORMAL}" in failed.stderr
     assert journey.visible(NORMAL) == {}
