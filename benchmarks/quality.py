@@ -177,7 +177,8 @@ def main() -> None:
         for model in wanted.model:
             before = read_model(open_source(str(model))).settings.experts
             for experts in (round(before * share) for share in wanted.keep):
-                print(f"\n{model.name}, {before} to {experts} experts\n\n{HEAD}")
+                print(f"\n#### {model.name}, {before} to {experts} experts\n\n{HEAD}")
+                ratios = dict[str, float]()
                 for name in wanted.only:
                     runs = []
                     for seed in wanted.seeds:
@@ -190,6 +191,8 @@ def main() -> None:
                         runs.append(found)
                     if runs:
                         print(line(name, runs), flush=True)
+                        ratios |= ratio_of(name, runs)
+                print(leaves(ratios))
 
 
 class Record:
@@ -229,6 +232,23 @@ def line(name: str, runs: list[dict[str, Any]]) -> str:
     shares = (share(runs, key) for key in ("accuracy", "top_1_agreement", "loop_rate", "output_error"))
     seconds = statistics.fmean(run["seconds"] for run in runs)
     return f"| {name} | {statistics.fmean(ratios):.3f}{spread} | {' | '.join(shares)} | {seconds:.1f} |"
+
+
+def ratio_of(name: str, runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean ratio of a recipe over the seeds, by its name; nothing if it was refused."""
+    ratios = [run["ratio"] for run in runs if "ratio" in run]
+    return {name: statistics.fmean(ratios)} if ratios else {}
+
+
+def leaves(ratios: Mapping[str, float]) -> str:
+    """How much of the excess perplexity (ratio less one) of the best baseline the fits leave."""
+    baselines = {name: ratios[name] for name in BASELINES if name in ratios}
+    fits = [name for name in ratios if name.startswith("refit")]
+    if not baselines or not fits:
+        return ""
+    best = min(baselines, key=baselines.__getitem__)
+    shares = [f"{name} leaves {(ratios[name] - 1) / (baselines[best] - 1):.2f}" for name in fits]
+    return f"\nOf the excess of the best baseline, {best}: {', '.join(shares)}."
 
 
 def share(runs: list[dict[str, Any]], key: str) -> str:

@@ -52,7 +52,7 @@ TasksOption = Annotated[
         "--tasks",
         metavar="NAMES",
         show_default=False,
-        help="Tasks of lm-eval, such as hc-smoe (the papers' eight) or arc_easy,my-task.yaml; needs hcsmoe[eval].",
+        help="Tasks of lm-eval, such as hc-smoe (the papers' eight) or arc_easy,my-task.yaml; needs hcsmoe\\[eval].",
     ),
 ]
 GenerateOption = Annotated[

@@ -155,7 +155,8 @@ class OutputFlags:
         _output("--max-shard-size", parser=parse_shard_size, metavar="SIZE", help="Upper size of one written shard."),
     ] = DEFAULT_MAX_SHARD_SIZE
     figure: Annotated[
-        bool, _output_flag("--figure", help="Draw usage, distances and clusters into the result; needs hcsmoe[plots].")
+        bool,
+        _output_flag("--figure", help="Draw usage, distances and clusters into the result; needs hcsmoe\\[plots]."),
     ] = False
     overwrite: Annotated[bool, _output_flag("--overwrite", help="Replace a checkpoint that is already there.")] = False
     dry_run: Annotated[

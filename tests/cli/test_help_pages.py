@@ -17,7 +17,7 @@ OPTIONS = {
         "--similarity --distance --linkage --kmeans-start --dominant --max-cluster-size --merge --dominant-weights "
         "--align --features --saliency --calibration --samples --sequence-length --seed --text-column "
         "--feature-tokens --statistics --device --batch-tokens --max-memory --output -o --max-shard-size --figure "
-        "--overwrite --dry-run --json --quiet -q --revision --token --cache-dir"
+        "--overwrite --dry-run --json --quiet -q --push-to --private --create-pr --low-disk --revision --token --cache-dir"
     ),
     "inspect": "--layer --json --revision --token --cache-dir",
     "verify": "--against --json --revision --token --cache-dir",
@@ -120,3 +120,9 @@ def test_completion_commands_are_left_out(run):
 def test_console_script_is_installed(script):
     (found,) = entry_points(group="console_scripts", name=script)
     assert found.value == "hcsmoe_hub.cli:main"
+
+
+@pytest.mark.parametrize(("command", "extra"), [("convert", "plots"), ("evaluate", "eval")])
+def test_help_names_the_extras_that_an_option_needs(run, command, extra):
+    text = " ".join(run(command, "--help").stdout.replace("│", " ").split())
+    assert f"hcsmoe[{extra}]" in text
