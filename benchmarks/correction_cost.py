@@ -38,7 +38,7 @@ from hcsmoe_hub.options import Correct, RouterPolicy
 
 EXPERTS, KEPT, TOP_K = 8, 4, 2
 REAL_TOKENS, REAL_LENGTH = 65536, 512
-MIXTRAL = {"hidden": 4096, "intermediate": 14336, "tokens": 65536}
+MIXTRAL = {"hidden": 4096, "intermediate": 14336, "tokens": 131072}
 
 
 def calibration_flops(hidden: int, intermediate: int, tokens: int) -> float:

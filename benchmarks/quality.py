@@ -189,6 +189,8 @@ def main() -> None:
                             found = measure(model, experts, RECIPES[name], wanted, seed)
                             record.add(model.name, experts, name, seed, found)
                         runs.append(found)
+                    if runs and not ratios:
+                        print(source_line(runs))
                     if runs:
                         print(line(name, runs), flush=True)
                         ratios |= ratio_of(name, runs)
@@ -232,6 +234,13 @@ def line(name: str, runs: list[dict[str, Any]]) -> str:
     shares = (share(runs, key) for key in ("accuracy", "top_1_agreement", "loop_rate", "output_error"))
     seconds = statistics.fmean(run["seconds"] for run in runs)
     return f"| {name} | {statistics.fmean(ratios):.3f}{spread} | {' | '.join(shares)} | {seconds:.1f} |"
+
+
+def source_line(runs: list[dict[str, Any]]) -> str:
+    """The source itself, as every row measures it."""
+    known = [run for run in runs if "ratio" in run]
+    figures = (share(known, key) for key in ("base_accuracy", "base_loop_rate")) if known else ("", "")
+    return "| the source | 1 | {} | 100.0 % | {} | | |".format(*figures)
 
 
 def ratio_of(name: str, runs: list[dict[str, Any]]) -> dict[str, float]:

@@ -108,7 +108,7 @@ def fit_down(sample: RoutedNeurons, wanted_TH: Tensor, down_CIH: Tensor, *, roun
     factors: dict[int, tuple[float, Tensor]] = {}
     for known, down_IH in zip(features, fitted_CIH, strict=True):
         for token, values in known.chunks():
-            residual_TH[token] -= values @ down_IH
+            residual_TH.index_add_(0, token, values @ down_IH, alpha=-1)
     for _ in range(rounds):
         for expert, known in enumerate(features):
             ridge, factor_II = factors.get(expert) or _factor(known, neurons)
@@ -120,7 +120,7 @@ def fit_down(sample: RoutedNeurons, wanted_TH: Tensor, down_CIH: Tensor, *, roun
             step_IH = torch.cholesky_solve(_products(known, residual_TH, pull_IH), factor_II).float()
             fitted_CIH[expert] += step_IH
             for token, values in known.chunks():
-                residual_TH[token] -= values @ step_IH
+                residual_TH.index_add_(0, token, values @ step_IH, alpha=-1)
     return fitted_CIH
 
 
@@ -148,5 +148,5 @@ def routed_output(sample: RoutedNeurons, down_CIH: Tensor) -> Tensor:
     output_TH = torch.zeros(len(sample.tokens_TH), down_CIH.shape[2], device=down_CIH.device)
     for expert in range(len(down_CIH)):
         for token, values in _Features.of(sample, expert).chunks():
-            output_TH[token] += values @ down_CIH[expert].float()
+            output_TH.index_add_(0, token, values @ down_CIH[expert].float())
     return output_TH

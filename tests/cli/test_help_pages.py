@@ -17,7 +17,8 @@ OPTIONS = {
         "--similarity --distance --linkage --kmeans-start --dominant --max-cluster-size --merge --dominant-weights "
         "--align --features --saliency --calibration --samples --sequence-length --seed --text-column "
         "--feature-tokens --statistics --device --batch-tokens --max-memory --output -o --max-shard-size --figure "
-        "--overwrite --dry-run --json --quiet -q --push-to --private --create-pr --low-disk --revision --token --cache-dir"
+        "--overwrite --dry-run --json --quiet -q --push-to --private --create-pr --low-disk --revision --token "
+        "--cache-dir"
     ),
     "inspect": "--layer --json --revision --token --cache-dir",
     "verify": "--against --json --revision --token --cache-dir",
