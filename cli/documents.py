@@ -119,6 +119,7 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
         },
         "statistics": None if statistics is None else {"path": str(statistics), "reused": plan.statistics is not None},
         "output": str(plan.output),
+        "push_to": None if plan.options.push is None else plan.options.push.repo_id,
         "warnings": plan.warnings,
         "dropped_tensors": plan.account.dropped,
     }

@@ -69,6 +69,8 @@ def dry_run(document: Document, room: Document) -> RenderableType:
         use = "reused, the model does not run" if document["statistics"]["reused"] else "will be written"
         rows.append(("statistics", f"{document['statistics']['path']}, {use}"))
     rows.append(("output", document["output"]))
+    if document["push_to"] is not None:
+        rows.append(("push to", document["push_to"]))
     rows += [("dropped", reason) for reason in _dropped(document["dropped_tensors"])]
     if not document["is_final"]:
         rows.append(("passes", TWO_PASSES))

@@ -1,5 +1,7 @@
 """``hcsmoe convert --dry-run``: what would be done and needed, from headers alone."""
 
+import re
+
 import pytest
 from rich.console import Console
 
@@ -148,3 +150,10 @@ def test_statistics_are_told_before_and_after_they_exist(run, quick, tmp_path):
     assert run(*quick, "--statistics", file, "--output", tmp_path / "result", "--quiet").code == 0
     assert run(*words, "--json").document()["statistics"] == {"path": str(file), "reused": True}
     assert f"statistics {file}, reused, the model does not run" in " ".join(run(*words).stdout.split())
+
+
+def test_where_a_result_goes_is_told_and_not_looked_up(run, example):
+    words = ("convert", example, "--experts", "4", "--dry-run", "--push-to", "me/model-4e")
+    assert re.search(r"push to +me/model-4e", run(*words).stdout)
+    assert run(*words, "--json").document()["push_to"] == "me/model-4e"
+    assert "names no user or organization" in run(*words[:-1], "model-4e").stderr
