@@ -233,7 +233,8 @@ class CalibrationOptions:
 
     Attributes:
         dataset: ``bundled``, ``c4``, a local file, or a Hub dataset id.
-        samples: Number of packed sequences; ``None`` takes as many as hold 65,536 tokens, or 131,072 for a correction.
+        samples: Number of packed sequences; ``None`` takes as many as hold 65,536 tokens, or up to 131,072 for a
+            correction.
         sequence_length: Tokens per sequence; ``None`` takes 2048 or the model's own limit if that is lower.
         seed: Seed of the document shuffle.
         text_column: Column that holds the text; ``None`` finds ``messages``, ``text`` or ``content``.

@@ -17,7 +17,7 @@ from hcsmoe_hub.device import peak_memory, resolve_device
 from hcsmoe_hub.events import Listener, Warned
 from hcsmoe_hub.figure import LayerPicture
 from hcsmoe_hub.memory import map_large_tensors
-from hcsmoe_hub.options import CalibrationOptions, Correct
+from hcsmoe_hub.options import CalibrationOptions, Correct, default_samples
 from hcsmoe_hub.passes import ConvertingPass, ObservingPass, ResultWriter, convert_from_statistics
 from hcsmoe_hub.plan import ConversionPlan, make_plan
 from hcsmoe_hub.propagation import MergedStream
@@ -39,8 +39,10 @@ def load_tokens(plan: ConversionPlan, emit: Listener) -> Tensor:
         source.fetch(file)
     vocab_size = plan.model.skeleton.config.get_text_config().vocab_size
     token_ids = load_token_ids(plan.calibration, tokenizer_folder=folder, vocab_size=vocab_size)
-    if len(token_ids) < plan.calibration.sequences:
-        found, planned = len(token_ids), plan.calibration.sequences
+    found, planned = len(token_ids), plan.calibration.sequences
+    # What is wanted for a fit is more than many texts have; short of the usual number it deserves a second look.
+    usual = default_samples(plan.calibration.sequence_length, fits=False)
+    if found < (planned if plan.options.calibration.samples else min(planned, usual)):
         emit(Warned(f"{plan.calibration.dataset} fills {found} of {planned} calibration sequences."))
     return token_ids
 
