@@ -171,6 +171,12 @@ class HubSource(Source):
         if not any(pieces):
             yield None
             return
+        lost = sorted({piece.shard for step in pieces for piece in step} - self._blobs.keys())
+        if lost:
+            raise SourceError(
+                f"{lost[0]} of {self.label} was in the cache when its headers were read, and is not any more.",
+                hint="run the same command again",
+            )
         # What an earlier run left in the middle of its pass would lie there until this one comes by.
         first = pieces[:2] if low_disk else pieces
         wanted = [_file_name(piece) for step in first for piece in step]

@@ -186,3 +186,20 @@ def test_a_repository_that_holds_something_else_is_refused_before_the_model_runs
     assert "--overwrite" in refused.stderr
     assert journey.downloaded() == {}
     assert len(held.commits) == 1
+
+
+def test_a_cache_that_is_emptied_after_the_plan_is_told(journey: Journey) -> None:
+    machine = journey.machine
+    found = subprocess.run(
+        [sys.executable, Path(__file__).with_name("loser.py"), "org/model", "ids.npy", "result"],
+        env=machine.environment(journey.hub.url),
+        cwd=machine.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    message, hint = found.stdout.splitlines()
+    assert message.startswith("model-00001-of-")
+    assert message.endswith(" of org/model was in the cache when its headers were read, and is not any more.")
+    assert hint == "run the same command again"
+    assert not (machine.folder / "result").exists()

@@ -1,0 +1,20 @@
+"""Plans a conversion from a full cache, loses the cache, and says what becomes of the conversion."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, execute, plan_conversion
+
+if __name__ == "__main__":
+    repo_id, ids, output = sys.argv[1:]
+    snapshot_download(repo_id)
+    options = ConvertOptions(experts=4, calibration=CalibrationOptions(dataset=ids), output=Path(output))
+    plan = plan_conversion(repo_id, options)
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    try:
+        execute(plan)
+    except HcsmoeError as error:
+        print(error.message, error.hint, sep="\n")
