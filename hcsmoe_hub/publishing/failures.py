@@ -7,11 +7,7 @@ import httpx2
 from huggingface_hub import errors
 
 from hcsmoe_hub.errors import HcsmoeError
-from hcsmoe_hub.hub_failures import PASSING_ERRORS, PASSING_STATUSES, first_line
-from hcsmoe_hub.hub_failures import REQUEST_ERRORS as REQUEST_ERRORS
-from hcsmoe_hub.hub_failures import is_passing as is_passing
-from hcsmoe_hub.hub_failures import patiently as patiently
-from hcsmoe_hub.hub_failures import said as said
+from hcsmoe_hub.hub_failures import PASSING_ERRORS, PASSING_STATUSES, REQUEST_ERRORS, first_line, said
 
 CHANGED_STATUS = 412
 FULL_STATUSES = frozenset({402, 413, 507})

@@ -12,16 +12,14 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
+from hcsmoe_hub.hub_failures import REQUEST_ERRORS, is_passing, patiently
 from hcsmoe_hub.publishing.additions import Addition, RemoteFile
 from hcsmoe_hub.publishing.failures import (
     CHANGED_STATUS,
-    REQUEST_ERRORS,
     TOKENS_PAGE,
     PushError,
     changed,
     explained,
-    is_passing,
-    patiently,
 )
 from hcsmoe_hub.publishing.options import PushOptions
 from hcsmoe_hub.versions import tool

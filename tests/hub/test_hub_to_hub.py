@@ -11,7 +11,7 @@ import pytest
 from hub_client import SECRETS, WRITER, Machine
 from hub_server import Fault
 
-from hub.journey import SHARD_BYTES, Journey, make_hub, measuring_disk
+from hub.journey import CONVERTER, SHARD_BYTES, Journey, make_hub, measuring_disk
 
 NORMAL, LOW = "me/model-4e", "me/low-4e"
 # Blocks of the file system, folders, and small files; weights are far more.
@@ -164,6 +164,29 @@ def test_a_push_that_fails_leaves_the_result_here(journey: Journey) -> None:
     assert f"hcsmoe push model-hcsmoe-4e {NORMAL}" in failed.stderr
     assert journey.visible(NORMAL) == {}
     assert (journey.machine.folder / "model-hcsmoe-4e" / "model.safetensors.index.json").exists()
+    journey.hub.failures.clear()
+    # What the hint says works, and sends only what is not there.
+    pushed = subprocess.run(
+        [sys.executable, CONVERTER, "push", "model-hcsmoe-4e", NORMAL, "--json"],
+        env=journey.machine.environment(journey.hub.url, HF_TOKEN=WRITER),
+        cwd=journey.machine.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(pushed.stdout)["changed"] is True
+    assert set(journey.arrivals().values()) == {1}
+    assert f'from_pretrained("{NORMAL}"' in journey.hub.model(NORMAL).contents()["README.md"].decode()
+
+
+def test_a_result_can_be_proposed_to_a_private_repository(journey: Journey) -> None:
+    proposed = journey.run(NORMAL, "--private", "--create-pr", "--json")
+    assert proposed.returncode == 0, proposed.stderr
+    pushed = json.loads(proposed.stdout)["pushed"]
+    assert (pushed["private"], pushed["revision"]) == (True, "refs/pr/1")
+    assert pushed["pull_request"].endswith(f"/{NORMAL}/discussions/1")
+    assert journey.hub.model(NORMAL).private
+    assert journey.visible(NORMAL) == {}
 
 
 def test_a_push_that_fails_on_little_disk_leaves_nothing_that_looks_finished(journey: Journey) -> None:
