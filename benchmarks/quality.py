@@ -21,20 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, MethodOptions, Preset, convert, method_options
-from hcsmoe_hub.checkpoint.source import open_source
 from hcsmoe_hub.evaluation.evaluate import evaluate
 from hcsmoe_hub.evaluation.options import EvaluateOptions
-from hcsmoe_hub.model import read_model
+from hcsmoe_hub.hub.open import open_source
+from hcsmoe_hub.model.source_model import read_model
 from hcsmoe_hub.options import (
     Align,
     Clustering,
-    Correct,
     Distance,
     Dominant,
     Layout,
     Merge,
     Method,
     Propagate,
+    Refit,
     RouterPolicy,
     Saliency,
 )
@@ -64,15 +64,15 @@ RECIPES: Mapping[str, MethodOptions] = {
     "HC-SMoE, router fit": method_options(Preset.HC_SMOE, router=RouterPolicy.FIT),
     "HC-SMoE, aligned": MethodOptions(align=Align.ACTIVATION),
     "around salient experts": SALIENT,
-    "REAP + down": replace(REFIT, correct=Correct.DOWN),
-    "HC-SMoE, aligned + experts": MethodOptions(align=Align.ACTIVATION, correct=Correct.EXPERTS),
-    "around salient experts + experts": replace(SALIENT, correct=Correct.EXPERTS),
-    "reconstruction + experts": replace(RECONSTRUCTION, correct=Correct.EXPERTS),
-    "REAP, router fit + experts": replace(REFIT, correct=Correct.EXPERTS, router=RouterPolicy.FIT),
-    "REAP + experts, original states": replace(REFIT, correct=Correct.EXPERTS, propagate=Propagate.ORIGINAL),
-    "REAP + experts, merged states": replace(REFIT, correct=Correct.EXPERTS, propagate=Propagate.MERGED),
+    "REAP + down": replace(REFIT, refit=Refit.DOWN),
+    "HC-SMoE, aligned + experts": MethodOptions(align=Align.ACTIVATION, refit=Refit.EXPERTS),
+    "around salient experts + experts": replace(SALIENT, refit=Refit.EXPERTS),
+    "reconstruction + experts": replace(RECONSTRUCTION, refit=Refit.EXPERTS),
+    "REAP, router fit + experts": replace(REFIT, refit=Refit.EXPERTS, router=RouterPolicy.FIT),
+    "REAP + experts, original states": replace(REFIT, refit=Refit.EXPERTS, propagate=Propagate.ORIGINAL),
+    "REAP + experts, merged states": replace(REFIT, refit=Refit.EXPERTS, propagate=Propagate.MERGED),
     "refit (default)": REFIT,
-    "refit, blocks": replace(REFIT, correct=Correct.BLOCKS),
+    "refit, blocks": replace(REFIT, refit=Refit.BLOCKS),
 }
 
 

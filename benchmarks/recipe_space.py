@@ -16,12 +16,11 @@ from numpy.random import Generator
 from hcsmoe_hub import ConvertOptions, MethodOptions
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import PlanError
-from hcsmoe_hub.model import read_model
+from hcsmoe_hub.model.source_model import read_model
 from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
-    Correct,
     Distance,
     Dominant,
     Features,
@@ -31,13 +30,14 @@ from hcsmoe_hub.options import (
     Merge,
     Method,
     Propagate,
+    Refit,
     RouterPolicy,
     Saliency,
     Similarity,
 )
-from hcsmoe_hub.recipe import Recipe
-from hcsmoe_hub.refusals import check_recipe
-from hcsmoe_hub.resolve import flag, resolve
+from hcsmoe_hub.planning.refusals import check_recipe
+from hcsmoe_hub.recipe.recipe import Recipe
+from hcsmoe_hub.recipe.resolve import flag, resolve
 
 SIMILARITIES = tuple(chain.from_iterable(combinations(Similarity, size + 1) for size in range(len(Similarity))))
 # In the order in which resolve decides: whether a value would be idle depends on those before it alone.
@@ -57,7 +57,7 @@ DOMAINS: Mapping[str, tuple[Any, ...]] = {
     "features": (None, *Features),
     "align": (None, *Align),
     "saliency": (None, *Saliency),
-    "correct": (None, *Correct),
+    "refit": (None, *Refit),
     "router": (None, *RouterPolicy),
     "propagate": (None, *Propagate),
     "dominant": (None, *Dominant),

@@ -27,11 +27,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, convert, execute, plan_conversion
-from hcsmoe_hub.checkpoint.source import Source, open_source
+from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import HcsmoeError
-from hcsmoe_hub.recipe import Recipe
+from hcsmoe_hub.hub.open import open_source
+from hcsmoe_hub.recipe.recipe import Recipe
+from hcsmoe_hub.recipe.resolve import flag
 from hcsmoe_hub.report import REPORT_FILE
-from hcsmoe_hub.resolve import flag
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-mixtral"
 # Pairs of results that are compared before a value counts as one that changes nothing.

@@ -13,13 +13,13 @@ import torch
 from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
 
-from hcsmoe_hub.clustering import Clusters
-from hcsmoe_hub.merging import member_shares, merge_experts
-from hcsmoe_hub.moe.experts import experts_of
-from hcsmoe_hub.moe.neurons import neurons_of
-from hcsmoe_hub.moe.sample import NeuronSample
+from hcsmoe_hub.methods.clustering import Clusters
+from hcsmoe_hub.methods.merging import member_shares, merge_experts
+from hcsmoe_hub.model.experts import experts_of
+from hcsmoe_hub.model.neurons import neurons_of
+from hcsmoe_hub.observation.sample import NeuronSample
 from hcsmoe_hub.options import Features, Merge, MethodOptions
-from hcsmoe_hub.resolve import resolve
+from hcsmoe_hub.recipe.resolve import resolve
 
 EXPERTS, CLUSTERS = 60, 30
 GROUPINGS = {

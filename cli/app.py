@@ -18,7 +18,7 @@ from hcsmoe_hub.cli.output import Output, print_labelled, stderr_console
 from hcsmoe_hub.cli.push import push
 from hcsmoe_hub.cli.verify import verify
 from hcsmoe_hub.errors import HcsmoeError
-from hcsmoe_hub.versions import tool
+from hcsmoe_hub.machine.versions import tool
 
 DEBUG_VARIABLE = "HCSMOE_DEBUG"
 INTERRUPTED = 130

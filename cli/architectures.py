@@ -8,7 +8,7 @@ from rich.text import Text
 from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli.output import Output
 from hcsmoe_hub.cli.tables import Document
-from hcsmoe_hub.moe.architectures import ARCHITECTURES
+from hcsmoe_hub.model.architectures import ARCHITECTURES
 
 
 def architectures(as_json: cli.JsonOption = False) -> None:

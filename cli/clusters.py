@@ -8,7 +8,7 @@ from rich.text import Text
 
 from hcsmoe_hub.cli.dendrogram import dendrogram, is_cut
 from hcsmoe_hub.cli.output import format_mean, format_plural
-from hcsmoe_hub.cli.reports import CorrectionResult, LayerResult, Result
+from hcsmoe_hub.cli.reports import LayerResult, RefitResult, Result
 from hcsmoe_hub.cli.summary import UNCHANGED, effort
 from hcsmoe_hub.cli.tables import section
 
@@ -92,8 +92,8 @@ def _facts(layer: LayerResult) -> Iterator[tuple[str, str]]:
         yield "router", UNCHANGED
     else:
         yield "router", f"{_rule(layer)}, top-k agreement {100 * layer.top_k_agreement:.1f} %"
-    if layer.correction is not None:
-        yield "correction", _corrected(layer.correction)
+    if layer.refit is not None:
+        yield "refit", _refitted(layer.refit)
     yield "dead experts", ", ".join(map(str, layer.dead_experts)) or "none"
     pruned = [str(expert) for expert, label in enumerate(layer.labels) if label < 0]
     if pruned:
@@ -114,13 +114,13 @@ def _rule(layer: LayerResult) -> str:
     return layer.policy
 
 
-def _corrected(correction: CorrectionResult) -> str:
-    """What a correction did on held-out text, in words."""
-    if not correction.is_kept:
+def _refitted(refit: RefitResult) -> str:
+    """What a refit did on held-out text, in words."""
+    if not refit.is_kept:
         return "dropped, as the error on held-out text did not fall"
-    before, after = (100 * error for error in (correction.error_before, correction.error_after))
+    before, after = (100 * error for error in (refit.error_before, refit.error_after))
     text = f"error on held-out text from {before:.1f} to {after:.1f} %"
-    return text if correction.rounds is None else f"{text} {effort([correction.rounds], [correction.steps or 0])}"
+    return text if refit.rounds is None else f"{text} {effort([refit.rounds], [refit.steps or 0])}"
 
 
 def _cluster_table(layer: LayerResult) -> Table:

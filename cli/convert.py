@@ -18,7 +18,7 @@ from hcsmoe_hub.options import ConvertOptions
 from hcsmoe_hub.report import FIGURE_FILE, ConversionReport
 
 if TYPE_CHECKING:
-    from hcsmoe_hub.plan import ConversionPlan
+    from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 
 EXAMPLES = """[bold]Examples[/]
 $ hcsmoe convert mistralai/Mixtral-8x7B-v0.1 --experts 4 --dry-run

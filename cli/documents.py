@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hcsmoe_hub.moe.architectures import ARCHITECTURES
+from hcsmoe_hub.model.architectures import ARCHITECTURES
 from hcsmoe_hub.options import Layout
 
 if TYPE_CHECKING:
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from hcsmoe_hub.checkpoint.config_json import MoESettings
     from hcsmoe_hub.checkpoint.source import Source
-    from hcsmoe_hub.model import Model
-    from hcsmoe_hub.plan import ConversionPlan
+    from hcsmoe_hub.model.source_model import SourceModel
+    from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 
 
 def _source(source: "Source") -> dict[str, Any]:
     """Where a source comes from, and in which format most of its bytes are stored."""
-    from hcsmoe_hub.checkpoint.skeleton import quantization_method
     from hcsmoe_hub.checkpoint.tensors import DTYPE_NAMES
+    from hcsmoe_hub.model.skeleton import quantization_method
 
     sizes: Counter[str] = Counter()
     for tensor in source.tensors.values():
@@ -38,7 +38,7 @@ def _source(source: "Source") -> dict[str, Any]:
 
 
 def _active(
-    parameters: int, model: "Model", state: Mapping[str, "Tensor"], stored: Mapping[int, int], per_token: int
+    parameters: int, model: "SourceModel", state: Mapping[str, "Tensor"], stored: Mapping[int, int], per_token: int
 ) -> int:
     """Parameters that one token meets: all but those of the experts it does not visit.
 
@@ -56,7 +56,7 @@ def _active(
     return parameters
 
 
-def _stored_experts(model: "Model") -> dict[int, int]:
+def _stored_experts(model: "SourceModel") -> dict[int, int]:
     """Experts that each MoE layer of a model holds; router rows may share them."""
     if model.expert_map is not None:
         return {layer: max(experts) + 1 for layer, experts in model.expert_map.items()}
@@ -68,7 +68,7 @@ def _by_layer(counts: Mapping[int, int]) -> dict[str, int]:
     return {str(layer): count for layer, count in counts.items()}
 
 
-def _model_active(model: "Model") -> int:
+def _model_active(model: "SourceModel") -> int:
     """Parameters of a model that one token meets."""
     return _active(
         model.parameters, model, model.skeleton.state, _stored_experts(model), model.settings.experts_per_token
@@ -78,7 +78,8 @@ def _model_active(model: "Model") -> int:
 def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
     """A plan, as ``--dry-run --json`` prints it."""
     from hcsmoe_hub.checkpoint.tensors import total_bytes
-    from hcsmoe_hub.device import measure_flops, resolve_device
+    from hcsmoe_hub.machine.device import measure_flops, resolve_device
+    from hcsmoe_hub.planning.estimate import estimate_needs
 
     model, calibration = plan.model, plan.calibration
     speed = measure_flops(resolve_device(plan.options.device), model.skeleton.dtype)
@@ -105,10 +106,10 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
         },
         "weights_bytes": {
             "before": total_bytes(model.source.tensors.values()),
-            "after": total_bytes(plan.layout.tensors.values()),
+            "after": total_bytes(plan.shards.tensors.values()),
         },
-        "shards": {"before": len(model.source.shards), "after": len(plan.layout.shards)},
-        "needs": asdict(plan.needs(flops_per_second=speed)),
+        "shards": {"before": len(model.source.shards), "after": len(plan.shards.files)},
+        "needs": asdict(estimate_needs(plan, flops_per_second=speed)),
         "method": plan.recipe.as_dict(),
         "calibration": {
             "dataset": calibration.dataset,
@@ -130,7 +131,7 @@ def available(plan: "ConversionPlan") -> dict[str, Any]:
     import psutil
     import torch
 
-    from hcsmoe_hub.device import resolve_device
+    from hcsmoe_hub.machine.device import resolve_device
 
     disk, disk_bytes = _disk(plan.output)
     cache, cache_bytes = _disk(plan.model.source.cache or plan.output)
@@ -148,13 +149,13 @@ def available(plan: "ConversionPlan") -> dict[str, Any]:
 
 def _disk(folder: Path) -> tuple[str, int]:
     """Where the disk of a folder is mounted, and what is free there."""
-    from hcsmoe_hub.room import existing_part
+    from hcsmoe_hub.planning.disk_space import existing_part
 
     found = existing_part(folder.resolve())
     return str(next(path for path in (found, *found.parents) if path.is_mount())), shutil.disk_usage(found).free
 
 
-def model_document(model: "Model") -> dict[str, Any]:
+def model_document(model: "SourceModel") -> dict[str, Any]:
     """A model, as ``inspect --json`` prints it."""
     from hcsmoe_hub.checkpoint.tensors import total_bytes
 
@@ -164,7 +165,7 @@ def model_document(model: "Model") -> dict[str, Any]:
     is_mapped = model.expert_map is not None
     return {
         "source": _source(source),
-        "architecture": type(model.skeleton.model).__name__,
+        "architecture": type(model.skeleton.module).__name__,
         "router": architecture.router,
         "note": architecture.note or None,
         "experts": {
@@ -195,7 +196,7 @@ def _worth_trying(settings: "MoESettings") -> list[int]:
     return [kept for kept in dict.fromkeys(counts) if settings.experts_per_token <= kept < settings.experts]
 
 
-def _projection(model: "Model", kept: int, weights_bytes: int) -> dict[str, int]:
+def _projection(model: "SourceModel", kept: int, weights_bytes: int) -> dict[str, int]:
     """What would remain with ``kept`` experts per layer, but for the few rows of the routers."""
     experts, itemsize = model.settings.experts, model.skeleton.dtype.itemsize
     gone = model.expert_parameters() * (experts - kept) // experts

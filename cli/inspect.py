@@ -16,8 +16,8 @@ from hcsmoe_hub.cli.output import Output, format_plural
 from hcsmoe_hub.cli.reports import LayerResult, Result, read_result
 from hcsmoe_hub.cli.tables import Document, format_range, section, source_line
 from hcsmoe_hub.errors import PlanError, SourceError
+from hcsmoe_hub.machine.units import format_bytes, format_count
 from hcsmoe_hub.report import REPORT_FILE
-from hcsmoe_hub.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from hcsmoe_hub.checkpoint.source import Source
@@ -38,8 +38,8 @@ def inspect(
     sink = Output(as_json=as_json)
     prepare_libraries()
     with sink.working("Reading headers"):
-        from hcsmoe_hub.checkpoint.source import open_source
-        from hcsmoe_hub.model import read_model
+        from hcsmoe_hub.hub.open import open_source
+        from hcsmoe_hub.model.source_model import read_model
 
         opened = open_source(source, **hub.arguments())
         document = model_document(read_model(opened))

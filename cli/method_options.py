@@ -13,7 +13,6 @@ from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
-    Correct,
     Distance,
     Dominant,
     Features,
@@ -24,11 +23,12 @@ from hcsmoe_hub.options import (
     Method,
     MethodOptions,
     Propagate,
+    Refit,
     RouterPolicy,
     Saliency,
     Similarity,
 )
-from hcsmoe_hub.presets import Preset, method_options
+from hcsmoe_hub.recipe.presets import Preset, method_options
 
 _method = partial(typer.Option, rich_help_panel="Method")
 _grouping = partial(typer.Option, rich_help_panel="Grouping")
@@ -122,12 +122,12 @@ class MethodFlags:
             "reduced",
         ),
     ] = None
-    correct: Annotated[
-        Correct | None,
+    refit: Annotated[
+        Refit | None,
         _choice(
             _method,
-            "--correct",
-            Correct,
+            "--refit",
+            Refit,
             "What is fitted to the original layer's output: down projections or whole experts by least squares, or "
             "the block by gradient descent.",
             "the preset's",
@@ -135,9 +135,7 @@ class MethodFlags:
     ] = None
     propagate: Annotated[
         Propagate | None,
-        _choice(
-            _method, "--propagate", Propagate, "Whose hidden states --correct and --router fit work on.", "original"
-        ),
+        _choice(_method, "--propagate", Propagate, "Whose hidden states --refit and --router fit work on.", "original"),
     ] = None
     clustering: Annotated[
         Clustering | None, _choice(_grouping, "--clustering", Clustering, "How experts are grouped.", "hierarchical")

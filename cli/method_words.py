@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from hcsmoe_hub.cli.expert_lists import format_numbers
 from hcsmoe_hub.cli.output import format_plural
 from hcsmoe_hub.cli.tables import Document
-from hcsmoe_hub.options import Align, Budget, Clustering, Correct, Dominant, Merge, Method, Propagate, RouterPolicy
+from hcsmoe_hub.options import Align, Budget, Clustering, Dominant, Merge, Method, Propagate, Refit, RouterPolicy
 
 # What makes an expert the one that others gather around.
 SEEDS: Mapping[str, str] = {
@@ -14,10 +14,10 @@ SEEDS: Mapping[str, str] = {
     Dominant.SALIENCY: "most salient",
 }
 # What was fitted to the original layers.
-CORRECTED: Mapping[str, str] = {
-    Correct.DOWN: "down projections corrected",
-    Correct.EXPERTS: "experts corrected",
-    Correct.BLOCKS: "experts and router corrected",
+REFITTED: Mapping[str, str] = {
+    Refit.DOWN: "down projections refitted",
+    Refit.EXPERTS: "experts refitted",
+    Refit.BLOCKS: "experts and router refitted",
 }
 # Letters of a list that a line has room for.
 SHORT = 40
@@ -31,8 +31,8 @@ def method_line(method: Document) -> str:
             parts.append("fitted router")
     else:
         parts = [_grouping(method), *_merging(method), f"{method['layout']} layout"]
-    if method.get("correct", Correct.NONE) not in (None, Correct.NONE):
-        parts.append(CORRECTED[method["correct"]])
+    if method.get("refit", Refit.NONE) not in (None, Refit.NONE):
+        parts.append(REFITTED[method["refit"]])
     if method.get("propagate") == Propagate.MERGED:
         parts.append("fitted on merged hidden states")
     if method.get("protect"):

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hcsmoe_hub.cli.values import parse_device, parse_shard_size, parse_size
-from hcsmoe_hub.options import DEFAULT_MAX_SHARD_SIZE, CalibrationOptions, Device
-from hcsmoe_hub.publishing.options import PushOptions
+from hcsmoe_hub.options import DEFAULT_MAX_SHARD_SIZE, CalibrationOptions, Device, PushOptions
 
 _CALIBRATION = CalibrationOptions()
 _calibration = partial(typer.Option, rich_help_panel="Calibration")

@@ -22,7 +22,7 @@ from hcsmoe_hub.events import (
     Warned,
     ignore,
 )
-from hcsmoe_hub.units import format_bytes
+from hcsmoe_hub.machine.units import format_bytes
 
 BAR_WIDTH = 16
 # Stages whose steps are decoder layers.

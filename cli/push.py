@@ -17,9 +17,9 @@ from hcsmoe_hub.cli.output import REFRESHES_PER_SECOND, Mode, Output, format_plu
 from hcsmoe_hub.cli.progress import BAR_WIDTH, listening
 from hcsmoe_hub.cli.tables import Document, section
 from hcsmoe_hub.events import Delivered, Event, Listener, Sending, Warned, ignore
-from hcsmoe_hub.publishing.options import PushOptions
-from hcsmoe_hub.publishing.push import push as publish
-from hcsmoe_hub.units import format_bytes
+from hcsmoe_hub.machine.units import format_bytes
+from hcsmoe_hub.options import PushOptions
+from hcsmoe_hub.push import push as publish
 
 _hub = partial(typer.Option, rich_help_panel="Hub")
 _output = partial(typer.Option, rich_help_panel="Output")

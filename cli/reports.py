@@ -8,7 +8,7 @@ from hcsmoe_hub.cli.method_words import method_line
 from hcsmoe_hub.cli.summary import calibration_line
 from hcsmoe_hub.cli.tables import Document
 from hcsmoe_hub.errors import SourceError
-from hcsmoe_hub.report import REPORT_FILE, SCHEMA_VERSION
+from hcsmoe_hub.report import REPORT_FILE, SCHEMA_VERSION, upgrade
 
 if TYPE_CHECKING:
     from hcsmoe_hub.checkpoint.source import Source
@@ -18,8 +18,8 @@ GREATEST = 1e300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CorrectionResult:
-    """A correction of one layer; the attributes are those of ``CorrectionReport``."""
+class RefitResult:
+    """A refit of one layer; the attributes are those of ``RefitReport``."""
 
     is_kept: bool
     error_before: float
@@ -44,7 +44,7 @@ class LayerResult:
     top_k_agreement: float
     is_fitted: bool | None
     top_k_agreement_before: float | None
-    correction: CorrectionResult | None
+    refit: RefitResult | None
     output_error: float
 
     @property
@@ -93,6 +93,7 @@ def read_result(source: "Source") -> Result | None:
     where = f"{source.label}/{REPORT_FILE}"
     try:
         document = json.loads(source.text(REPORT_FILE), parse_constant=_refuse)
+        document = upgrade(document)
         version = document["schema_version"]
         if version == SCHEMA_VERSION:
             return _result(document)
@@ -154,16 +155,16 @@ def _layer(content: Any) -> LayerResult:
         top_k_agreement=_value(content["router"]["top_k_agreement"], NUMBER),
         is_fitted=_flag(content["router"].get("is_fitted")),
         top_k_agreement_before=_optional(content["router"].get("top_k_agreement_before")),
-        correction=_correction(content.get("correction")),
+        refit=_refit(content.get("refit")),
         output_error=_value(content["output_error"], NUMBER),
     )
 
 
-def _correction(content: Any) -> CorrectionResult | None:
+def _refit(content: Any) -> RefitResult | None:
     if content is None:
         return None
     rounds, steps = (content.get(key) for key in ("rounds", "steps"))
-    return CorrectionResult(
+    return RefitResult(
         is_kept=_flag(content["is_kept"]) is True,
         error_before=_value(content["error_before"], NUMBER),
         error_after=_value(content["error_after"], NUMBER),

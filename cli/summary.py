@@ -11,8 +11,8 @@ from rich.text import Text
 from hcsmoe_hub.cli.method_words import method_line
 from hcsmoe_hub.cli.output import format_mean, format_plural, format_seconds
 from hcsmoe_hub.cli.tables import Document, before_after, experts_left, format_range, section, source_line
+from hcsmoe_hub.machine.units import format_bytes
 from hcsmoe_hub.options import Layout
-from hcsmoe_hub.units import format_bytes
 
 # What a report calls the policy of a router that keeps all its rows.
 UNCHANGED = "unchanged"
@@ -140,22 +140,22 @@ def _fit(layers: Sequence[Document]) -> list[tuple[str, str, str]]:
     return [("router fit", f"{len(kept)} of {len(routers)}", meaning)]
 
 
-def _correction(corrections: Sequence[Document]) -> list[tuple[str, str, str]]:
-    """What became of a correction, if one was asked for."""
-    kept = [correction for correction in corrections if correction["is_kept"]]
-    if not corrections:
+def _refit(refits: Sequence[Document]) -> list[tuple[str, str, str]]:
+    """What became of a refit, if one was asked for."""
+    kept = [refit for refit in refits if refit["is_kept"]]
+    if not refits:
         return []
     meaning = "layers; on held-out text all would have become worse"
     if kept:
-        before, after = (fmean(correction[key] for correction in kept) for key in ("error_before", "error_after"))
+        before, after = (fmean(refit[key] for refit in kept) for key in ("error_before", "error_after"))
         fell = f"fell from {100 * before:.1f} to {100 * after:.1f} %"
-        work = effort([correction["rounds"] for correction in kept], [correction["steps"] for correction in kept])
+        work = effort([refit["rounds"] for refit in kept], [refit["steps"] for refit in kept])
         meaning = f"layers; the error of these on held-out text {fell} {work}"
-    return [("correction", f"{len(kept)} of {len(corrections)}", meaning)]
+    return [("refit", f"{len(kept)} of {len(refits)}", meaning)]
 
 
 def effort(rounds: list[int], steps: list[int]) -> str:
-    """What was kept of corrections, a number per layer each, in words."""
+    """What was kept of refits, a number per layer each, in words."""
     words = f"in {format_range(rounds)} round{'s' if max(rounds) != 1 else ''}"
     return f"{words} and {format_range(steps)} steps" if any(steps) else words
 
@@ -170,7 +170,7 @@ def _measures(layers: Sequence[Document]) -> list[tuple[str, str, str]]:
         rows = [("top-k agreement", f"{100 * agreement:.1f} %", meaning), *_fit(layers)]
     error = fmean(layer["output_error"] for layer in layers)
     rows.append(("output error", f"{100 * error:.1f} %", "of the norm of the routed experts' output"))
-    rows += _correction([layer["correction"] for layer in layers if layer["correction"] is not None])
+    rows += _refit([layer["refit"] for layer in layers if layer["refit"] is not None])
     for label, key, meaning in (
         ("silhouette", "silhouette", "-1 to 1: how much closer experts are to their own cluster than to the next"),
         ("Dunn index", "dunn", "least distance between clusters over the greatest within one"),

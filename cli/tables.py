@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hcsmoe_hub.cli.output import format_change, format_plural
+from hcsmoe_hub.machine.units import format_bytes, format_count
 from hcsmoe_hub.options import Layout
-from hcsmoe_hub.units import format_bytes, format_count
 
 Document = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from hcsmoe_hub.cli.libraries import prepare_libraries
 from hcsmoe_hub.cli.output import Output, format_plural
 from hcsmoe_hub.cli.tables import Document, section
 from hcsmoe_hub.errors import SourceError
-from hcsmoe_hub.units import format_bytes
+from hcsmoe_hub.machine.units import format_bytes
 
 AgainstOption = Annotated[
     str | None,
@@ -36,8 +36,8 @@ def verify(
         raise SourceError(f"there is no folder {path}.", hint="pass the folder that 'hcsmoe convert' wrote")
     prepare_libraries()
     with sink.working("Checking"):
-        from hcsmoe_hub.checkpoint.source import open_source
-        from hcsmoe_hub.checkpoint.verify import verify as check
+        from hcsmoe_hub.hub.open import open_source
+        from hcsmoe_hub.result.verify import verify as check
 
         source = None if against is None else open_source(against, **hub.arguments())
         found = check(path, against=source)

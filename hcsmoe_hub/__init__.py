@@ -2,9 +2,9 @@
 
 from hcsmoe_hub.convert import convert, execute, plan_conversion
 from hcsmoe_hub.errors import HcsmoeError
-from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, MethodOptions
-from hcsmoe_hub.presets import Preset, method_options
-from hcsmoe_hub.publishing.options import Pushed, PushOptions
+from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, MethodOptions, PushOptions
+from hcsmoe_hub.recipe.presets import Preset, method_options
+from hcsmoe_hub.report import Pushed
 
 __all__ = [
     "CalibrationOptions",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hcsmoe_hub.checkpoint.source import Source
-    from hcsmoe_hub.plan import ConversionPlan
+    from hcsmoe_hub.planning.conversion_plan import ConversionPlan
     from hcsmoe_hub.publishing.delivery import Delivery
 
 
@@ -67,13 +67,14 @@ def plan_conversion(
     Raises:
         HcsmoeError: Every refusal of a conversion happens here.
     """
-    from hcsmoe_hub.checkpoint.source import Source, open_source
-    from hcsmoe_hub.device import resolve_device
-    from hcsmoe_hub.plan import make_plan
+    from hcsmoe_hub.checkpoint.source import Source
+    from hcsmoe_hub.hub.open import open_source
+    from hcsmoe_hub.machine.device import resolve_device
+    from hcsmoe_hub.planning.make import make_plan
 
     device = resolve_device(options.device)
     if options.push is not None:
-        from hcsmoe_hub.publishing.hub import check_repo_id
+        from hcsmoe_hub.hub.repository import check_repo_id
 
         check_repo_id(options.push.repo_id)
     if not isinstance(source, Source):
@@ -93,10 +94,10 @@ def execute(plan: "ConversionPlan", *, token: str | None = None, listener: Liste
         PushError: If the result cannot be pushed. Unless its shards were to be deleted, it stays where it is.
         HcsmoeError: If calibration text, a download or the disk fails; everything written so far is removed.
     """
-    from hcsmoe_hub.output import claim_output
+    from hcsmoe_hub.pipeline.run import load_tokens, observe
     from hcsmoe_hub.publishing.result import open_delivery, push_result
-    from hcsmoe_hub.reporting import describe_making
-    from hcsmoe_hub.run import load_tokens, observe
+    from hcsmoe_hub.result.folder import claim_output
+    from hcsmoe_hub.result.make_report import describe_making
 
     log, push, token_ids, delivery = _Log(listener, plan.warnings), plan.options.push, None, None
     with TemporaryDirectory(prefix="hcsmoe-") as scratch:
@@ -152,11 +153,11 @@ def _convert(
     log: _Log,
 ) -> "tuple[ConversionReport, Source]":
     """Converts with a final plan: from its statistics if it has some, otherwise on calibration tokens."""
-    from hcsmoe_hub.checkpoint.verify import check_structure
-    from hcsmoe_hub.figure import draw
-    from hcsmoe_hub.output import write_result, writing
-    from hcsmoe_hub.reporting import make_report
-    from hcsmoe_hub.run import run
+    from hcsmoe_hub.pipeline.run import run
+    from hcsmoe_hub.result.figure import draw
+    from hcsmoe_hub.result.folder import write_result, writing
+    from hcsmoe_hub.result.make_report import make_report
+    from hcsmoe_hub.result.verify import check_structure
 
     with writing(plan, delivery) as writer:
         with log.timed(Stage.CONVERT, len(plan.model.skeleton.layers)):

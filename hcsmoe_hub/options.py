@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from hcsmoe_hub.publishing.options import PushOptions
-
 # The papers' 32 sequences of 2048 tokens; a model that takes shorter ones gets more of them.
 DEFAULT_TOKENS = 32 * 2048
 # A fit has far more numbers to find than a choice, and what it finds on little text holds for that text only.
@@ -20,7 +18,7 @@ def default_samples(sequence_length: int, *, fits: bool) -> int:
 
     Args:
         sequence_length: Tokens per sequence.
-        fits: Whether a correction is fitted to them.
+        fits: Whether a refit is fitted to them.
     """
     return max(1, (FITTED_TOKENS if fits else DEFAULT_TOKENS) // sequence_length)
 
@@ -132,7 +130,7 @@ class Saliency(StrEnum):
     RECONSTRUCTION = "reconstruction"
 
 
-class Correct(StrEnum):
+class Refit(StrEnum):
     """What is fitted to the original layer's output after the merge."""
 
     NONE = "none"
@@ -197,9 +195,9 @@ class MethodOptions:
         features: What fix-dom and ZipIt match neurons by.
         align: How neurons are permuted before a weighted merge.
         saliency: Which experts pruning keeps.
-        correct: What is fitted to the original layer's output in the ``reduced`` layout.
+        refit: What is fitted to the original layer's output in the ``reduced`` layout.
         router: How the router follows in the ``reduced`` layout.
-        propagate: On whose hidden states a router is fitted and a layer is corrected.
+        propagate: On whose hidden states a router is fitted and a layer is refitted.
         layout: How the result is written down.
         seed: Seed of every random choice.
     """
@@ -220,7 +218,7 @@ class MethodOptions:
     features: Features | None = None
     align: Align | None = None
     saliency: Saliency | None = None
-    correct: Correct | None = None
+    refit: Refit | None = None
     router: RouterPolicy | None = None
     propagate: Propagate | None = None
     layout: Layout = Layout.REDUCED
@@ -234,7 +232,7 @@ class CalibrationOptions:
     Attributes:
         dataset: ``bundled``, ``c4``, a local file, or a Hub dataset id.
         samples: Number of packed sequences; ``None`` takes as many as hold 65,536 tokens, or up to 131,072 for a
-            correction.
+            refit.
         sequence_length: Tokens per sequence; ``None`` takes 2048 or the model's own limit if that is lower.
         seed: Seed of the document shuffle.
         text_column: Column that holds the text; ``None`` finds ``messages``, ``text`` or ``content``.
@@ -248,6 +246,30 @@ class CalibrationOptions:
     seed: int = 42
     text_column: str | None = None
     feature_tokens: int = DEFAULT_FEATURE_TOKENS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushOptions:
+    """Where a result goes.
+
+    Attributes:
+        repo_id: ``namespace/name``.
+        private: Make the repository a private one; one that is there must be private already.
+        create_pr: Propose the result as a pull request.
+        overwrite: Replace a checkpoint that is already there.
+        revision: Branch, made if it is not there; ``None`` is ``main``.
+    """
+
+    repo_id: str
+    private: bool = False
+    create_pr: bool = False
+    overwrite: bool = False
+    revision: str | None = None
+
+    @property
+    def branch(self) -> str:
+        """The branch that the result goes to, or is proposed for."""
+        return self.revision or "main"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,17 +1,11 @@
 """What a conversion did: the content of ``hcsmoe.json``, and nothing that was not measured."""
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hcsmoe_hub.publishing.options import Pushed
-
-if TYPE_CHECKING:
-    from hcsmoe_hub.checkpoint.source import Source
-
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 REPORT_FILE = "hcsmoe.json"
 FIGURE_FILE = "hcsmoe.png"
 EVALUATION_FILE = "hcsmoe-evaluation.json"
@@ -19,23 +13,7 @@ EVALUATION_FILE = "hcsmoe-evaluation.json"
 _PLACE = re.compile(r"(?<![\w:/.~-])(?:~|\.{1,2})?/(?:[^\s/]+/)*([^\s/]+)")
 
 
-def describe_source(source: "Source") -> dict[str, Any]:
-    """Which checkpoint it is, as reports name it: they are published, so a folder is named without its place.
-
-    Args:
-        source: The checkpoint.
-
-    Returns:
-        ``repo_id``, or ``path`` with the name of the folder; ``revision``; and ``fingerprint``, the SHA-256 of a
-        repository's name and commit, or of a folder's config, tensor headers and first bytes of each tensor.
-    """
-    if source.repo_id is not None and source.revision is not None:
-        digest = hashlib.sha256(f"{source.repo_id}@{source.revision}".encode()).hexdigest()
-        return {"repo_id": source.repo_id, "revision": source.revision, "fingerprint": digest}
-    return {"path": source.name, "revision": None, "fingerprint": source.fingerprint(source.tensors.values())}
-
-
-def without_places(text: str, names: Mapping[str, str]) -> str:
+def strip_paths(text: str, names: Mapping[str, str]) -> str:
     """A message as reports keep it: files and folders without what they lie in.
 
     Args:
@@ -45,6 +23,17 @@ def without_places(text: str, names: Mapping[str, str]) -> str:
     for path in sorted(names, key=len, reverse=True):
         text = text.replace(path, names[path])
     return _PLACE.sub(r"\1", text)
+
+
+def upgrade(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a report in this version's words; version 1 called a refit a correction."""
+    if content.get("schema_version") != 1:
+        return content
+    method = {{"correct": "refit"}.get(key, key): value for key, value in content["method"].items()}
+    layers = [
+        {{"correction": "refit"}.get(key, key): value for key, value in layer.items()} for layer in content["layers"]
+    ]
+    return {**content, "schema_version": SCHEMA_VERSION, "method": method, "layers": layers}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +56,8 @@ class RouterReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CorrectionReport:
-    """What a correction of one layer did on calibration text that it was not fitted to.
+class RefitReport:
+    """What a refit of one layer did on calibration text that it was not fitted to.
 
     Attributes:
         is_kept: Whether it lowered the error there; otherwise it was dropped.
@@ -108,7 +97,7 @@ class LayerReport:
         silhouette: Mean silhouette of the clusters, -1 to 1; ``None`` where it is not defined.
         dunn: Dunn index of the clusters; ``None`` where it is not defined.
         router: How the router followed.
-        correction: What the correction did; ``None`` without one, or where nothing was merged.
+        refit: What the refit did; ``None`` without one, or where nothing was merged.
         output_error: Relative error of the new block's routed output against the old one; shared experts, which do not
             change, are left out.
         measured_tokens: Tokens that ``output_error`` and ``top_k_agreement`` were measured on.
@@ -127,9 +116,46 @@ class LayerReport:
     silhouette: float | None
     dunn: float | None
     router: RouterReport
-    correction: CorrectionReport | None
+    refit: RefitReport | None
     output_error: float
     measured_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed:
+    """What a push did.
+
+    Attributes:
+        repo_id: ``namespace/name``.
+        private: Whether the repository is a private one.
+        revision: Branch that holds the result; of a pull request, its ref.
+        commit: Hash of the commit that holds it.
+        url: Address of that commit.
+        pull_request: Address of the pull request, if there is one.
+        changed: Whether there is a new commit; otherwise everything was there.
+        files: Names of the files of the result.
+        bytes: Size of all of them.
+        bytes_sent: Bytes of content that were sent; ``None`` where the Xet client has sent them and does not tell.
+        deleted: Files of an older checkpoint that the commit deleted.
+        left_out: Files of the folder that belong to no checkpoint, and stayed.
+    """
+
+    repo_id: str
+    private: bool
+    revision: str
+    commit: str
+    url: str
+    pull_request: str | None
+    changed: bool
+    files: list[str]
+    bytes: int
+    bytes_sent: int | None
+    deleted: list[str]
+    left_out: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

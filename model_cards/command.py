@@ -12,14 +12,14 @@ from hcsmoe_hub.model_cards.markdown import ranges, shell
 from hcsmoe_hub.options import (
     DEFAULT_SEQUENCE_LENGTH,
     CalibrationOptions,
-    Correct,
     MethodOptions,
+    Refit,
     default_samples,
 )
-from hcsmoe_hub.presets import Preset, method_options
-from hcsmoe_hub.recipe import Recipe
+from hcsmoe_hub.recipe.presets import Preset, method_options
+from hcsmoe_hub.recipe.recipe import Recipe
+from hcsmoe_hub.recipe.resolve import flag, resolve
 from hcsmoe_hub.report import FIGURE_FILE
-from hcsmoe_hub.resolve import flag, resolve
 
 TOKEN_IDS = ".npy"
 _CALIBRATION = CalibrationOptions()
@@ -152,7 +152,7 @@ def _calibration_words(facts: Facts) -> Iterator[str]:
         yield f"--feature-tokens {calibration['feature_tokens']}"
     if name.endswith(TOKEN_IDS):
         return
-    fits = facts.method.get("correct") not in (None, Correct.NONE)
+    fits = facts.method.get("refit") not in (None, Refit.NONE)
     if calibration["sequences"] != default_samples(calibration["sequence_length"], fits=fits):
         yield f"--samples {calibration['sequences']}"
     if calibration["sequence_length"] != _default_length(facts.config):

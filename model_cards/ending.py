@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from hcsmoe_hub.inherited import Words
 from hcsmoe_hub.model_cards.facts import Facts
 from hcsmoe_hub.model_cards.making import calibration_text
 from hcsmoe_hub.model_cards.markdown import bullets, fence, joined, plural
 from hcsmoe_hub.model_cards.metadata import OPEN_LICENSE, license_link
 from hcsmoe_hub.model_cards.papers import HC_SMOE, M_SMOE, REAP, papers
 from hcsmoe_hub.options import Layout
+from hcsmoe_hub.result.source_card import Words
 
 LICENSE_FILES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 
@@ -27,9 +27,9 @@ def _limits(facts: Facts) -> Iterator[str]:
             "skills that the calibration text hardly shows."
         )
         yield f"Calibrated on {calibration_text(facts)}: other text may lose more."
-    if facts.corrections:
+    if facts.refits:
         yield "The fit was judged on other parts of the text that it was made on, not on text of another kind."
-    if facts.corrections and REAP in papers(facts):
+    if facts.refits and REAP in papers(facts):
         yield f"{REAP.name} leaves experts as they are. Here they were fitted, so its results are of other models."
     if facts.layout is Layout.REDUCED and (kept := [paper for paper in papers(facts) if paper in (HC_SMOE, M_SMOE)]):
         names = joined([paper.name for paper in kept])

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hcsmoe_hub.errors import SourceError
-from hcsmoe_hub.inherited import Inherited
 from hcsmoe_hub.model_cards.shape import conform
 from hcsmoe_hub.options import Layout, Method
-from hcsmoe_hub.report import EVALUATION_FILE, REPORT_FILE, SCHEMA_VERSION
+from hcsmoe_hub.report import EVALUATION_FILE, REPORT_FILE, SCHEMA_VERSION, upgrade
+from hcsmoe_hub.result.source_card import Inherited
 
 Document = Mapping[str, Any]
 
@@ -45,7 +45,7 @@ REPORT_SHAPE = {
                 "is_fitted?": (bool, None),
                 "top_k_agreement_before?": (float, None),
             },
-            "correction?": (
+            "refit?": (
                 {"is_kept": bool, "error_before": float, "error_after": float, "rounds": int, "steps": int},
                 None,
             ),
@@ -193,10 +193,10 @@ class Facts:
         return count
 
     @property
-    def corrections(self) -> Sequence[Document]:
-        """What the correction of each layer did that was kept."""
-        found = [layer["correction"] for layer in self.layers if layer.get("correction") is not None]
-        return [correction for correction in found if correction["is_kept"]]
+    def refits(self) -> Sequence[Document]:
+        """What the refit of each layer did that was kept."""
+        found = [layer["refit"] for layer in self.layers if layer.get("refit") is not None]
+        return [refit for refit in found if refit["is_kept"]]
 
     @property
     def changed(self) -> Sequence[Document]:
@@ -227,6 +227,7 @@ def read_report(folder: Path) -> Document:
             hint="pass the folder that 'hcsmoe convert' wrote",
         )
     report = read_json(path)
+    report = upgrade(report)
     version = report.get("schema_version")
     if version != SCHEMA_VERSION:
         raise SourceError(

@@ -7,12 +7,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hcsmoe_hub.checkpoint.sidecars import has_tokenizer
-from hcsmoe_hub.checkpoint.source import open_source
 from hcsmoe_hub.checkpoint.tensors import SINGLE_FILE
 from hcsmoe_hub.errors import PlanError, SourceError
-from hcsmoe_hub.inherited import Inherited
+from hcsmoe_hub.hub.open import open_source
 from hcsmoe_hub.model_cards.facts import Base, Document, Facts, name_of, read_json, read_measures, read_report
 from hcsmoe_hub.report import EVALUATION_FILE
+from hcsmoe_hub.result.source_card import Inherited
 
 CONFIG_FILE = "config.json"
 

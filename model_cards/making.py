@@ -5,20 +5,20 @@ from collections import Counter
 from collections.abc import Iterator
 from statistics import fmean
 
+from hcsmoe_hub.machine.units import format_bytes
 from hcsmoe_hub.model_cards.command import TOKEN_IDS, convert_command
 from hcsmoe_hub.model_cards.facts import Document, Facts, experts_of
 from hcsmoe_hub.model_cards.markdown import bullets, fence, folded, percent, plural, span, table
 from hcsmoe_hub.model_cards.words import ROUTERS, dominant_words, words_of
 from hcsmoe_hub.options import Layout, RouterPolicy
 from hcsmoe_hub.report import FIGURE_FILE, REPORT_FILE
-from hcsmoe_hub.units import format_bytes
 
 DATASETS = {
     "bundled": "the text that hcsmoe brings along (English prose, manuals and code)",
     "c4": "C4, English (`allenai/c4`)",
 }
 WARNINGS = 10
-# What a correction counts.
+# What a refit counts.
 _WORK = {"rounds": "round{} of least squares", "steps": "step{} of gradient descent"}
 _HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -67,8 +67,8 @@ def _items(facts: Facts) -> Iterator[str]:
         )
     yield f"**Router**: {_router(facts)}"
     yield f"**Change of the layers**: {_change(facts)}"
-    if tried := sum(layer.get("correction") is not None for layer in facts.layers):
-        yield f"**Correction**: {_correction(facts, tried)}"
+    if tried := sum(layer.get("refit") is not None for layer in facts.layers):
+        yield f"**Refit**: {_refit(facts, tried)}"
     if method.get("protect"):
         yield f"**Left alone**: experts `{method['protect']}` (layer:expert)."
     for reason, count in Counter(report["dropped_tensors"].values()).items():
@@ -118,9 +118,9 @@ def _fit(facts: Facts) -> str:
     return told
 
 
-def _correction(facts: Facts, tried: int) -> str:
-    """In how many layers a correction was kept, after how much work, and what it brought on held-out tokens."""
-    kept = facts.corrections
+def _refit(facts: Facts, tried: int) -> str:
+    """In how many layers a refit was kept, after how much work, and what it brought on held-out tokens."""
+    kept = facts.refits
     if not kept:
         return f"tried in {plural(tried, 'layer')} and dropped: held-out calibration tokens spoke against it."
     counts = {what: span([entry[key] for entry in kept]) for key, what in _WORK.items()}
@@ -147,7 +147,7 @@ def _change(facts: Facts) -> str:
 def _layers(facts: Facts) -> str:
     """Every layer in a row."""
     is_reduced = facts.layout is Layout.REDUCED
-    is_corrected = any(layer.get("correction") is not None for layer in facts.layers)
+    is_refitted = any(layer.get("refit") is not None for layer in facts.layers)
     titles = ["layer", "experts", "dropped" if facts.is_pruned else "largest cluster"]
     titles += ["top-k agreement"] if is_reduced else []
     rows = []
@@ -157,18 +157,18 @@ def _layers(facts: Facts) -> str:
         row = [str(layer["layer"]), str(experts_of(layer)), str(dropped if facts.is_pruned else max(sizes.values()))]
         row += [percent(layer["router"]["top_k_agreement"])] if is_reduced else []
         row += [percent(layer["output_error"]), str(len(layer["dead_experts"]))]
-        rows.append([*row, *([_held_out(layer)] if is_corrected else [])])
+        rows.append([*row, *([_held_out(layer)] if is_refitted else [])])
     titles += ["output error", "experts no token reached"]
-    return table([*titles, *(["held-out error of the fit"] if is_corrected else [])], rows)
+    return table([*titles, *(["held-out error of the fit"] if is_refitted else [])], rows)
 
 
 def _held_out(layer: Document) -> str:
-    """What the correction of a layer did to the error on tokens that it never saw."""
-    correction = layer.get("correction")
-    if correction is None:
+    """What the refit of a layer did to the error on tokens that it never saw."""
+    refit = layer.get("refit")
+    if refit is None:
         return "-"
-    before, after = percent(correction["error_before"]), percent(correction["error_after"])
-    return f"{before} to {after}" if correction["is_kept"] else f"{before}, dropped"
+    before, after = percent(refit["error_before"]), percent(refit["error_after"])
+    return f"{before} to {after}" if refit["is_kept"] else f"{before}, dropped"
 
 
 def _warnings(facts: Facts) -> Iterator[str]:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from statistics import fmean
 
+from hcsmoe_hub.machine.units import format_bytes, format_count
 from hcsmoe_hub.model_cards.facts import Document, Facts, experts_of
 from hcsmoe_hub.model_cards.markdown import plural, table, with_change
 from hcsmoe_hub.model_cards.papers import papers
-from hcsmoe_hub.model_cards.words import BUDGETS, CORRECTIONS, SALIENCIES, grouping, merging, words_of
-from hcsmoe_hub.options import Correct, Layout
-from hcsmoe_hub.units import format_bytes, format_count
+from hcsmoe_hub.model_cards.words import BUDGETS, REFITS, SALIENCIES, grouping, merging, words_of
+from hcsmoe_hub.options import Layout, Refit
 
 
 def experts_left(facts: Facts, *, changed_only: bool = False) -> str:
@@ -30,7 +30,7 @@ def where(facts: Facts) -> str:
 
 def description(facts: Facts) -> str:
     """The first paragraph: what it is, and how it came about."""
-    is_fitted = bool(facts.corrections) or any(layer["router"].get("is_fitted") for layer in facts.layers)
+    is_fitted = bool(facts.refits) or any(layer["router"].get("is_fitted") for layer in facts.layers)
     training = "The model as a whole was not trained." if is_fitted else "No training was done."
     others = "All other weights are the base model's." if facts.changed else ""
     return " ".join(part for part in (_what(facts), *_how(facts), others, training) if part)
@@ -67,20 +67,20 @@ def _how(facts: Facts) -> Iterator[str]:
         yield f"Experts were grouped {grouping(method)}; each group became {merging(method)}{cited}."
         if budget := words_of(BUDGETS, method.get("budget"), "budget"):
             yield budget
-    if facts.corrections:
-        yield _correction(facts)
+    if facts.refits:
+        yield _refit(facts)
     if experts["per_token_before"] != experts["per_token_after"]:
         yield f"A token visits {experts['per_token_after']} experts instead of {experts['per_token_before']}."
 
 
-def _correction(facts: Facts) -> str:
+def _refit(facts: Facts) -> str:
     """What was fitted, and where."""
-    kept, choice = facts.corrections, facts.method["correct"]
+    kept, choice = facts.refits, facts.method["refit"]
     # The first round of least squares is that of the down projections alone.
-    if choice == Correct.EXPERTS and all(correction["rounds"] <= 1 for correction in kept):
-        choice = Correct.DOWN
+    if choice == Refit.EXPERTS and all(refit["rounds"] <= 1 for refit in kept):
+        choice = Refit.DOWN
     where = "" if len(kept) == len(facts.changed) else f" in {len(kept)} of {plural(len(facts.changed), 'layer')}"
-    return words_of(CORRECTIONS, choice, "correction").format(where=where)
+    return words_of(REFITS, choice, "refit").format(where=where)
 
 
 def before_after(facts: Facts) -> str:

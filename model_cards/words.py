@@ -9,16 +9,16 @@ from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
-    Correct,
     Distance,
     Dominant,
     Features,
     Merge,
+    Refit,
     RouterPolicy,
     Saliency,
     Similarity,
 )
-from hcsmoe_hub.recipe import OVERLAPS
+from hcsmoe_hub.recipe.recipe import OVERLAPS
 
 SIMILARITIES: Mapping[str, str] = {
     Similarity.EXPERT_OUTPUT: "their mean outputs on calibration text",
@@ -90,13 +90,11 @@ ROUTERS: Mapping[str, str] = {
     RouterPolicy.FIT: "Router rows were fitted to what the base model's router chooses on calibration text, and how it "
     "weighs it.",
 }
-CORRECTIONS: Mapping[str, str] = {
-    Correct.NONE: "",
-    Correct.DOWN: "Down projections of the experts{where} were then fitted to the base layers' outputs by least "
-    "squares.",
-    Correct.EXPERTS: "All matrices of the experts{where} were then fitted to the base layers' outputs by least "
-    "squares.",
-    Correct.BLOCKS: "Router and experts{where} were then fitted to the base layers' outputs by gradient descent, every "
+REFITS: Mapping[str, str] = {
+    Refit.NONE: "",
+    Refit.DOWN: "Down projections of the experts{where} were then fitted to the base layers' outputs by least squares.",
+    Refit.EXPERTS: "All matrices of the experts{where} were then fitted to the base layers' outputs by least squares.",
+    Refit.BLOCKS: "Router and experts{where} were then fitted to the base layers' outputs by gradient descent, every "
     "layer by itself.",
 }
 

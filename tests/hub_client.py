@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from places import TESTS
+
 OPENER, STRANGER, EXPIRED, BROKEN = "hf_opens_everything", "hf_opens_nothing", "hf_expired", "hf_two\nlines"
 WRITER, READER, OTHER_WRITER, FINE_GRAINED = "hf_writes", "hf_reads_only", "hf_writes_elsewhere", "hf_writes_one"
 SECRETS = (OPENER, STRANGER, EXPIRED, "hf_two", WRITER, READER, OTHER_WRITER, FINE_GRAINED)
@@ -24,12 +26,13 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, convert, hub_failures, plan_conversion
+from hcsmoe_hub.hub import retry as hub_failures
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, convert, plan_conversion
 from hcsmoe_hub.checkpoint.source import open_source
 
 
 # Our own pauses; those of the client are a second and more.
-hub_failures.PAUSES_SECONDS = (0.05,) * 4
+retry.PAUSES_SECONDS = (0.05,) * 4
 
 
 def answer(action, source, output="unused", token_ids="bundled", low_disk=False, **where):
@@ -49,8 +52,8 @@ def answer(action, source, output="unused", token_ids="bundled", low_disk=False,
     return {
         "commit": plan.model.source.revision,
         "experts_per_token": plan.settings.experts_per_token,
-        "download_bytes": plan.needs().download_bytes,
-        "cache_bytes": plan.needs().cache_bytes,
+        "download_bytes": estimate_needs(plan).download_bytes,
+        "cache_bytes": estimate_needs(plan).cache_bytes,
         "gated": plan.model.source.gated,
         "warnings": plan.warnings,
     }
@@ -67,7 +70,7 @@ json.dump(answers, sys.stdout)
 
 Call = Mapping[str, Any]
 # The other program: calls of it run side by side, or after each other where they are listed.
-PUSHER = Path(__file__).parent / "hub" / "pusher.py"
+PUSHER = TESTS / "hub" / "pusher.py"
 Answers = Mapping[str, Any]
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hcsmoe_hub.checkpoint.skeleton import model_class
 from hcsmoe_hub.checkpoint.source import LocalSource
-from hcsmoe_hub.layouts.mapped import MODELING_FILE, mapped_config, modeling_source
-from hcsmoe_hub.model import Model, read_model
-from hcsmoe_hub.moe.blocks import ExpertTensor
+from hcsmoe_hub.model.blocks import ExpertTensor
+from hcsmoe_hub.model.skeleton import model_class
+from hcsmoe_hub.model.source_model import SourceModel, read_model
+from hcsmoe_hub.planning.mapped_layout import MODELING_FILE, mapped_config, modeling_source
 
 Maps = Mapping[int, Sequence[int]]
 
 
-def example_maps(model: Model) -> dict[int, list[int]]:
+def example_maps(model: SourceModel) -> dict[int, list[int]]:
     """Maps of several K: in turn half of the experts, two thirds of them, and a single one."""
     experts = model.settings.experts
     counts = (experts // 2, 2 * experts // 3, 1)

@@ -22,9 +22,9 @@ from transformers import (
 from transformers.models.muse_spark.configuration_muse_spark import MuseSparkTextConfig
 from transformers.models.muse_spark.modeling_muse_spark import MuseSparkTextModel
 
-from hcsmoe_hub.calibration.statistics import ExpertStatistics
-from hcsmoe_hub.moe.experts import PROBE, is_experts_module, observe, register_probe, stop_observing
-from hcsmoe_hub.moe.observer import CalibrationObserver
+from hcsmoe_hub.model.experts import PROBE, is_experts_module, observe, register_probe, stop_observing
+from hcsmoe_hub.observation.observers import CalibrationObserver
+from hcsmoe_hub.observation.statistics import ExpertStatistics
 
 E, H, K = 6, 32, 2
 # Sequences and lengths of three micro-batches; no number of tokens suits a row count that matrix products like.

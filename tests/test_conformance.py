@@ -20,8 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, convert
 from hcsmoe_hub.checkpoint.config_json import EXPERT_KEYS
 from hcsmoe_hub.errors import UnsupportedModelError
-from hcsmoe_hub.moe.architectures import ARCHITECTURES
-from hcsmoe_hub.moe.experts import is_experts_module
+from hcsmoe_hub.model.architectures import ARCHITECTURES
+from hcsmoe_hub.model.experts import is_experts_module
 from hcsmoe_hub.report import ConversionReport
 
 KEPT = 3

@@ -58,7 +58,7 @@ def test_the_streamed_forward_is_the_model_s_own(tmp_path: Path, model_type: str
     def remember(module: nn.Module, args: Any, output: Any) -> None:
         streamed.append(output.last_hidden_state)
 
-    plan.model.skeleton.model.base_model.register_forward_hook(remember)
+    plan.model.skeleton.module.base_model.register_forward_hook(remember)
     execute(plan)
     model = AutoModelForCausalLM.from_pretrained(source)
     with torch.no_grad():

@@ -7,19 +7,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
+from places import GOLDEN
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hcsmoe_hub.convert import convert
+from hcsmoe_hub.observation.statistics_file import StatisticsFile
 from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, Linkage, Merge, MethodOptions
 from hcsmoe_hub.report import ConversionReport
-from hcsmoe_hub.statistics_file import StatisticsFile
 
-GOLDEN = Path(__file__).parent / "golden"
 LAYERS = 4
 TOLERANCE = 1e-5
 

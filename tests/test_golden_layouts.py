@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import GOLDEN
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, dynamic_module_utils
@@ -19,7 +20,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, convert
 from hcsmoe_hub.options import Layout, Merge
 
-GOLDEN = Path(__file__).parent / "golden"
 # All calibration tokens: the reference matches neurons on every token that is routed to a member of the cluster.
 TOKENS = 4096
 TOLERANCE = 1e-4

@@ -16,7 +16,7 @@ from tiny_models import read_tensors
 
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, convert
 from hcsmoe_hub.errors import PlanError
-from hcsmoe_hub.moe.architectures import ARCHITECTURES
+from hcsmoe_hub.model.architectures import ARCHITECTURES
 from hcsmoe_hub.options import (
     Align,
     Budget,
@@ -31,7 +31,7 @@ from hcsmoe_hub.options import (
     Saliency,
     Similarity,
 )
-from hcsmoe_hub.presets import PRESETS, Preset
+from hcsmoe_hub.recipe.presets import PRESETS, Preset
 
 KEPT = 3
 LOGITS, WEIGHTS = (Similarity.ROUTER_LOGITS,), (Similarity.WEIGHT, Similarity.ROUTER_WEIGHT)

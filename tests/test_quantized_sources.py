@@ -65,7 +65,7 @@ def fp8_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name.split(".")[-2] in FP8_PROJECTIONS:
             tensors[name], tensors[name.replace(".weight", ".weight_scale_inv")] = quantize_fp8(tensor)
         else:
-            tensors[name] = tensor if "correction" in name else tensor.bfloat16()
+            tensors[name] = tensor if "refit" in name else tensor.bfloat16()
     settings = {
         "quant_method": "fp8",
         "activation_scheme": "dynamic",
@@ -131,7 +131,7 @@ def test_merged_result_is_plain_bf16_under_the_unquantised_names(
     report = run(request.getfixturevalue(fixture), tmp_path / "result", 3)
     tensors = stored(tmp_path / "result")
     assert not [name for name in tensors if name.endswith(("_scale_inv", "_blocks", "_scales"))]
-    assert {tensor.dtype for name, tensor in tensors.items() if "correction" not in name} == {torch.bfloat16}
+    assert {tensor.dtype for name, tensor in tensors.items() if "refit" not in name} == {torch.bfloat16}
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "result", output_loading_info=True)
     assert not any(info.values()), info
     assert any("written in bfloat16" in warning for warning in report.warnings)

@@ -20,7 +20,7 @@ from hcsmoe_hub.events import Warned
 from hcsmoe_hub.model_cards import write_card
 from hcsmoe_hub.options import Layout
 from hcsmoe_hub.publishing.files import checkpoint_files
-from hcsmoe_hub.report import LayerReport, RouterReport, without_places
+from hcsmoe_hub.report import LayerReport, RouterReport, strip_paths
 
 # What is kept of a source without a card.
 SILENT = dict.fromkeys(("license", "license_name", "license_link", "language", "pipeline_tag")) | {"gated": False}
@@ -85,7 +85,7 @@ def test_the_report_has_every_key_of_the_contract(source: Path, result: Path) ->
         "budget": "uniform",
         "merge": "frequency",
         "align": "none",
-        "correct": "none",
+        "refit": "none",
         "router": "dominant",
         "layout": "reduced",
         "seed": 42,
@@ -241,4 +241,4 @@ def test_no_file_of_a_result_names_a_place_or_a_token(
     ],
 )
 def test_messages_lose_their_places_and_nothing_else(message: str, kept: str) -> None:
-    assert without_places(message, {"/data/my texts/calib.jsonl": "calib.jsonl"}) == kept
+    assert strip_paths(message, {"/data/my texts/calib.jsonl": "calib.jsonl"}) == kept

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, convert
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.errors import PlanError
-from hcsmoe_hub.plan import make_plan
+from hcsmoe_hub.planning.make import make_plan
 
 SHARED_KEYS = {
     "num_hidden_layers": 4,

@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from places import ROOT
 from tiny_models import build, options, token_ids
 
 from hcsmoe_hub import MethodOptions, convert
-from hcsmoe_hub.checkpoint.source import open_source
-from hcsmoe_hub.correction import blocks
 from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.hub.open import open_source
+from hcsmoe_hub.layer import refit_block as blocks
 from hcsmoe_hub.options import Method
-from hcsmoe_hub.recipe import Recipe
+from hcsmoe_hub.recipe.recipe import Recipe
 
 with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    patch.syspath_prepend(str(ROOT / "benchmarks"))
     recipe_space, sweeping = importlib.import_module("recipe_space"), importlib.import_module("sweep")
 
 # Each is one test, so that several processes can share the work.
@@ -54,7 +55,7 @@ class Case:
 @pytest.fixture(scope="module", autouse=True)
 def _few_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "STEPS", 5)
+        patch.setattr(blocks, "BLOCK_STEPS", 5)
         yield
 
 

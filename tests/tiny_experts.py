@@ -9,10 +9,10 @@ import torch
 from architectures import EXPERTS, TOP_K, tiny_model
 from torch import Tensor, nn
 
-from hcsmoe_hub.merging.neurons import NeuronView
-from hcsmoe_hub.moe.experts import experts_of, is_experts_module
-from hcsmoe_hub.moe.neurons import neurons_of
-from hcsmoe_hub.moe.sample import NeuronSample
+from hcsmoe_hub.methods.merging.neurons import NeuronView
+from hcsmoe_hub.model.experts import experts_of, is_experts_module
+from hcsmoe_hub.model.neurons import neurons_of
+from hcsmoe_hub.observation.sample import NeuronSample
 
 # Every layout: fused, transposed, interleaved with biases, without a gate, and two of their own.
 LAYOUTS = ("mixtral", "aria_text", "gpt_oss", "nemotron_h", "dbrx", "llama4_text")

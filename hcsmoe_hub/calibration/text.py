@@ -73,7 +73,7 @@ def plan_calibration(
         max_positions: Tokens that the model takes at once, ``None`` if it says nothing of it.
         has_tokenizer: Whether text can be turned into tokens.
         label: What messages call the model.
-        fits: Whether a correction will be fitted to the text.
+        fits: Whether a refit will be fitted to the text.
 
     Raises:
         PlanError: If a tokenizer is missing or the sequences are longer than the model takes.
@@ -268,3 +268,27 @@ def _rows(plan: CalibrationPlan) -> Iterator[Mapping[str, Any]]:
 def fingerprint(ids: Tensor) -> str:
     """SHA-256 of the token ids as little-endian int64, row by row."""
     return hashlib.sha256(ids.contiguous().numpy().astype("<i8").tobytes()).hexdigest()
+
+
+TOKEN_IDS = ".npy"
+
+
+def dataset_file(dataset: str) -> Path | None:
+    """The file that a calibration set is; ``None`` for text that is known by its name alone."""
+    path = Path(dataset).expanduser()
+    return path if path.suffix in (*FORMATS, TOKEN_IDS) else None
+
+
+def dataset_name(dataset: str) -> str:
+    """A calibration set as files name it that others may see: a file without the folders that it lies in."""
+    path = dataset_file(dataset)
+    return dataset if path is None else path.name
+
+
+def dataset_digest(dataset: str) -> str | None:
+    """SHA-256 of a calibration file; ``None`` for what is no file, or is not there any more."""
+    path = dataset_file(dataset)
+    if path is None or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from hcsmoe_hub.checkpoint.modeling_hcsmoe import SECTION
 from hcsmoe_hub.errors import PlanError, SourceError, UnsupportedModelError
 
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -220,3 +221,12 @@ def check_counts(before: MoESettings, *, experts: int, experts_per_token: int | 
         groups=before.groups,
         groups_per_token=before.groups_per_token,
     )
+
+
+def plain_config(raw_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of a raw config without the map: the model of N router rows and N experts."""
+    config = copy.deepcopy(dict(raw_config))
+    for section in (config, config.get("text_config")):
+        if isinstance(section, dict):
+            section.pop(SECTION, None)
+    return config

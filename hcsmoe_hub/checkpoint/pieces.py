@@ -3,12 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
-
-if TYPE_CHECKING:
-    from hcsmoe_hub.checkpoint.skeleton import Group
 
 # Tensors that are read together: a decoder layer, what lies outside of the layers, or what no model loads.
 Step = Sequence[StoredTensor]
@@ -37,18 +33,17 @@ class Piece:
 
 
 def reading_order(
-    groups: "Mapping[int | None, Group]", stored: Mapping[str, StoredTensor], unread: Iterable[str] = ()
+    keys: Mapping[int | None, Iterable[str]], stored: Mapping[str, StoredTensor], unread: Iterable[str] = ()
 ) -> list[Step]:
     """The steps of a pass: what lies outside of the layers, the layers, and what the model does not load.
 
     Args:
-        groups: Stored keys by decoder layer.
+        keys: Stored keys by decoder layer; ``None`` is everything outside the layers.
         stored: Every stored tensor.
         unread: Keys that are copied after the last layer.
     """
-    layers = sorted(groups, key=lambda layer: -1 if layer is None else layer)
-    keys = [*(groups[layer].targets for layer in layers), unread]
-    return [[stored[key] for key in step] for step in keys]
+    layers = sorted(keys, key=lambda layer: -1 if layer is None else layer)
+    return [[stored[key] for key in step] for step in (*(keys[layer] for layer in layers), unread)]
 
 
 def whole_shards(steps: Sequence[Step], sizes: Mapping[str, int]) -> list[list[Piece]]:

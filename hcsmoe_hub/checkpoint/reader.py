@@ -18,7 +18,7 @@ from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.checkpoint.tensors import DTYPE_NAMES, StoredTensor
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Fetching, Listener, ignore
-from hcsmoe_hub.memory import mapped_tensor
+from hcsmoe_hub.machine.allocator import mapped_tensor
 
 
 class TensorReader:

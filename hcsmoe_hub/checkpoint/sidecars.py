@@ -1,11 +1,7 @@
 """The small files that travel with the weights: tokenizer, chat template, generation defaults, licence."""
 
-import shutil
 from collections.abc import Iterable
 from fnmatch import fnmatch
-from pathlib import Path
-
-from hcsmoe_hub.checkpoint.source import Source
 
 SIDECARS = (
     "generation_config.json",
@@ -45,11 +41,3 @@ def has_tokenizer(files: Iterable[str]) -> bool:
 def _matches(file: str, pattern: str) -> bool:
     # To fnmatch a slash is a letter like any other, but what lies in another folder is none of ours.
     return file.count("/") == pattern.count("/") and fnmatch(file, pattern)
-
-
-def copy_sidecars(source: Source, files: Iterable[str], folder: Path) -> None:
-    """Copies sidecar files into the result."""
-    for file in files:
-        target = folder / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.fetch(file), target)

@@ -30,17 +30,17 @@ class ShardLayout:
     """Where every tensor of the result will lie.
 
     Attributes:
-        shards: Shard name to its tensors, in the order of their bytes.
+        files: Shard name to its tensors, in the order of their bytes.
         headers: Shard name to the bytes that come before the first tensor.
     """
 
-    shards: Mapping[str, tuple[StoredTensor, ...]]
+    files: Mapping[str, tuple[StoredTensor, ...]]
     headers: Mapping[str, bytes]
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:
         """Tensor name to its place."""
-        return {tensor.name: tensor for shard in self.shards.values() for tensor in shard}
+        return {tensor.name: tensor for shard in self.files.values() for tensor in shard}
 
     @property
     def file_bytes(self) -> int:
@@ -69,7 +69,7 @@ def lay_out(outputs: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], *, max_
         # Widest dtypes first keeps every tensor aligned to its own element size, as safetensors' own writer does.
         ordered = sorted((specs[name] for name in names), key=lambda spec: -spec.dtype.itemsize)
         headers[shard], shards[shard] = _encode(shard, ordered)
-    return ShardLayout(shards=shards, headers=headers)
+    return ShardLayout(files=shards, headers=headers)
 
 
 def _encode(shard: str, specs: Sequence[StoredTensor]) -> tuple[bytes, tuple[StoredTensor, ...]]:
@@ -122,7 +122,7 @@ class ShardWriter:
         self._layout = layout
         self._recipient = recipient
         self._tensors = layout.tensors
-        self._missing = {shard: {tensor.name for tensor in tensors} for shard, tensors in layout.shards.items()}
+        self._missing = {shard: {tensor.name for tensor in tensors} for shard, tensors in layout.files.items()}
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
         self.bytes_written = 0
@@ -172,7 +172,7 @@ class ShardWriter:
         """
         missing = sorted(name for names in self._missing.values() for name in names)
         assert not missing, f"{len(missing)} planned tensors were not written, the first is {missing[0]}"
-        if len(self._layout.shards) > 1:
+        if len(self._layout.files) > 1:
             total = total_bytes(self._tensors.values())
             weight_map = {name: self._tensors[name].shard for name in sorted(self._tensors)}
             write_json(self._folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -183,7 +183,7 @@ class ShardWriter:
             for file in self._files.values():
                 os.close(file)
             self._files.clear()
-        for shard in self._layout.shards:
+        for shard in self._layout.files:
             (self._folder / shard).unlink(missing_ok=True)
             (self._folder / (shard + INCOMPLETE)).unlink(missing_ok=True)
 

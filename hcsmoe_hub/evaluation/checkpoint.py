@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from hcsmoe_hub.checkpoint.accounting import check_against_config
-from hcsmoe_hub.checkpoint.layers import LayerLoader, sequential_loading
 from hcsmoe_hub.checkpoint.reader import TensorReader
-from hcsmoe_hub.checkpoint.skeleton import Group, Skeleton
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Listener
-from hcsmoe_hub.memory import map_large_tensors
-from hcsmoe_hub.report import describe_source
+from hcsmoe_hub.machine.allocator import map_large_tensors
+from hcsmoe_hub.model.check import check_against_config
+from hcsmoe_hub.model.layer_loader import LayerLoader, sequential_loading
+from hcsmoe_hub.model.skeleton import Group, Skeleton
+from hcsmoe_hub.result.make_report import describe_source
 
 # Figures are measured in float32, whatever the checkpoint stores.
 DTYPE = torch.float32
@@ -50,7 +50,7 @@ class Checkpoint:
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
-        shared = skeleton.model.all_tied_weights_keys.keys()
+        shared = skeleton.module.all_tied_weights_keys.keys()
         self.nbytes = sum(
             DTYPE.itemsize * tensor.numel() for name, tensor in skeleton.state.items() if name not in shared
         )

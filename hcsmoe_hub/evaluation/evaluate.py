@@ -7,8 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hcsmoe_hub.checkpoint.source import Source, open_source
-from hcsmoe_hub.device import resolve_device
+from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.evaluation.checkpoint import Checkpoint
 from hcsmoe_hub.evaluation.choices import measure_choices
 from hcsmoe_hub.evaluation.loops import CONTINUATION_TOKENS, PROMPT_TOKENS, measure_loops
@@ -20,7 +19,9 @@ from hcsmoe_hub.evaluation.scorers import StreamedScorer, make_scorers
 from hcsmoe_hub.evaluation.tasks import measure_tasks
 from hcsmoe_hub.evaluation.work import Work, check_comparable, prepare
 from hcsmoe_hub.events import Listener, Stage, StageAdvanced, StageFinished, StageStarted, Warned, ignore
-from hcsmoe_hub.versions import installed_versions
+from hcsmoe_hub.hub.open import open_source
+from hcsmoe_hub.machine.device import resolve_device
+from hcsmoe_hub.machine.versions import installed_versions
 
 Measure = dict[str, Any]
 

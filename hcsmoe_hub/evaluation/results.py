@@ -9,8 +9,8 @@ from typing import Any
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.checkpoint.writer import write_json
 from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.machine.versions import tool
 from hcsmoe_hub.report import EVALUATION_FILE
-from hcsmoe_hub.versions import tool
 
 SCHEMA_VERSION = 1
 

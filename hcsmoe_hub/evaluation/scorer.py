@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hcsmoe_hub.checkpoint.skeleton import Skeleton
 from hcsmoe_hub.evaluation.checkpoint import Checkpoint
+from hcsmoe_hub.model.skeleton import Skeleton
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Scorer(ABC):
 
 def decoder_of(skeleton: Skeleton) -> nn.Module:
     """The part of a causal language model that turns ids into states; not every model names it as its base model."""
-    return skeleton.model.get_submodule(skeleton.layers_name.rpartition(".")[0])
+    return skeleton.module.get_submodule(skeleton.layers_name.rpartition(".")[0])
 
 
 class _Decoded:
@@ -141,14 +141,14 @@ def head(skeleton: Skeleton, hidden_SH: Tensor) -> Tensor:
     Returns:
         ``[S, V]`` logits on the device of the head.
     """
-    decoder, weight = decoder_of(skeleton), skeleton.model.get_output_embeddings().weight
+    decoder, weight = decoder_of(skeleton), skeleton.module.get_output_embeddings().weight
     hidden_BSH = hidden_SH[None].to(weight.device)
     found = _Decoded(hidden_BSH)
     # The model's own forward runs, so that nothing it does with the states is forgotten; only its decoder is skipped.
     vars(decoder)["forward"] = lambda *args, **kwargs: found
     try:
         ids_BS = torch.zeros(hidden_BSH.shape[:2], dtype=torch.long, device=weight.device)
-        logits_SV: Tensor = skeleton.model(input_ids=ids_BS, use_cache=False).logits[0]
+        logits_SV: Tensor = skeleton.module(input_ids=ids_BS, use_cache=False).logits[0]
     finally:
         del vars(decoder)["forward"]
     return logits_SV

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from hcsmoe_hub.checkpoint.skeleton import Skeleton
-from hcsmoe_hub.device import default_batch_tokens
 from hcsmoe_hub.evaluation.checkpoint import DTYPE, Checkpoint
 from hcsmoe_hub.evaluation.scorer import Scorer, decoder_of
 from hcsmoe_hub.events import Listener, ignore
-from hcsmoe_hub.streaming import Visitor, make_batcher, stream
+from hcsmoe_hub.machine.device import default_batch_tokens
+from hcsmoe_hub.model.skeleton import Skeleton
+from hcsmoe_hub.pipeline.stream import Visitor, make_batcher, stream
 
 # Of the memory that is free: the rest is for activations, logits and the other programs of this machine.
 _SHARE = 0.8
@@ -43,9 +43,9 @@ class LoadedScorer(Scorer):
             loader.load(None)
             for layer in range(len(skeleton.layers)):
                 loader.load(layer)
-        skeleton.model.tie_weights()
+        skeleton.module.tie_weights()
         # What was dequantised comes in bfloat16.
-        nn.Module.to(skeleton.model, device, DTYPE)
+        nn.Module.to(skeleton.module, device, DTYPE)
         self._filled = skeleton
 
     def _skeleton(self) -> Skeleton:
@@ -61,7 +61,7 @@ class LoadedScorer(Scorer):
             max_new_tokens=tokens, do_sample=False, use_cache=True, eos_token_id=last, pad_token_id=last
         )
         # The defaults of the model would fill in what is left open here, such as an end of the text.
-        model: Any = self._filled.model
+        model: Any = self._filled.module
         model.generation_config = settings
         added: list[list[int]] = []
         for begin in range(0, len(prompts), _PROMPTS):
@@ -118,7 +118,7 @@ class StreamedScorer(Scorer):
         states: list[Tensor] = []
         decoder_of(skeleton).register_forward_hook(lambda module, args, output: states.append(output[0]))
         # Where a model runs as a whole, its logits for all sequences at once would outweigh everything else.
-        last: Any = skeleton.model.get_output_embeddings()
+        last: Any = skeleton.module.get_output_embeddings()
         vars(last)["forward"] = lambda states_BSH: states_BSH[:, :1]
         size = default_batch_tokens(on_device=self._device.type != "cpu")
         batcher = make_batcher(skeleton, ids_BS, batch_tokens=size, device=self._device)

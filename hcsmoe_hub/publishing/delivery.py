@@ -8,9 +8,9 @@ from typing import Self
 
 from hcsmoe_hub.checkpoint.tensors import StoredTensor, local_header, stored_tensors
 from hcsmoe_hub.events import Listener, Warned, ignore
-from hcsmoe_hub.publishing.failures import PushError
-from hcsmoe_hub.publishing.options import Pushed
+from hcsmoe_hub.hub.write_errors import PushError
 from hcsmoe_hub.publishing.publisher import Publisher
+from hcsmoe_hub.report import Pushed
 
 
 class Delivery:

@@ -6,9 +6,9 @@ from pathlib import Path
 from hcsmoe_hub.checkpoint.sidecars import sidecar_files
 from hcsmoe_hub.checkpoint.source import LocalSource, Source
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
-from hcsmoe_hub.checkpoint.verify import check_structure
-from hcsmoe_hub.publishing.failures import PushError
+from hcsmoe_hub.hub.write_errors import PushError
 from hcsmoe_hub.report import EVALUATION_FILE, FIGURE_FILE, REPORT_FILE
+from hcsmoe_hub.result.verify import check_structure
 
 CARD_FILE = "README.md"
 REPORTS = (REPORT_FILE, EVALUATION_FILE, FIGURE_FILE)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hcsmoe_hub.events import Delivered, Listener, Sending, Warned, ignore
-from hcsmoe_hub.publishing.additions import Addition, RemoteFile
-from hcsmoe_hub.publishing.failures import AGAIN, PushError
-from hcsmoe_hub.publishing.hub import HubRepository, sends_over_xet
-from hcsmoe_hub.publishing.options import Pushed, PushOptions
-from hcsmoe_hub.report import REPORT_FILE
-from hcsmoe_hub.versions import tool
+from hcsmoe_hub.hub.additions import Addition, RemoteFile
+from hcsmoe_hub.hub.repository import HubRepository, sends_over_xet
+from hcsmoe_hub.hub.write_errors import AGAIN, PushError
+from hcsmoe_hub.machine.versions import tool
+from hcsmoe_hub.options import PushOptions
+from hcsmoe_hub.report import REPORT_FILE, Pushed
 
 # What the Hub, or a person who makes a repository there, puts into one that is still empty.
 OWN_FILES = frozenset({".gitattributes", "README.md"})

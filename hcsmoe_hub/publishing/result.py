@@ -6,12 +6,13 @@ from typing import Any
 
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.events import Listener
-from hcsmoe_hub.plan import ConversionPlan
+from hcsmoe_hub.hub.write_errors import PushError
+from hcsmoe_hub.options import PushOptions
+from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.publishing.delivery import Delivery
-from hcsmoe_hub.publishing.failures import PushError
 from hcsmoe_hub.publishing.files import checkpoint_files
-from hcsmoe_hub.publishing.options import Pushed, PushOptions
 from hcsmoe_hub.publishing.publisher import Publisher
+from hcsmoe_hub.report import Pushed
 
 
 def open_delivery(
@@ -32,7 +33,7 @@ def open_delivery(
     publisher = Publisher(plan.output, options, token=token, listener=listener)
     publisher.open(recipe=making)
     # A result of one shard is on the disk as a whole in any case.
-    return Delivery(publisher, deletes=plan.sends_away and len(plan.layout.shards) > 1, listener=listener)
+    return Delivery(publisher, deletes=plan.sends_away and len(plan.shards.files) > 1, listener=listener)
 
 
 def push_result(plan: ConversionPlan, options: PushOptions, delivery: Delivery, result: Source) -> Pushed:

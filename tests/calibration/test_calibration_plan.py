@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calibration_text import plan, refusal, save
+from places import EXAMPLE
 
 from hcsmoe_hub import ConvertOptions, plan_conversion
 from hcsmoe_hub.calibration.text import plan_calibration
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.events import Event
 from hcsmoe_hub.options import DEFAULT_TOKENS, FITTED_TOKENS, CalibrationOptions
-from hcsmoe_hub.run import load_tokens
+from hcsmoe_hub.pipeline.run import load_tokens
 
 pytestmark = pytest.mark.usefixtures("no_network", "short_wait")
 
@@ -89,7 +90,7 @@ def test_a_file_of_no_known_kind_is_refused_with_the_kinds_that_are(tmp_path: Pa
 def test_a_text_that_is_longer_than_usual_is_enough_for_a_fit_unless_more_was_asked_for(
     samples: int | None, warnings: int, tmp_path: Path
 ) -> None:
-    example, calibration = Path(__file__).parents[2] / "examples" / "tiny-mixtral", CalibrationOptions(samples=samples)
+    example, calibration = EXAMPLE, CalibrationOptions(samples=samples)
     planned = plan_conversion(example, ConvertOptions(experts=4, calibration=calibration, output=tmp_path / "result"))
     events: list[Event] = []
     found = load_tokens(planned, events.append)

@@ -6,13 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_server import Hub
+from places import EXAMPLE
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-mixtral"
 LENGTH = 16
 
 CLIENT = """

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from calibration_text import EOS, WORDS, Load, ids, refusal, text, write_texts
+from places import EXAMPLE
 
 from hcsmoe_hub.calibration.text import load_token_ids, plan_calibration
 from hcsmoe_hub.options import CalibrationOptions
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-mixtral"
 pytestmark = pytest.mark.usefixtures("no_network", "short_wait")
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from hcsmoe_hub.checkpoint.feed import Feed
 from hcsmoe_hub.checkpoint.pieces import Piece, download_bytes, largest_pair
-from hcsmoe_hub.checkpoint.transfer import Stopped
 from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.hub.transfer import Stopped
 
 
 def piece(step: int, number: int, size: int) -> Piece:

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hcsmoe_hub.checkpoint.reader import TensorReader
-from hcsmoe_hub.checkpoint.source import LocalSource, open_source
+from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.checkpoint.tensors import DTYPES, FIRST_READ_BYTES, INDEX_FILE, SINGLE_FILE
 from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.hub.open import open_source
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from hcsmoe_hub.checkpoint.pieces import download_bytes, largest_pair, layer_pieces, reading_order, whole_shards
-from hcsmoe_hub.checkpoint.skeleton import Group
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
 
 HEADER_BYTES = 100
@@ -29,13 +28,13 @@ STORED = shards(
     last=[("1.down", 10), ("2.up", 10), ("dropped", 5), ("2.down", 10), ("head", 50), ("empty", 0)],
 )
 SIZES = {"first": 180, "last": 185}
-GROUPS = {
-    None: Group(targets={"embed": "", "head": "", "empty": ""}),
-    2: Group(targets={"2.down": "", "2.up": ""}),
-    0: Group(targets={"0.up": "", "0.down": ""}),
-    1: Group(targets={"1.up": "", "1.down": ""}),
+KEYS = {
+    None: ["embed", "head", "empty"],
+    2: ["2.down", "2.up"],
+    0: ["0.up", "0.down"],
+    1: ["1.up", "1.down"],
 }
-STEPS = reading_order(GROUPS, STORED)
+STEPS = reading_order(KEYS, STORED)
 
 
 def scattered(seed: int) -> tuple[list[list[StoredTensor]], dict[str, int]]:
@@ -51,7 +50,7 @@ def scattered(seed: int) -> tuple[list[list[StoredTensor]], dict[str, int]]:
 
 
 def test_what_lies_outside_of_the_layers_is_read_first_and_what_no_model_loads_last() -> None:
-    steps = reading_order(GROUPS, STORED, ["dropped"])
+    steps = reading_order(KEYS, STORED, ["dropped"])
     assert [[tensor.name for tensor in step] for step in steps] == [
         ["embed", "head", "empty"],
         ["0.up", "0.down"],

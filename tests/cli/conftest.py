@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import EXAMPLE
 from typer.testing import CliRunner
 
 from hcsmoe_hub.cli.app import app
@@ -55,7 +56,7 @@ def run() -> Run:
 @pytest.fixture(scope="session")
 def example() -> Path:
     """The example model: 4 layers, 8 experts, 2 per token."""
-    return Path(__file__).parents[2] / "examples" / "tiny-mixtral"
+    return EXAMPLE
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """``hcsmoe architectures``: what is supported, and why the rest is not."""
 
-from hcsmoe_hub.moe.architectures import ARCHITECTURES
+from hcsmoe_hub.model.architectures import ARCHITECTURES
 
 
 def test_every_architecture_has_a_line(run):

@@ -3,7 +3,7 @@
 import pytest
 
 from hcsmoe_hub.cli.output import format_change, format_mean, format_plural, format_seconds
-from hcsmoe_hub.units import format_bytes, format_count
+from hcsmoe_hub.machine.units import format_bytes, format_count
 
 
 @pytest.mark.parametrize(

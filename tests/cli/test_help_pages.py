@@ -8,8 +8,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 from hcsmoe_hub.cli.method_options import MethodFlags
-from hcsmoe_hub.options import Clustering, Correct, Merge, Method, MethodOptions
-from hcsmoe_hub.resolve import resolve
+from hcsmoe_hub.options import Clustering, Merge, Method, MethodOptions, Refit
+from hcsmoe_hub.recipe.resolve import resolve
 
 OPTIONS = {
     "convert": (
@@ -75,7 +75,7 @@ def test_convert_help_shows_choices_and_defaults(run):
     [
         ("budget", {}, "uniform"),
         ("layout", {}, "reduced"),
-        ("propagate", {"correct": Correct.EXPERTS}, "original"),
+        ("propagate", {"refit": Refit.EXPERTS}, "original"),
         ("clustering", {}, "hierarchical"),
         ("similarity", {}, "expert-output"),
         ("distance", {}, "euclidean"),

@@ -192,8 +192,8 @@ def test_report_of_the_first_version_is_shown_without_what_it_lacks(run, copy):
         (lambda document: document["layers"][0].update(dominant=[], labels=[-1] * 8), "layer 0 has no experts left"),
         (lambda document: document["layers"][0].update(output_error=10**400), "is out of place"),
         (lambda document: document["layers"][0].update(router=[]), "is damaged"),
-        (lambda document: document["layers"][0].update(correction={}), "is_kept is missing"),
-        (lambda document: document.update(schema_version=7), "has schema version 7; this program reads 1."),
+        (lambda document: document["layers"][0].update(refit={}), "is_kept is missing"),
+        (lambda document: document.update(schema_version=7), "has schema version 7; this program reads 2."),
     ],
 )
 def test_damaged_report_is_one_message_and_the_checkpoint_is_shown(run, copy, change, problem):
@@ -219,42 +219,42 @@ def test_report_that_is_no_report_is_one_message(run, copy, content):
     assert refused.stderr.startswith("Error: ")
 
 
-@pytest.mark.parametrize("correct", ["down", "experts", "blocks"])
-def test_correction_is_told_with_its_rounds_and_steps(run, quick, tmp_path, monkeypatch, correct):
-    monkeypatch.setattr("hcsmoe_hub.correction.blocks.STEPS", 5)
-    monkeypatch.setattr("hcsmoe_hub.merging.fit_experts.ROUNDS", 2)
-    folder = tmp_path / "corrected"
-    finished = run(*quick, "--correct", correct, "-o", folder)
-    (line,) = (line for line in lines_of(finished) if line.startswith("correction "))
+@pytest.mark.parametrize("kind", ["down", "experts", "blocks"])
+def test_refit_is_told_with_its_rounds_and_steps(run, quick, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("hcsmoe_hub.layer.refit_block.BLOCK_STEPS", 5)
+    monkeypatch.setattr("hcsmoe_hub.methods.refit.experts.ROUNDS", 2)
+    folder = tmp_path / "refitted"
+    finished = run(*quick, "--refit", kind, "-o", folder)
+    (line,) = (line for line in lines_of(finished) if line.startswith("refit "))
     layers = run("inspect", folder, "--json").document()["conversion"]["layers"]
-    corrections = [layer["correction"] for layer in layers]
-    kept = [correction for correction in corrections if correction["is_kept"]]
-    assert line.startswith(f"correction {len(kept)} of 4 layers; the error of these on held-out text fell from ")
-    assert ("steps" in line) is any(correction["steps"] for correction in kept) is (correct == "blocks")
-    layer = corrections.index(kept[0])
-    found = next(line for line in lines_of(run("inspect", folder, "--layer", layer)) if line.startswith("correction "))
+    refits = [layer["refit"] for layer in layers]
+    kept = [refit for refit in refits if refit["is_kept"]]
+    assert line.startswith(f"refit {len(kept)} of 4 layers; the error of these on held-out text fell from ")
+    assert ("steps" in line) is any(refit["steps"] for refit in kept) is (kind == "blocks")
+    layer = refits.index(kept[0])
+    found = next(line for line in lines_of(run("inspect", folder, "--layer", layer)) if line.startswith("refit "))
     before, after, rounds = (kept[0][key] for key in ("error_before", "error_after", "rounds"))
     errors = f"{100 * before:.1f} to {100 * after:.1f} %"
-    assert found.startswith(f"correction error on held-out text from {errors} in {rounds} round")
+    assert found.startswith(f"refit error on held-out text from {errors} in {rounds} round")
     assert found.endswith("and 5 steps") is (kept[0]["steps"] == 5)
 
 
-def test_dropped_correction_is_told(run, copy):
+def test_dropped_refit_is_told(run, copy):
     def drop(document):
         for layer in document["layers"]:
-            layer["correction"] = {"is_kept": False, "error_before": 0.5, "error_after": 0.5}
+            layer["refit"] = {"is_kept": False, "error_before": 0.5, "error_after": 0.5}
 
     lines = lines_of(run("inspect", copy(drop), "--layer", 1))
-    assert "correction dropped, as the error on held-out text did not fall" in lines
+    assert "refit dropped, as the error on held-out text did not fall" in lines
 
 
-def test_correction_of_a_report_without_rounds_is_told_without_them(run, copy):
+def test_refit_of_a_report_without_rounds_is_told_without_them(run, copy):
     def forget(document):
         for layer in document["layers"]:
-            layer["correction"] = {"is_kept": True, "error_before": 0.5, "error_after": 0.25}
+            layer["refit"] = {"is_kept": True, "error_before": 0.5, "error_after": 0.25}
 
     lines = lines_of(run("inspect", copy(forget), "--layer", 1))
-    assert "correction error on held-out text from 50.0 to 25.0 %" in lines
+    assert "refit error on held-out text from 50.0 to 25.0 %" in lines
 
 
 @pytest.mark.parametrize(("experts", "is_fitted"), [(4, True), (8, False)])
@@ -278,7 +278,7 @@ def test_fit_that_was_dropped_is_named(run, quick, tmp_path, monkeypatch):
     def worse(inputs_TH, targets_TC, rows_CH, bias_C, **_):
         return -rows_CH.float(), bias_C
 
-    monkeypatch.setattr("hcsmoe_hub.router_fit.fit_rows", worse)
+    monkeypatch.setattr("hcsmoe_hub.layer.router_fit.fit_rows", worse)
     folder = tmp_path / "dropped"
     assert "router fit 0 of 4 layers; " in " ".join(lines_of(run(*quick, "--router", "fit", "-o", folder)))
     lines = lines_of(run("inspect", folder, "--layer", 1))

@@ -7,7 +7,6 @@ from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
-    Correct,
     Distance,
     Dominant,
     Features,
@@ -18,11 +17,12 @@ from hcsmoe_hub.options import (
     Method,
     MethodOptions,
     Propagate,
+    Refit,
     RouterPolicy,
     Saliency,
     Similarity,
 )
-from hcsmoe_hub.resolve import resolve
+from hcsmoe_hub.recipe.resolve import resolve
 
 DEFAULT = "hierarchical clustering by expert-output (euclidean, average linkage), "
 
@@ -32,13 +32,13 @@ DEFAULT = "hierarchical clustering by expert-output (euclidean, average linkage)
     [
         ({}, DEFAULT + "frequency merge, dominant router, reduced layout"),
         ({"method": Method.PRUNE}, "prune by reap"),
-        ({"correct": Correct.NONE, "method": Method.PRUNE}, "prune by reap"),
+        ({"refit": Refit.NONE, "method": Method.PRUNE}, "prune by reap"),
         (
-            {"correct": Correct.DOWN},
-            DEFAULT + "frequency merge, dominant router, reduced layout, down projections corrected",
+            {"refit": Refit.DOWN},
+            DEFAULT + "frequency merge, dominant router, reduced layout, down projections refitted",
         ),
-        ({"correct": Correct.EXPERTS, "method": Method.PRUNE}, "prune by reap, experts corrected"),
-        ({"correct": Correct.BLOCKS, "method": Method.PRUNE}, "prune by reap, experts and router corrected"),
+        ({"refit": Refit.EXPERTS, "method": Method.PRUNE}, "prune by reap, experts refitted"),
+        ({"refit": Refit.BLOCKS, "method": Method.PRUNE}, "prune by reap, experts and router refitted"),
         (
             {"method": Method.PRUNE, "router": RouterPolicy.FIT, "propagate": Propagate.MERGED},
             "prune by reap, fitted router, fitted on merged hidden states",

@@ -12,7 +12,7 @@ from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.evaluation.checkpoint import Checkpoint
 from hcsmoe_hub.evaluation.scorer import Request, Scorer
 from hcsmoe_hub.evaluation.scorers import LoadedScorer, StreamedScorer, make_scorers
-from hcsmoe_hub.model import read_model
+from hcsmoe_hub.model.source_model import read_model
 
 CPU = torch.device("cpu")
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 
-from hcsmoe_hub import hub_failures
 from hcsmoe_hub.errors import HcsmoeError
 from hcsmoe_hub.events import Event
-from hcsmoe_hub.publishing.options import PushOptions
+from hcsmoe_hub.hub import retry
+from hcsmoe_hub.options import PushOptions
 from hcsmoe_hub.publishing.publisher import Publisher
-from hcsmoe_hub.publishing.push import push
+from hcsmoe_hub.push import push
 
 
 def publish(folder: Path, options: PushOptions, token: str | None, delete: bool, seen: list[Event]) -> Any:
@@ -61,7 +61,7 @@ def refusal_or_answer(call: dict[str, Any] | list[dict[str, Any]]) -> Any:
 def main() -> None:
     calls = json.load(sys.stdin)
     # Our own pauses; those of the client are a second and more.
-    hub_failures.PAUSES_SECONDS = (0.05,) * 4
+    retry.PAUSES_SECONDS = (0.05,) * 4
     with ThreadPoolExecutor(len(calls)) as pool:
         answers = dict(zip(calls, pool.map(refusal_or_answer, calls.values()), strict=True))
     json.dump(answers, sys.stdout)

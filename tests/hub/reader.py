@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
-from hcsmoe_hub import hub_failures
 from hcsmoe_hub.checkpoint.pieces import Step
 from hcsmoe_hub.checkpoint.reader import TensorReader
-from hcsmoe_hub.checkpoint.source import Source, open_source
+from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import HcsmoeError
 from hcsmoe_hub.events import Event, Fetching
+from hcsmoe_hub.hub import retry
+from hcsmoe_hub.hub.open import open_source
 
 
 def steps_of(source: Source) -> list[Step]:
@@ -64,7 +65,7 @@ def answer(call: dict[str, Any]) -> Any:
 
 def main() -> None:
     calls = json.load(sys.stdin)
-    hub_failures.PAUSES_SECONDS = (0.05,) * 4
+    retry.PAUSES_SECONDS = (0.05,) * 4
     if len(calls) == 1:
         # In the main thread, which alone can be interrupted.
         answers = {name: answer(call) for name, call in calls.items()}

@@ -25,17 +25,18 @@ from transformers import (
     Qwen3_5MoeTextConfig,
 )
 
+from hcsmoe_hub.checkpoint.config_json import plain_config
+from hcsmoe_hub.checkpoint.modeling_hcsmoe import expert_modules, tie_experts
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.errors import PlanError, SourceError
-from hcsmoe_hub.layouts.mapped import mapped_config, mapped_refusal, modeling_source, plain_config
-from hcsmoe_hub.layouts.modeling_hcsmoe import expert_modules, tie_experts
-from hcsmoe_hub.model import Model, read_model
+from hcsmoe_hub.model.source_model import SourceModel, read_model
+from hcsmoe_hub.planning.mapped_layout import mapped_config, mapped_refusal, modeling_source
 
 ROW_MAPS = {0: [0, 1, 0, 2, 1, 0], 1: [0, 0, 0, 0, 1, 1]}
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def source(tmp_path_factory: pytest.TempPathFactory) -> SourceModel:
     """A tiny Mixtral of six experts."""
     folder = tmp_path_factory.mktemp("mapped") / "source"
     save_tiny("mixtral", folder)
@@ -43,7 +44,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="module")
-def folder(source: Model) -> Path:
+def folder(source: SourceModel) -> Path:
     """Its mapped result, three experts in the first layer and two in the second."""
     assert source.source.path is not None
     return write_result(source.source.path, source.source.path.parent / "mapped", ROW_MAPS, mapped=True)
@@ -178,7 +179,7 @@ def test_the_language_model_of_a_multimodal_checkpoint_can_be_mapped(tmp_path: P
 # What is written
 
 
-def test_the_config_changes_by_the_map_and_the_class_only(source: Model) -> None:
+def test_the_config_changes_by_the_map_and_the_class_only(source: SourceModel) -> None:
     raw = {**source.source.config, "auto_map": {"AutoConfig": "configuration_foreign.ForeignConfig"}}
     before = copy.deepcopy(raw)
     config = mapped_config(raw, source, ROW_MAPS)
@@ -192,7 +193,7 @@ def test_the_config_changes_by_the_map_and_the_class_only(source: Model) -> None
     assert json.loads(json.dumps(config)) == config
 
 
-def test_the_modelling_file_stands_alone(source: Model, tmp_path: Path) -> None:
+def test_the_modelling_file_stands_alone(source: SourceModel, tmp_path: Path) -> None:
     text = modeling_source(source)
     modules = set()
     for node in ast.walk(ast.parse(text)):
@@ -211,7 +212,7 @@ def test_the_modelling_file_stands_alone(source: Model, tmp_path: Path) -> None:
     assert issubclass(alone.MappedMixtralForCausalLM, MixtralForCausalLM)
 
 
-def test_a_mapped_result_describes_itself_as_its_source_would(folder: Path, source: Model) -> None:
+def test_a_mapped_result_describes_itself_as_its_source_would(folder: Path, source: SourceModel) -> None:
     model = read_model(LocalSource(folder))
     assert modeling_source(model) == modeling_source(source) == (folder / "modeling_hcsmoe.py").read_text()
     assert model.expert_map == {0: (0, 1, 0, 2, 1, 0), 1: (0, 0, 0, 0, 1, 1)}
@@ -235,7 +236,7 @@ def test_a_mapped_result_describes_itself_as_its_source_would(folder: Path, sour
     ],
     ids=["missing_layer", "unknown_layer", "too_short", "gap", "from_one", "negative"],
 )
-def test_a_map_that_does_not_fit_is_refused(source: Model, maps: dict[int, list[int]]) -> None:
+def test_a_map_that_does_not_fit_is_refused(source: SourceModel, maps: dict[int, list[int]]) -> None:
     with pytest.raises(PlanError, match=r"map \[.*\] of layer \d") as caught:
         mapped_config(source.source.config, source, maps)
     assert caught.value.hint
@@ -257,7 +258,7 @@ def test_a_map_that_does_not_fit_is_refused(source: Model, maps: dict[int, list[
         {"layout": "mapped", "expert_map": {"0": ROW_MAPS[0], "1": [0, 0, 0, 0, 1, 2]}},
     ],
 )
-def test_a_config_whose_map_is_damaged_is_a_known_failure(source: Model, folder: Path, section: Any) -> None:
+def test_a_config_whose_map_is_damaged_is_a_known_failure(source: SourceModel, folder: Path, section: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     checkpoint = LocalSource(folder)
     checkpoint.config = {**config, "hcsmoe": section}

@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hcsmoe_hub.checkpoint import config_json
 from hcsmoe_hub.checkpoint.config_json import MoESettings
-from hcsmoe_hub.checkpoint.skeleton import Skeleton
 from hcsmoe_hub.checkpoint.source import LocalSource
-from hcsmoe_hub.checkpoint.verify import check_structure
-from hcsmoe_hub.layouts.mapped import mapped_refusal
-from hcsmoe_hub.layouts.shapes import edited_names, result_state
-from hcsmoe_hub.model import Model, read_model
-from hcsmoe_hub.moe.architectures import ARCHITECTURES
+from hcsmoe_hub.model.architectures import ARCHITECTURES
+from hcsmoe_hub.model.skeleton import Skeleton
+from hcsmoe_hub.model.source_model import SourceModel, read_model
 from hcsmoe_hub.options import Layout
+from hcsmoe_hub.planning.mapped_layout import mapped_refusal
+from hcsmoe_hub.planning.result_shapes import edited_names, result_state
+from hcsmoe_hub.result.verify import check_structure
 
 SUPPORTED = [name for name, architecture in ARCHITECTURES.items() if not architecture.refusal]
 # Its block runs every expert on inputs that the router has scaled: no experts are chosen by number.
@@ -97,7 +97,7 @@ def test_names_and_shapes_of_a_result_follow_from_the_source(model_type: str, tm
             }
 
 
-def with_experts(source: Model, folder: Path, experts: int) -> dict[str, object]:
+def with_experts(source: SourceModel, folder: Path, experts: int) -> dict[str, object]:
     """The raw config of a source for another number of experts."""
     config = json.loads((folder / "config.json").read_text())
     after = MoESettings(experts=experts, experts_per_token=source.settings.experts_per_token)

@@ -13,13 +13,13 @@ from mapped_models import Maps, example_maps, write_result
 from tiny_models import change_config, change_tensors, read_tensors
 from transformers import AutoModelForCausalLM
 
-import hcsmoe_hub.checkpoint.verify
-from hcsmoe_hub.checkpoint.reload import PROMPT_LENGTH
+import hcsmoe_hub.result.verify
 from hcsmoe_hub.checkpoint.source import LocalSource
-from hcsmoe_hub.checkpoint.verify import GENERATED_TOKENS, check_structure, verify
 from hcsmoe_hub.errors import HcsmoeError, SourceError, VerificationError
-from hcsmoe_hub.layouts.mapped import MODELING_FILE
-from hcsmoe_hub.model import read_model
+from hcsmoe_hub.model.source_model import read_model
+from hcsmoe_hub.planning.mapped_layout import MODELING_FILE
+from hcsmoe_hub.result.reload import PROMPT_LENGTH
+from hcsmoe_hub.result.verify import GENERATED_TOKENS, check_structure, verify
 
 MAPS = {0: [0, 1, 0, 2, 1, 0], 1: [0, 0, 0, 0, 1, 1]}
 ROUTER = "model.layers.1.block_sparse_moe.gate.weight"
@@ -63,7 +63,7 @@ def full(source: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def without_reload(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the fresh process, which takes seconds, where something else is tested."""
-    monkeypatch.setattr(hcsmoe_hub.checkpoint.verify, "_reload", lambda model: [])
+    monkeypatch.setattr(hcsmoe_hub.result.verify, "_reload", lambda model: [])
 
 
 def fails(folder: Path, *says: str, kind: type[HcsmoeError] = VerificationError, source: Path | None = None) -> None:

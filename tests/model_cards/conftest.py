@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from places import GOLDEN
 from safetensors.torch import save_file
 
-from hcsmoe_hub.checkpoint.source import open_source
+from hcsmoe_hub.hub.open import open_source
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "cards"
+GOLDEN = GOLDEN / "cards"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What a conversion keeps of the front matter of a source that says nothing.
 SILENT = dict.fromkeys(("license", "license_name", "license_link", "language", "pipeline_tag")) | {"gated": False}

@@ -17,7 +17,6 @@ from hcsmoe_hub.options import (
     Budget,
     Clustering,
     ConvertOptions,
-    Correct,
     Features,
     Layout,
     Linkage,
@@ -25,23 +24,24 @@ from hcsmoe_hub.options import (
     Method,
     MethodOptions,
     Propagate,
+    Refit,
     RouterPolicy,
     Saliency,
     Similarity,
 )
-from hcsmoe_hub.presets import PRESETS, Preset
-from hcsmoe_hub.resolve import resolve
+from hcsmoe_hub.recipe.presets import PRESETS, Preset
+from hcsmoe_hub.recipe.resolve import resolve
 
 OPTIONS = [
     *PRESETS.values(),
-    MethodOptions(method=Method.PRUNE, correct=Correct.BLOCKS),
-    MethodOptions(method=Method.PRUNE, router=RouterPolicy.FIT, correct=Correct.EXPERTS, propagate=Propagate.MERGED),
-    MethodOptions(correct=Correct.EXPERTS, router=RouterPolicy.FIT),
+    MethodOptions(method=Method.PRUNE, refit=Refit.BLOCKS),
+    MethodOptions(method=Method.PRUNE, router=RouterPolicy.FIT, refit=Refit.EXPERTS, propagate=Propagate.MERGED),
+    MethodOptions(refit=Refit.EXPERTS, router=RouterPolicy.FIT),
     MethodOptions(method=Method.PRUNE, saliency=Saliency.FREQUENCY, protect=((None, 2), (3, 1)), seed=7),
     MethodOptions(clustering=Clustering.SINGLE_SHOT, similarity=(Similarity.ROUTER_LOGITS, Similarity.WEIGHT)),
     MethodOptions(layout=Layout.MAPPED, budget=Budget.M_SMOE, layers=(0, 1, 3), max_cluster_size=3),
     MethodOptions(merge=Merge.DOMINANT, dominant_weights=(2.0, 0.5), linkage=Linkage.WARD),
-    MethodOptions(merge=Merge.ZIPIT, features=Features.WEIGHT, correct=Correct.DOWN),
+    MethodOptions(merge=Merge.ZIPIT, features=Features.WEIGHT, refit=Refit.DOWN),
     MethodOptions(clustering=Clustering.FUZZY),
     *(
         MethodOptions(clustering=clustering, align=align, router=router)
@@ -183,7 +183,7 @@ def test_a_method_of_a_later_version_is_refused(make_folder: Any) -> None:
 
 
 def test_a_method_that_an_older_report_says_less_of_is_still_told(make_folder: Any, report: Any) -> None:
-    older = {name: value for name, value in report["method"].items() if name not in ("correct", "budget", "protect")}
+    older = {name: value for name, value in report["method"].items() if name not in ("refit", "budget", "protect")}
     assert "--experts 4" in convert_command(facts_of(make_folder(base={**report, "method": older})))
 
 

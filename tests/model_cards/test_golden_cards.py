@@ -2,17 +2,17 @@
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from places import GOLDEN
 
 from hcsmoe_hub.model_cards import write_card
-from hcsmoe_hub.options import Budget, Correct, Layout, Method, MethodOptions
-from hcsmoe_hub.resolve import resolve
+from hcsmoe_hub.options import Budget, Layout, Method, MethodOptions, Refit
+from hcsmoe_hub.recipe.resolve import resolve
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "cards"
+GOLDEN = GOLDEN / "cards"
 LOCAL = {"path": "private-mixtral", "revision": None}
 
 
@@ -41,11 +41,11 @@ def cases(make_folder: Any, evaluated: Any, report: Any, measures: Any) -> Any:
     found = {name: {**measure, **from_hub} for name, measure in {**measures, "tasks": tasks}.items()}
     silent = {"repo_id": "acme/Mixtral-tiny", "revision": "0123456789abcdef0123456789abcdef01234567", "license": None}
     other = {"license": "other", "license_name": "tongyi-qianwen", "license_link": "LICENSE"}
-    pruned = resolve(MethodOptions(method=Method.PRUNE, correct=Correct.DOWN)).as_dict()
-    correction = {"is_kept": True, "error_before": 0.4, "error_after": 0.3, "rounds": 1, "steps": 0}
+    pruned = resolve(MethodOptions(method=Method.PRUNE, refit=Refit.DOWN)).as_dict()
+    refit = {"is_kept": True, "error_before": 0.4, "error_after": 0.3, "rounds": 1, "steps": 0}
     kept_rows = {"policy": "kept rows", "top_k_agreement": 0.5}
     pruned_labels = [0, -1, -1, 1, -1, 2, 3, -1]
-    layer_changes = {"correction": correction, "router": kept_rows, "labels": pruned_labels}
+    layer_changes = {"refit": refit, "router": kept_rows, "labels": pruned_labels}
     dropped = {**report, "layers": [{**layer, **layer_changes} for layer in report["layers"]]}
     unchanged = {"policy": "unchanged", "top_k_agreement": 1.0}
     tied = {**report, "layers": [{**layer, "router": unchanged} for layer in report["layers"]]}

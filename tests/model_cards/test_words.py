@@ -10,7 +10,7 @@ from hcsmoe_hub import options
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.model_cards import words, write_card
 from hcsmoe_hub.options import Layout, MethodOptions, RouterPolicy
-from hcsmoe_hub.resolve import resolve
+from hcsmoe_hub.recipe.resolve import resolve
 
 WORDS = {
     options.Similarity: words.SIMILARITIES,
@@ -23,7 +23,7 @@ WORDS = {
     options.Align: words.ALIGNMENTS,
     options.Saliency: words.SALIENCIES,
     options.RouterPolicy: words.ROUTERS,
-    options.Correct: words.CORRECTIONS,
+    options.Refit: words.REFITS,
 }
 ALL = [0, 1, 2, 3, 4, 5, 6, 7]
 PRUNED = resolve(MethodOptions(method=options.Method.PRUNE)).as_dict()
@@ -122,20 +122,20 @@ def test_no_placeholder_is_left_open(make_folder: Any, recipe: MethodOptions) ->
     assert not any(sign in text for sign in ("{", "}", "None", "  "))
 
 
-def corrected(report: Any, *corrections: Any) -> Any:
-    layers = [{**layer, "correction": found} for layer, found in zip(report["layers"], corrections, strict=True)]
+def refitted(report: Any, *refits: Any) -> Any:
+    layers = [{**layer, "refit": found} for layer, found in zip(report["layers"], refits, strict=True)]
     return {**report, "layers": layers}
 
 
-def correction(*, before: float, after: float, rounds: int, steps: int = 0) -> Any:
+def refit(*, before: float, after: float, rounds: int, steps: int = 0) -> Any:
     fell = after < before
     return {"is_kept": fell, "error_before": before, "error_after": after, "rounds": rounds, "steps": steps}
 
 
 def test_a_correction_is_told_with_its_work_and_its_errors(make_folder: Any, report: Any) -> None:
-    kept = [correction(before=0.4, after=0.3, rounds=rounds) for rounds in (1, 7, 3)]
-    method = resolve(MethodOptions(correct=options.Correct.EXPERTS)).as_dict()
-    folder = make_folder({"method": method}, base=corrected(report, *kept, correction(before=0.4, after=0.4, rounds=0)))
+    kept = [refit(before=0.4, after=0.3, rounds=rounds) for rounds in (1, 7, 3)]
+    method = resolve(MethodOptions(refit=options.Refit.EXPERTS)).as_dict()
+    folder = make_folder({"method": method}, base=refitted(report, *kept, refit(before=0.4, after=0.4, rounds=0)))
     text = card(folder)
     assert "kept in 3 of 4 layers, after 1 to 7 rounds of least squares." in text
     assert "fell from 40.0 % to 30.0 % of its norm (mean over 3 layers). Elsewhere held-out tokens spoke" in text
@@ -145,24 +145,24 @@ def test_a_correction_is_told_with_its_work_and_its_errors(make_folder: Any, rep
 
 
 def test_one_round_fits_the_down_projections_alone(make_folder: Any, report: Any) -> None:
-    method = resolve(MethodOptions(correct=options.Correct.EXPERTS)).as_dict()
-    once = corrected(report, *[correction(before=0.4, after=0.3, rounds=1)] * 4)
+    method = resolve(MethodOptions(refit=options.Refit.EXPERTS)).as_dict()
+    once = refitted(report, *[refit(before=0.4, after=0.3, rounds=1)] * 4)
     assert "Down projections of the experts were then fitted" in paragraph(make_folder({"method": method}, base=once))
 
 
 def test_a_correction_that_was_dropped_everywhere_is_no_claim(make_folder: Any, report: Any) -> None:
-    dropped = [correction(before=0.4, after=0.4, rounds=0)] * 4
-    method = resolve(MethodOptions(method=options.Method.PRUNE, correct=options.Correct.EXPERTS)).as_dict()
-    text = card(make_folder({"method": method}, base=corrected(report, *dropped)))
+    dropped = [refit(before=0.4, after=0.4, rounds=0)] * 4
+    method = resolve(MethodOptions(method=options.Method.PRUNE, refit=options.Refit.EXPERTS)).as_dict()
+    text = card(make_folder({"method": method}, base=refitted(report, *dropped)))
     assert "tried in 4 layers and dropped" in text
     assert "fitted" not in text
     assert "No training was done." in text
 
 
 def test_gradient_descent_within_layers_is_not_passed_over(make_folder: Any, report: Any) -> None:
-    method = resolve(MethodOptions(correct=options.Correct.BLOCKS)).as_dict()
-    kept = [correction(before=0.4, after=0.3, rounds=2, steps=400)] * 4
-    folder = make_folder({"method": method}, base=corrected(report, *kept))
+    method = resolve(MethodOptions(refit=options.Refit.BLOCKS)).as_dict()
+    kept = [refit(before=0.4, after=0.3, rounds=2, steps=400)] * 4
+    folder = make_folder({"method": method}, base=refitted(report, *kept))
     assert "after 2 rounds of least squares and 400 steps of gradient descent." in card(folder)
     (folder / "README.md").unlink()
     text = paragraph(folder)

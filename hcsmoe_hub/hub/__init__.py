@@ -1,0 +1,1 @@
+"""Reads from and writes to the Hugging Face Hub."""

@@ -1,0 +1,117 @@
+"""What is said when a repository of the Hub cannot be read: one message for each reason, with what mends it."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+from huggingface_hub import errors
+
+from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.hub.retry import describe, root_cause
+
+# Most specific first: GatedRepoError is a RepositoryNotFoundError, most are HfHubHTTPErrors, and those are OSErrors.
+EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
+    (
+        errors.GatedRepoError,
+        "{repo} is gated and this login has no access to it",
+        "ask for access on https://huggingface.co/{repo}, or pass the --token of somebody who has it",
+    ),
+    (
+        errors.DisabledRepoError,
+        "{repo} was disabled on the Hub",
+        "use another copy of the model",
+    ),
+    (
+        errors.RepositoryNotFoundError,
+        "there is no folder {repo} here and no such repository on the Hub, or it is private and not for this login",
+        "check the spelling; for a private repository pass a --token that may read it",
+    ),
+    (
+        errors.RevisionNotFoundError,
+        "{repo} has no revision {revision}",
+        "drop --revision, or look up the branches and tags on https://huggingface.co/{repo}/tree/main",
+    ),
+    (
+        errors.HFValidationError,
+        "{repo!r} is neither a folder here nor a valid repository id",
+        "write it as org/name",
+    ),
+    (
+        errors.OfflineModeIsEnabled,
+        "the Hub is switched off (HF_HUB_OFFLINE) and {repo} is not complete in the local cache",
+        "unset HF_HUB_OFFLINE, or download the model first with 'hf download {repo}'",
+    ),
+    (
+        errors.LocalEntryNotFoundError,
+        "the Hub cannot be reached and {repo} is not complete in the local cache",
+        "check the network, or download the model first with 'hf download {repo}'",
+    ),
+    (
+        errors.EntryNotFoundError,
+        "{repo} lacks a file that its index names",
+        "tell the owners of the repository, or pass another --revision",
+    ),
+    (errors.HfHubHTTPError, "the Hub refused a request for {repo}: {error}", "try again later"),
+    (
+        errors.RevisionResolutionError,
+        "the Hub cannot be reached for {repo}: {error}",
+        "check the network, or HF_ENDPOINT",
+    ),
+    (httpx2.HTTPError, "the Hub cannot be reached for {repo}: {error}", "check the network, or HF_ENDPOINT"),
+    (
+        OSError,
+        "{repo} cannot be downloaded: {error}",
+        "check the network and the free disk space, or choose another --cache-dir",
+    ),
+)
+KNOWN = tuple(kind for kind, _, _ in EXPLANATIONS)
+TOKEN_REFUSED = (
+    "the Hub refused the access token for {repo}: {error}",
+    "run 'hf auth login' again, or pass another --token",
+)
+# Reasons that the Hub words in the same way whether or not somebody has logged in.
+NO_LOGIN: dict[type[Exception], tuple[str, str]] = {
+    errors.GatedRepoError: (
+        "{repo} is gated and nobody is logged in",
+        "ask for access on https://huggingface.co/{repo}, then run 'hf auth login' or pass --token",
+    ),
+    errors.RepositoryNotFoundError: (
+        "there is no folder {repo} here and no such repository on the Hub, or it is private and nobody is logged in",
+        "check the spelling; for a private repository run 'hf auth login' or pass --token",
+    ),
+}
+DISK_FULL = (
+    "{repo} cannot be downloaded: the disk is full",
+    "free some space, choose another --cache-dir, or add --low-disk",
+)
+
+
+def _explanation(error: BaseException) -> tuple[str, str]:
+    """Message and hint for a known error."""
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        if type(error) is errors.HfHubHTTPError and status in (401, 403):
+            return TOKEN_REFUSED
+        if status == 401 and type(error) in NO_LOGIN:
+            return NO_LOGIN[type(error)]
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return DISK_FULL
+    return next((message, hint) for kind, message, hint in EXPLANATIONS if isinstance(error, kind))
+
+
+@contextmanager
+def translate_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turns the Hub client's errors into one message each.
+
+    Raises:
+        SourceError: In place of every known error of the client.
+    """
+    try:
+        yield
+    except KNOWN as error:
+        cause = root_cause(error)
+        reason = cause if isinstance(cause, KNOWN) else error
+        message, hint = _explanation(reason)
+        values = {"repo": repo_id, "revision": revision or "main", "error": describe(reason)}
+        raise SourceError(message.format(**values) + ".", hint=hint.format(**values)) from error

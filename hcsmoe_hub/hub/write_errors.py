@@ -1,0 +1,105 @@
+"""What can go wrong with a push, and what is said about it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+from huggingface_hub import errors
+
+from hcsmoe_hub.errors import HcsmoeError
+from hcsmoe_hub.hub.retry import PASSING_ERRORS, PASSING_STATUSES, REQUEST_ERRORS, describe, first_line
+
+CHANGED_STATUS = 412
+FULL_STATUSES = frozenset({402, 413, 507})
+FULL_WORDS = ("storage", "quota", "too large")
+
+TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+AGAIN = "run the same command again: what the Hub holds already is not sent again"
+
+
+class PushError(HcsmoeError):
+    """A result cannot be pushed, or not as it was asked for."""
+
+
+@contextmanager
+def translate_errors(repo_id: str, branch: str) -> Iterator[None]:
+    """Turns errors of the client into one message each.
+
+    Raises:
+        PushError: In place of every error that a request may end with.
+    """
+    try:
+        yield
+    # The client wraps failed uploads in RuntimeError, and refusals of single files in ValueError.
+    except (*REQUEST_ERRORS, RuntimeError, ValueError, OSError) as error:
+        reason = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, OSError) else error
+        if _is_local(reason):
+            raise reason from None
+        message, hint = _explanation(reason, repo_id, branch)
+        raise PushError(message, hint=hint) from error
+
+
+def _is_local(error: Exception) -> bool:
+    """Whether it is a failure of this machine: those of the client are OSErrors as well, but have no number."""
+    is_remote = isinstance(error, (httpx2.HTTPError, ConnectionError, TimeoutError))
+    return isinstance(error, OSError) and error.errno is not None and not is_remote
+
+
+def _explanation(error: Exception, repo_id: str, branch: str) -> tuple[str, str]:
+    """Message and hint for an error of the client."""
+    if isinstance(error, errors.HfHubHTTPError):
+        return _http_explanation(error, repo_id, branch)
+    if isinstance(error, httpx2.ConnectError):
+        return (
+            f"the Hub cannot be reached for {repo_id}: {describe(error)}.",
+            f"check the network, or HF_ENDPOINT; {AGAIN}",
+        )
+    if isinstance(error, PASSING_ERRORS):
+        return f"the connection to the Hub was lost on the way to {repo_id}: {describe(error)}.", AGAIN
+    text = str(error)
+    if "README.md" in text:
+        lines = [line.strip("- ") for line in text.splitlines() if line.strip()]
+        return f"the Hub refuses the front matter of README.md: {lines[-1].rstrip('.')}.", "correct it and push again"
+    if any(word in text.lower() for word in FULL_WORDS):
+        return _full(repo_id, first_line(text.partition("`")[2]) or describe(error))
+    return f"{repo_id} cannot be pushed to: {describe(error)}.", f"{AGAIN}; HF_HUB_DISABLE_XET=1 sends without Xet"
+
+
+def _http_explanation(error: errors.HfHubHTTPError, repo_id: str, branch: str) -> tuple[str, str]:
+    """Message and hint for an answer of the Hub."""
+    status, text = error.response.status_code, describe(error)
+    if isinstance(error, errors.DisabledRepoError):
+        return f"{repo_id} was disabled on the Hub.", "push to another repository"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"there is no repository {repo_id}, or this login may not see it.",
+            f"check the spelling, or use a token with access to it: {TOKENS_PAGE}, then 'hf auth login'",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo_id} has no branch {branch}.", "drop --revision, or name a branch"
+    if status == 401:
+        return f"the Hub refused the access token for {repo_id}.", "run 'hf auth login' again, or pass another --token"
+    if status == CHANGED_STATUS:
+        return changed(repo_id)
+    if status in FULL_STATUSES or (status == 403 and any(word in text.lower() for word in FULL_WORDS)):
+        return _full(repo_id, text)
+    if status == 403:
+        return (
+            f"this login may not write to {repo_id}: {text}.",
+            f"use a token with write access to it: {TOKENS_PAGE}, then 'hf auth login'; or propose it with --create-pr",
+        )
+    if status in PASSING_STATUSES:
+        return f"the Hub cannot take {repo_id} at the moment: {text}.", AGAIN
+    return f"the Hub refuses {repo_id}: {text}.", "look at the message of the Hub, and run the command again"
+
+
+def changed(repo_id: str) -> tuple[str, str]:
+    """Message and hint if someone else was faster."""
+    return f"{repo_id} was changed by someone else during the push; nothing was committed.", AGAIN
+
+
+def _full(repo_id: str, text: str) -> tuple[str, str]:
+    return (
+        f"the Hub has no room for {repo_id}: {text}.",
+        "free some space or get more on https://huggingface.co/settings/billing, then run the same command again",
+    )

@@ -1,0 +1,1 @@
+"""What happens to one MoE layer while it is in memory."""

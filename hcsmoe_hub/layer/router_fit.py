@@ -1,0 +1,162 @@
+"""The fit of one layer's router, with a guard: it is kept only if it helps on text it was not fitted to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hcsmoe_hub.layer.reduced_block import load_reduced
+from hcsmoe_hub.methods.clustering import Clusters
+from hcsmoe_hub.methods.refit.held_out import split_tokens
+from hcsmoe_hub.methods.routing import Scoring, find_rule, fit_rows, group_targets, mismatch, top_k_agreement
+from hcsmoe_hub.model.blocks import ExpertTensor, MoEBlock
+from hcsmoe_hub.model.layer_loader import free
+from hcsmoe_hub.model.microbatch import MicroBatcher
+from hcsmoe_hub.model.router import router_bias, router_weight, watch_router
+from hcsmoe_hub.model.skeleton import Skeleton
+from hcsmoe_hub.model.source_model import SourceModel
+from hcsmoe_hub.observation.observers import RouterObserver
+from hcsmoe_hub.observation.statistics import Call
+from hcsmoe_hub.observation.watcher import Observation, rerun
+
+# More tokens than this change the rows little; an evenly spaced part of them is taken.
+FITTED_TOKENS = 16384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterFit:
+    """What a fit did.
+
+    Attributes:
+        is_kept: Whether it was no worse on held-out tokens; otherwise the rows stayed what they were.
+        agreement_before: Top-k agreement of the rows before it, on all tokens.
+    """
+
+    is_kept: bool
+    agreement_before: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """What a router did on all tokens: T tokens, K choices, E rows of experts, X others, H inputs; on the CPU."""
+
+    top_k_TK: Tensor
+    weight_TK: Tensor
+    inputs_TH: Tensor
+    logits_TE: Tensor
+    extra_TX: Tensor
+
+
+class RouterFitter:
+    """Fits the router of one block and compares what it did before and after.
+
+    Args:
+        model: The source, the layer's weights in memory.
+        reduced: Skeleton of the result.
+        block: The block; its router has one matrix.
+        clusters: Its groups of experts.
+        seen: Inputs of the block in the source, whose router is followed on them.
+        fitted: Inputs of the same tokens that the reduced router is to follow it on; often the same.
+        batcher: Knows the device.
+    """
+
+    def __init__(
+        self,
+        model: SourceModel,
+        reduced: Skeleton,
+        block: MoEBlock,
+        clusters: Clusters,
+        seen: Observation,
+        fitted: Observation,
+        batcher: MicroBatcher,
+    ) -> None:
+        weight = router_weight(block, model.skeleton.state)
+        assert weight is not None, "the plan refuses routers without a matrix"
+        self._model = model
+        self._reduced = reduced
+        self._block = block
+        self._weight = weight
+        self._clusters = clusters
+        self._seen = seen
+        self._fitted_to = fitted
+        self._batcher = batcher
+
+    def fit(self, changed: dict[str, Tensor]) -> RouterFit:
+        """Fits the rows among ``changed``, in place if that helps.
+
+        Args:
+            changed: Tensors of the block in the result, by parameter name.
+        """
+        full, before = self._run(self._model.skeleton, self._seen.calls), self._run_reduced(changed)
+        agreement_before = top_k_agreement(full.top_k_TK, before.top_k_TK, self._clusters)
+        rule = find_rule(full.logits_TE, full.extra_TX, full.top_k_TK, full.weight_TK)
+        target_TC, has_target_T = group_targets(full.logits_TE, full.extra_TX, full.top_k_TK, rule, self._clusters)
+        fitted, judged = (tokens[has_target_T[tokens]] for tokens in split_tokens(len(target_TC)))
+        if not len(fitted) or not len(judged):
+            return RouterFit(is_kept=False, agreement_before=agreement_before)
+        taken = fitted[torch.linspace(0, len(fitted) - 1, min(len(fitted), FITTED_TOKENS)).long()]
+        candidate = changed | self._fitted(changed, before, target_TC, taken, rule.scoring)
+        after = self._run_reduced(candidate)
+
+        def judge(run: _Run) -> tuple[float, ...]:
+            """What must not grow: the loss on held-out tokens, and disagreement there and everywhere."""
+            extra_TX = run.extra_TX[judged].float()
+            loss = mismatch(run.logits_TE[judged].float(), target_TC[judged], rule.scoring, extra_TX)
+            parts = (judged, slice(None))
+            return float(loss), *(
+                -top_k_agreement(full.top_k_TK[part], run.top_k_TK[part], self._clusters) for part in parts
+            )
+
+        is_kept = all(new <= old for new, old in zip(judge(after), judge(before), strict=True))
+        if is_kept:
+            changed |= candidate
+        return RouterFit(is_kept=is_kept, agreement_before=agreement_before)
+
+    def _fitted(
+        self, changed: Mapping[str, Tensor], before: _Run, target_TC: Tensor, taken: Tensor, scoring: Scoring
+    ) -> dict[str, Tensor]:
+        """The fitted tensors, by parameter name: the matrix and its bias; others, such as correction biases, stay."""
+        device, weight = self._batcher.device, self._weight
+        bias = router_bias(self._block, weight)
+        rows_CH, bias_C = fit_rows(
+            before.inputs_TH[taken].to(device, torch.float32),
+            target_TC[taken].to(device),
+            weight.split(changed[weight.name])[0].to(device),
+            None if bias is None else bias.split(changed[bias.name])[0].to(device),
+            scoring=scoring,
+            extra_TX=before.extra_TX[taken].to(device, torch.float32),
+        )
+        fitted = {weight.name: _replaced(weight, changed[weight.name], rows_CH)}
+        if bias is not None and bias_C is not None:
+            fitted[bias.name] = _replaced(bias, changed[bias.name], bias_C)
+        return fitted
+
+    def _run_reduced(self, changed: Mapping[str, Tensor]) -> _Run:
+        moe = load_reduced(self._model, self._reduced, self._block, changed, self._batcher.device)
+        run = self._run(self._reduced, self._fitted_to.calls)
+        free(moe)
+        return run
+
+    def _run(self, skeleton: Skeleton, calls: list[Call]) -> _Run:
+        """Runs the router of a model on the inputs of its block."""
+        moe, experts = (skeleton.module.get_submodule(path) for path in (self._block.path, self._block.experts_path))
+        attempts: list[RouterObserver] = []
+
+        def start() -> RouterObserver:
+            attempts.append(RouterObserver())
+            return attempts[-1]
+
+        stop = watch_router(skeleton.module, self._weight, lambda *seen: attempts[-1].on_router(*seen))
+        whole = self._model.is_whole_layer(self._block)
+        try:
+            rerun(moe, experts, calls, start, batcher=self._batcher, whole_layer=whole)
+        finally:
+            stop()
+        last = attempts[-1]
+        return _Run(*map(torch.cat, (last.top_k, last.weights, last.inputs, last.logits, last.extra)))
+
+
+def _replaced(tensor: ExpertTensor, current: Tensor, rows_C: Tensor) -> Tensor:
+    """A tensor with other rows of experts, rounded once to its own dtype."""
+    return tensor.join(rows_C.to(current), tensor.split(current)[1])

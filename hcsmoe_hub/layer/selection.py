@@ -1,0 +1,118 @@
+"""Which experts of a layer meet, or stay: the recipe's clustering or pruning, on the layer's statistics."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hcsmoe_hub.methods.clustering import (
+    Clusters,
+    Grouping,
+    dominant_experts,
+    dunn,
+    group_experts,
+    joined_distances,
+    silhouette,
+)
+from hcsmoe_hub.methods.pruning import best_subset, keep_best, keep_only
+from hcsmoe_hub.methods.pruning.subsets import Subset
+from hcsmoe_hub.observation.statistics import LayerStatistics
+from hcsmoe_hub.options import Dominant, Method, Saliency
+from hcsmoe_hub.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Selection:
+    """What was decided about the experts of one layer.
+
+    Attributes:
+        grouping: Clusters of merged experts; of pruning, every kept expert alone and the others dropped.
+        dominants: The expert of every cluster that the others follow.
+        distances_EE: What the clusters were found by, ``[E, E]``; ``None`` where experts are not compared.
+    """
+
+    grouping: Grouping
+    dominants: tuple[int, ...]
+    distances_EE: NDArray[np.float64] | None
+
+    @property
+    def clusters(self) -> Clusters:
+        """The partition."""
+        return self.grouping.clusters
+
+    def silhouette(self) -> float | None:
+        """Mean silhouette of the clusters; ``None`` where it is not defined."""
+        return None if self.distances_EE is None else silhouette(self.distances_EE, self.clusters.labels)
+
+    def dunn(self) -> float | None:
+        """Dunn index of the clusters; ``None`` where it is not defined."""
+        return None if self.distances_EE is None else dunn(self.distances_EE, self.clusters.labels)
+
+
+def select(
+    recipe: Recipe,
+    statistics: LayerStatistics,
+    distances: list[NDArray[np.float64]],
+    count: int,
+    *,
+    protected: frozenset[int],
+    subset_error: Callable[[], Callable[[Subset], float]],
+) -> Selection:
+    """Decides which experts meet, or stay.
+
+    Args:
+        recipe: Names the method.
+        statistics: Of the layer.
+        distances: Between its experts, one ``[E, E]`` matrix per similarity.
+        count: K.
+        protected: Experts that are never merged or dropped.
+        subset_error: Makes the function that gives the reconstruction error of a subset; called only if it is needed.
+    """
+    if recipe.method is Method.PRUNE:
+        clusters = _prune(recipe, statistics, count, protected, subset_error)
+        kept = tuple(members[0] for members in clusters.members)
+        return Selection(grouping=Grouping(clusters=clusters), dominants=kept, distances_EE=None)
+    # Where nothing follows a dominant expert, the report still names one.
+    dominant = recipe.dominant or Dominant.USAGE
+    score_E = _scores(dominant, statistics)
+    grouping = group_experts(distances, count, recipe, score_E=score_E, protected=protected)
+    joined_EE = joined_distances(distances) if distances else None
+    nothing = np.zeros((0, 0))
+    dominants = dominant_experts(
+        grouping.clusters, nothing if joined_EE is None else joined_EE, dominant, score_E=score_E
+    )
+    return Selection(grouping=grouping, dominants=dominants, distances_EE=joined_EE)
+
+
+def _scores(dominant: Dominant, statistics: LayerStatistics) -> list[float]:
+    """What experts are ranked by, ``[E]``."""
+    match dominant:
+        case Dominant.USAGE | Dominant.CENTER:
+            scores: list[float] = statistics.usage_E.tolist()
+        case Dominant.ROUTING_SCORE:
+            scores = statistics.routing_score_E.tolist()
+        case Dominant.SALIENCY:
+            scores = statistics.saliency_E.tolist()
+    return scores
+
+
+def _prune(
+    recipe: Recipe,
+    statistics: LayerStatistics,
+    count: int,
+    protected: frozenset[int],
+    subset_error: Callable[[], Callable[[Subset], float]],
+) -> Clusters:
+    experts = len(statistics.usage_E)
+    match recipe.saliency:
+        case Saliency.FREQUENCY:
+            return keep_best(statistics.usage_E.tolist(), count, protected)
+        case Saliency.ROUTING_SCORE:
+            return keep_best(statistics.routing_score_E.tolist(), count, protected)
+        case Saliency.REAP:
+            return keep_best(statistics.saliency_E.tolist(), count, protected)
+        case Saliency.RECONSTRUCTION:
+            return keep_only(best_subset(subset_error(), experts, count, seed=recipe.seed), experts)
+        case None:
+            raise ValueError("the recipe prunes no experts")

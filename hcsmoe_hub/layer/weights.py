@@ -1,0 +1,47 @@
+"""The expert-sized tensors of one MoE block while its layer is in memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from hcsmoe_hub.model.blocks import ExpertTensor, MoEBlock
+from hcsmoe_hub.model.source_model import SourceModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BlockWeights:
+    """Experts and router of one block, experts first.
+
+    Attributes:
+        state: The tensors as the model holds them, those of the router as the source stores them, by parameter name.
+        experts: Rows of the experts ``[E, ...]`` by name relative to the experts module.
+        router: Rows of the router ``[E, ...]`` by parameter name.
+    """
+
+    state: Mapping[str, Tensor]
+    experts: dict[str, Tensor]
+    router: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: SourceModel, block: MoEBlock, originals: Mapping[str, Tensor]) -> Self:
+        """Collects a block's tensors.
+
+        Args:
+            model: The source, the layer's weights in memory.
+            block: The block.
+            originals: Its router tensors as stored, by parameter name.
+        """
+        state = {name: tensor for name, tensor in model.skeleton.module.state_dict().items() if name in block.edited}
+        state |= originals
+        prefix = f"{block.experts_path}."
+        return cls(
+            state=state,
+            experts={tensor.name.removeprefix(prefix): tensor.split(state[tensor.name])[0] for tensor in block.experts},
+            router={tensor.name: tensor.split(state[tensor.name])[0] for tensor in block.router},
+        )
+
+    def join(self, tensor: ExpertTensor, rows: Tensor) -> Tensor:
+        """A tensor of the model from its experts' rows; rows that belong to no expert are the source's."""
+        return tensor.join(rows, tensor.split(self.state[tensor.name])[1])

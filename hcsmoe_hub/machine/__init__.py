@@ -1,0 +1,1 @@
+"""The machine a conversion runs on: device, memory, versions, units."""

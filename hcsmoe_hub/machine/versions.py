@@ -1,0 +1,22 @@
+"""Who made a result, and with which libraries."""
+
+import platform
+from importlib.metadata import version
+from importlib.util import find_spec
+
+LIBRARIES = ("torch", "transformers", "accelerate", "huggingface_hub", "safetensors", "scipy", "numpy")
+
+
+def tool() -> dict[str, str]:
+    """Name and version of this program."""
+    return {"name": "hcsmoe", "version": version("hcsmoe")}
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide the bytes of a result."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def has_matplotlib() -> bool:
+    """Whether matplotlib is installed; does not import it."""
+    return find_spec("matplotlib") is not None

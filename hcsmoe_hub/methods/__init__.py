@@ -1,0 +1,1 @@
+"""How experts are grouped, merged, pruned and refitted: pure functions of tensors."""

@@ -1,0 +1,138 @@
+"""From the experts of one layer to the merged ones, whatever the merge.
+
+E source experts, C clusters.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hcsmoe_hub.methods.clustering.clusters import Clusters
+from hcsmoe_hub.methods.merging.alignment import align_neurons, alignment_features
+from hcsmoe_hub.methods.merging.fix_dom import fix_dom_groups
+from hcsmoe_hub.methods.merging.neuron_features import HiddenSample, correlation_features, correlations
+from hcsmoe_hub.methods.merging.neurons import Neurons, NeuronView
+from hcsmoe_hub.methods.merging.weighted import merge_rows
+from hcsmoe_hub.methods.merging.zipit import zipit_groups
+from hcsmoe_hub.options import Align, Merge
+from hcsmoe_hub.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Merged:
+    """The merged experts of one layer.
+
+    Attributes:
+        tensors: ``[C, ...]`` by the names of the source's tensors, in their dtypes.
+        unseen: Clusters whose neurons were to be matched by activations, but too few sampled tokens reach them; their
+            neurons were matched by weights.
+    """
+
+    tensors: dict[str, Tensor]
+    unseen: tuple[int, ...] = ()
+
+
+def merge_experts(
+    rows: Mapping[str, Tensor],
+    view: NeuronView,
+    clusters: Clusters,
+    recipe: Recipe,
+    share_EC: Tensor,
+    *,
+    dominants: Sequence[int],
+    sample: HiddenSample | None = None,
+) -> Merged:
+    """Merges the experts of one layer as a recipe says.
+
+    Weighted merges sum whole experts, after the neurons of every member were brought into the order of the dominant
+    one where the recipe aligns. Fix-Dom and ZipIt average groups of neurons, and average plainly what belongs to no
+    neuron. Everything is summed in float32 or wider and rounded once; an expert that is alone in its cluster keeps its
+    bits. Only the members of one cluster are copied at a time.
+
+    Args:
+        rows: Tensors of the experts by name, ``[E, ...]``; not changed.
+        view: Looks at such tensors neuron by neuron, whatever the number of experts; see ``neurons_of``.
+        clusters: A partition of the E experts.
+        recipe: Its merge, its features and its alignment are used; without a merge (pruning) shares alone count.
+        share_EC: Shares from ``member_shares``, ``[E, C]``; equal ones for merges of neurons.
+        dominants: The dominant expert of every cluster.
+        sample: Source of hidden activations, where features or alignment need them.
+
+    Returns:
+        The merged experts.
+    """
+    merges_neurons = recipe.merge in (Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.ZIPIT)
+    if not merges_neurons and recipe.align in (Align.NONE, None):
+        return Merged(tensors={name: merge_rows(rows_E, share_EC) for name, rows_E in rows.items()})
+    merged = {name: rows_E.new_empty((len(dominants), *rows_E.shape[1:])) for name, rows_E in rows.items()}
+    unseen = []
+    for number, members in enumerate(clusters.members):
+        group = {name: rows_E[list(members)] for name, rows_E in rows.items()}
+        target = {name: tensor[number, None] for name, tensor in merged.items()}
+        if len(members) == 1:
+            _copy(group, target)
+            continue
+        share_M1 = share_EC[list(members), number, None]
+        anchor = members.index(dominants[number])
+        if not _merge_cluster(group, target, view, members, recipe, share_M1, anchor, sample):
+            unseen.append(number)
+    return Merged(tensors=merged, unseen=tuple(unseen))
+
+
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Writes tensors over those of the same names."""
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
+def _merge_cluster(
+    group: dict[str, Tensor],
+    target: dict[str, Tensor],
+    view: NeuronView,
+    members: tuple[int, ...],
+    recipe: Recipe,
+    share_M1: Tensor,
+    anchor: int,
+    sample: HiddenSample | None,
+) -> bool:
+    """Merges one cluster: copies of its members, which may be changed, into tensors ``[1, ...]``.
+
+    Returns:
+        Whether neurons were matched by the features asked for.
+    """
+    neurons = view(group)
+    match recipe.merge:
+        case Merge.FIX_DOM | Merge.FIX_DOM_ONE_TO_ONE | Merge.ZIPIT:
+            assert recipe.features is not None
+            describe, is_seen = correlation_features(neurons, members, recipe.features, sample)
+        case Merge.FREQUENCY | Merge.AVERAGE | Merge.SALIENCY | Merge.DOMINANT | Merge.MEMBERSHIP | None:
+            assert recipe.align is not None
+            describe, is_seen = alignment_features(neurons, members, recipe.align, sample)
+    match recipe.merge:
+        case Merge.FIX_DOM:
+            _write_means(neurons, fix_dom_groups(describe, len(members), anchor), share_M1, view(target))
+        case Merge.ZIPIT:
+            group_N = zipit_groups(correlations(describe, len(members)), neurons.size)
+            _write_means(neurons, group_N, share_M1, view(target))
+        case (
+            Merge.FIX_DOM_ONE_TO_ONE
+            | Merge.FREQUENCY
+            | Merge.AVERAGE
+            | Merge.SALIENCY
+            | Merge.DOMINANT
+            | Merge.MEMBERSHIP
+            | None
+        ):
+            align_neurons(neurons, describe, anchor)
+            _copy({name: merge_rows(rows_M, share_M1) for name, rows_M in group.items()}, target)
+    return is_seen
+
+
+def _write_means(neurons: Neurons, group_N: Tensor, share_M1: Tensor, target: Neurons) -> None:
+    """Averages groups of neurons, and whole experts where no neuron is concerned, into one expert."""
+    inputs, outputs = neurons.average(group_N.to(neurons.outputs[0].device))
+    for place, mean_I in zip((*target.inputs, *target.outputs), (*inputs, *outputs), strict=True):
+        place[0] = mean_I
+    for place, rows_M in zip(target.others, neurons.others, strict=True):
+        place.copy_(merge_rows(rows_M, share_M1))

@@ -1,0 +1,6 @@
+"""Which experts stay when the others are simply left out; pure functions."""
+
+from hcsmoe_hub.methods.pruning.scores import keep_best, keep_only
+from hcsmoe_hub.methods.pruning.subsets import best_subset
+
+__all__ = ["best_subset", "keep_best", "keep_only"]

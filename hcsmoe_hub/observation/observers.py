@@ -1,0 +1,206 @@
+"""What is seen of a layer's experts while calibration text passes: every expert on every token, and the real routing.
+
+E experts, T tokens of one micro-batch, H hidden size, I expert intermediate size, K experts per token.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hcsmoe_hub.model.experts import Experts
+from hcsmoe_hub.observation.statistics import ExpertStatistics
+
+# A CPU matrix product in bf16 compiles a kernel for every new row count; few distinct counts keep it fast.
+ROW_MULTIPLE = 64
+
+
+def _padded(token: Tensor) -> Tensor:
+    """Token numbers, the first one repeated up to a multiple of ``ROW_MULTIPLE``."""
+    missing = -len(token) % ROW_MULTIPLE
+    return torch.cat([token, token[:1].expand(missing)]) if missing else token
+
+
+def _chosen(experts: Experts, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    """Numbers of the chosen experts, -1 for none."""
+    # An index beyond the experts, or a weight of exactly zero, is how routers say "no expert".
+    is_routed = (weight_TK != 0) & (index_TK < experts.num_experts)
+    return torch.where(is_routed, index_TK, -1)
+
+
+class RoutedObserver:
+    """Runs the experts that the router chose, and remembers the choice and the result.
+
+    Attributes:
+        top_k: One ``[T, K]`` int16 tensor per micro-batch, on the CPU; -1 where the router chose no expert.
+        outputs: One ``[T, H]`` tensor per micro-batch, on the CPU: the router-weighted sum of expert outputs.
+    """
+
+    def __init__(self) -> None:
+        self.top_k: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        chosen_TK = _chosen(experts, index_TK, weight_TK)
+        output_TH = torch.zeros(tokens_TH.shape, dtype=torch.float32, device=tokens_TH.device)
+        for expert in range(experts.num_experts):
+            hidden_TI = self._all_tokens(experts, expert, tokens_TH)
+            token, slot = torch.where(chosen_TK == expert)
+            if len(token):
+                weight_N1 = weight_TK[token, slot, None].float()
+                routed_NH = self._routed(experts, expert, tokens_TH, hidden_TI, token, weight_N1)
+                self._on_routed(expert, routed_NH)
+                output_TH.index_add_(0, token, routed_NH)
+        output_TH = output_TH.to(tokens_TH.dtype)
+        self.top_k.append(chosen_TK.to("cpu", torch.int16))
+        self.outputs.append(output_TH.to("cpu"))
+        return output_TH
+
+    def _all_tokens(self, experts: Experts, expert: int, tokens_TH: Tensor) -> Tensor | None:
+        """Hidden activation of all tokens if somebody needs it anyway."""
+        return None
+
+    def _on_routed(self, expert: int, routed_NH: Tensor) -> None:
+        """Sees the router-weighted outputs of one expert."""
+
+    def _routed(
+        self,
+        experts: Experts,
+        expert: int,
+        tokens_TH: Tensor,
+        hidden_TI: Tensor | None,
+        token: Tensor,
+        weight_N1: Tensor,
+    ) -> Tensor:
+        """Router-weighted outputs ``[N, H]``, float32, of one expert on the N tokens that visit it."""
+        rows = _padded(token)
+        if experts.scales_input:
+            inputs = tokens_TH[token] * weight_N1.to(tokens_TH.dtype)
+            return experts.project(expert, experts.hidden(expert, inputs)).float()
+        hidden_NI = experts.hidden(expert, tokens_TH[rows]) if hidden_TI is None else hidden_TI[rows]
+        return experts.project(expert, hidden_NI)[: len(token)].float() * weight_N1
+
+
+class TiedObserver(RoutedObserver):
+    """Runs K experts under a router that still chooses from N: every choice leads to the expert of its cluster.
+
+    Args:
+        labels: Cluster of every source expert.
+        clusters: K; a choice beyond the N experts becomes K, and thereby "no expert" again.
+    """
+
+    def __init__(self, labels: Sequence[int], clusters: int) -> None:
+        super().__init__()
+        self._labels = torch.tensor([*labels, clusters])
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        labels = self._labels.to(index_TK.device)
+        return super().__call__(experts, tokens_TH, labels[index_TK.clamp(max=len(labels) - 1)], weight_TK)
+
+
+class SampleObserver(RoutedObserver):
+    """Also remembers what the experts were given.
+
+    Attributes:
+        tokens: One ``[T, H]`` tensor per micro-batch, where the experts are.
+        weights: One ``[T, K]`` tensor of router weights per micro-batch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens: list[Tensor] = []
+        self.weights: list[Tensor] = []
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        self.tokens.append(tokens_TH)
+        self.weights.append(weight_TK)
+        return super().__call__(experts, tokens_TH, index_TK, weight_TK)
+
+
+class RouterObserver(RoutedObserver):
+    """Runs no expert at all: remembers what the router decided, on the CPU.
+
+    Attributes:
+        weights: One ``[T, K]`` tensor of router weights per micro-batch.
+        inputs: One ``[T, H]`` tensor per micro-batch of what the router's matrix was given, if it is watched.
+        logits: One ``[T, E]`` tensor of its logits per micro-batch, if it is watched.
+        extra: The same of its rows that belong to no expert, ``[T, X]``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[Tensor] = []
+        self.inputs: list[Tensor] = []
+        self.logits: list[Tensor] = []
+        self.extra: list[Tensor] = []
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        self.top_k.append(_chosen(experts, index_TK, weight_TK).to("cpu", torch.int16))
+        self.weights.append(weight_TK.to("cpu"))
+        return torch.zeros_like(tokens_TH)
+
+    def on_router(self, inputs_TH: Tensor, logits_TE: Tensor, extra_TX: Tensor) -> None:
+        """Sees what goes into and what comes out of the router's matrix."""
+        for seen, values in ((self.inputs, inputs_TH), (self.logits, logits_TE), (self.extra, extra_TX)):
+            seen.append(values.to("cpu"))
+
+
+class SubsetObserver(RoutedObserver):
+    """Adds up outputs that are known already, for a router that may choose from some of the experts only.
+
+    Args:
+        outputs_ETH: Outputs of all source experts on the tokens of one run.
+        kept: The source experts that the router may choose from, in the order of its rows.
+    """
+
+    def __init__(self, outputs_ETH: Tensor, kept: Sequence[int]) -> None:
+        super().__init__()
+        self._outputs_ETH = outputs_ETH
+        self._kept = torch.tensor([*kept, 0], device=outputs_ETH.device)
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        is_routed_TK = (weight_TK != 0) & (index_TK < len(self._kept) - 1)
+        expert_TK = self._kept[index_TK.clamp(max=len(self._kept) - 1)]
+        token_T1 = torch.arange(len(tokens_TH), device=tokens_TH.device)[:, None]
+        weight_TK1 = torch.where(is_routed_TK, weight_TK, 0)[..., None].float()
+        output_TH = (self._outputs_ETH[expert_TK, token_T1] * weight_TK1).sum(1).to(tokens_TH.dtype)
+        self.outputs.append(output_TH.to("cpu"))
+        return output_TH
+
+
+class CalibrationObserver(RoutedObserver):
+    """Also runs every expert on every token, and accumulates what clustering and merging need."""
+
+    def __init__(self, statistics: ExpertStatistics) -> None:
+        super().__init__()
+        self.statistics = statistics
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        output_TH = super().__call__(experts, tokens_TH, index_TK, weight_TK)
+        self.statistics.count(self.top_k[-1])
+        return output_TH
+
+    def _all_tokens(self, experts: Experts, expert: int, tokens_TH: Tensor) -> Tensor:
+        hidden_TI = experts.hidden(expert, tokens_TH)
+        features = hidden_TI if experts.is_affine else experts.project(expert, hidden_TI)
+        self.statistics.add_features(expert, features)
+        return hidden_TI
+
+    def _on_routed(self, expert: int, routed_NH: Tensor) -> None:
+        self.statistics.add_saliency(expert, routed_NH)
+
+
+def mean_outputs(experts: Experts, statistics: ExpertStatistics) -> Tensor:
+    """Mean output of every expert over all calibration tokens.
+
+    ``o_i = (1/T) sum_x E_i(x)`` (HC-SMoE, eq. 4), unweighted and over all tokens, whether routed there or not. Where
+    the output is affine in the hidden activation, the mean activation is projected once, which is exact.
+
+    Returns:
+        ``[E, H]`` float32 on the CPU.
+    """
+    mean_EF = statistics.mean_features()
+    if not experts.is_affine:
+        return mean_EF.float().cpu()
+    rows = [experts.project(expert, mean_EF[expert, None].float()) for expert in range(experts.num_experts)]
+    return torch.cat(rows).cpu()

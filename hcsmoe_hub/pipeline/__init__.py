@@ -1,0 +1,1 @@
+"""Drives a checkpoint through memory, layer by layer."""

@@ -1,0 +1,155 @@
+"""Runs a plan: calibration tokens in, converted layers out."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from hcsmoe_hub.calibration.text import load_token_ids
+from hcsmoe_hub.checkpoint.pieces import Step
+from hcsmoe_hub.checkpoint.reader import TensorReader
+from hcsmoe_hub.checkpoint.writer import ShardWriter
+from hcsmoe_hub.events import Listener, Warned
+from hcsmoe_hub.layer.picture import LayerPicture
+from hcsmoe_hub.layer.reducer import LayerReducer
+from hcsmoe_hub.machine.allocator import map_large_tensors
+from hcsmoe_hub.machine.device import peak_memory, resolve_device
+from hcsmoe_hub.model.layer_loader import LayerLoader, sequential_loading
+from hcsmoe_hub.model.microbatch import MicroBatcher
+from hcsmoe_hub.observation.statistics_file import writing
+from hcsmoe_hub.options import CalibrationOptions, Refit, default_samples
+from hcsmoe_hub.pipeline.merged_stream import MergedStream
+from hcsmoe_hub.pipeline.passes import ConvertingPass, ObservingPass, ResultWriter, convert_from_statistics
+from hcsmoe_hub.pipeline.stream import make_batcher, stream
+from hcsmoe_hub.planning.conversion_plan import ConversionPlan
+from hcsmoe_hub.planning.make import make_plan
+from hcsmoe_hub.report import LayerReport
+from hcsmoe_hub.result.make_report import describe
+
+
+def load_tokens(plan: ConversionPlan, emit: Listener) -> Tensor:
+    """Reads the calibration set, ``[B, S]`` int64.
+
+    Raises:
+        HcsmoeError: If it cannot be found or turned into tokens.
+    """
+    source = plan.model.source
+    folder = source.fetch("config.json").parent
+    for file in plan.sidecars:
+        source.fetch(file)
+    vocab_size = plan.model.skeleton.config.get_text_config().vocab_size
+    token_ids = load_token_ids(plan.calibration, tokenizer_folder=folder, vocab_size=vocab_size)
+    found, planned = len(token_ids), plan.calibration.sequences
+    # What is wanted for a fit is more than many texts have; short of the usual number it deserves a second look.
+    usual = default_samples(plan.calibration.sequence_length, fits=False)
+    if found < (planned if plan.options.calibration.samples else min(planned, usual)):
+        emit(Warned(f"{plan.calibration.dataset} fills {found} of {planned} calibration sequences."))
+    return token_ids
+
+
+def observe(plan: ConversionPlan, token_ids: Tensor, path: Path, emit: Listener) -> ConversionPlan:
+    """Collects the statistics that a budget depends on.
+
+    Args:
+        plan: A plan that is not final.
+        token_ids: ``[B, S]`` int64.
+        path: Statistics file to write.
+        emit: Called with progress and warnings.
+
+    Returns:
+        The final plan, which converts from the statistics.
+    """
+    batcher = _batcher(plan, token_ids)
+    with writing(path) as statistics, _reader(plan, plan.observing_order, emit) as reader:
+        visitor = ObservingPass(plan, statistics, emit)
+        with _loader(plan, reader, None, batcher) as loader:
+            stream(plan.model.skeleton, loader, visitor, token_ids, batcher=batcher)
+        describe(statistics, plan, token_ids)
+    options = replace(plan.options, statistics=path, calibration=CalibrationOptions())
+    return replace(
+        make_plan(plan.model.source, options, on_device=plan.on_device), options=plan.options, output=plan.output
+    )
+
+
+def _batcher(plan: ConversionPlan, token_ids: Tensor) -> MicroBatcher:
+    device = resolve_device(plan.options.device)
+    return make_batcher(plan.model.skeleton, token_ids, batch_tokens=plan.batch_tokens, device=device)
+
+
+@contextmanager
+def _reader(plan: ConversionPlan, steps: Sequence[Step], emit: Listener) -> Iterator[TensorReader]:
+    """Reads the source in the order of a pass, whose shards are downloaded ahead of it."""
+    source = plan.model.source
+    with (
+        source.feed(steps, low_disk=plan.options.low_disk, emit=emit) as feed,
+        TensorReader(source, feed=feed, emit=emit) as reader,
+    ):
+        yield reader
+
+
+@contextmanager
+def _loader(
+    plan: ConversionPlan, reader: TensorReader, writer: ShardWriter | None, batcher: MicroBatcher
+) -> Iterator[LayerLoader]:
+    """Loads the layers of the source, and copies to the writer what does not change."""
+    model = plan.model
+    kept = {tensor.name for block in model.blocks for tensor in block.router}
+    kept |= {name for block in model.blocks for name in block.tables}
+    map_large_tensors()
+    with sequential_loading():
+        loader = LayerLoader(
+            model.skeleton,
+            model.groups,
+            reader,
+            writer,
+            stored=model.source.tensors,
+            copied=plan.account.copied,
+            kept=kept,
+            device=batcher.device,
+        )
+        try:
+            yield loader
+        finally:
+            loader.close()
+
+
+def run(
+    plan: ConversionPlan, writer: ShardWriter, token_ids: Tensor | None, emit: Listener
+) -> tuple[list[LayerReport], list[LayerPicture], dict[str, int]]:
+    """Converts every layer.
+
+    Args:
+        plan: A final plan.
+        writer: Takes the weights of the result.
+        token_ids: ``[B, S]`` int64; ``None`` where the plan has statistics.
+        emit: Called with progress and warnings.
+
+    Returns:
+        A report per MoE layer, a picture per MoE layer if the plan asks for a figure, and the peak memory in bytes.
+    """
+    device = resolve_device(plan.options.device)
+    batcher = MicroBatcher(1, 1, device) if token_ids is None else _batcher(plan, token_ids)
+    reducer, results = LayerReducer(plan, batcher, emit), ResultWriter(plan, writer)
+    with ExitStack() as stack:
+        reader = stack.enter_context(_reader(plan, plan.reading_order, emit))
+        loader = stack.enter_context(_loader(plan, reader, writer, batcher))
+        if plan.statistics is not None:
+            convert_from_statistics(plan, plan.statistics, loader, reducer=reducer, writer=results, emit=emit)
+        else:
+            assert token_ids is not None, "without statistics there are tokens"
+            path = plan.options.statistics
+            statistics = None if path is None else stack.enter_context(writing(path))
+            merged = None
+            if plan.recipe.propagates:
+                assert plan.reduced is not None, "only the reduced layout is fitted"
+                refits = plan.recipe.refit is not Refit.NONE
+                merged = MergedStream(plan.model, plan.reduced, batcher, emit, compensates=refits)
+            visitor = ConvertingPass(plan, statistics, emit, reducer=reducer, writer=results, merged=merged)
+            stream(plan.model.skeleton, loader, visitor, token_ids, batcher=batcher, merged=merged)
+            if statistics is not None:
+                describe(statistics, plan, token_ids)
+        for key in plan.account.unread:
+            writer.write(key, reader.read(plan.model.source.tensors[key]))
+    return reducer.reports, reducer.pictures, peak_memory(device)

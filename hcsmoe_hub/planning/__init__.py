@@ -1,0 +1,1 @@
+"""Everything that is decided, and refused, before a weight is read."""

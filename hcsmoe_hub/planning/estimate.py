@@ -1,0 +1,208 @@
+"""What a conversion will need, computed from headers: download, disk, memory and time."""
+
+from dataclasses import dataclass
+
+from hcsmoe_hub.checkpoint.pieces import download_bytes, largest_pair
+from hcsmoe_hub.checkpoint.tensors import total_bytes
+from hcsmoe_hub.methods.refit.cost import BLOCK_STEP_TOKENS, BLOCK_STEPS, FittedLayer
+from hcsmoe_hub.methods.refit.down_projections import KEPT_BYTES
+from hcsmoe_hub.methods.refit.experts import STEP_TOKENS
+from hcsmoe_hub.options import Align, Merge, Refit
+from hcsmoe_hub.planning.conversion_plan import ConversionPlan
+
+# Resident size of a Python process that has imported torch and transformers and run a first layer, without weights.
+PROCESS_BYTES = 480_000_000
+# What reading text adds: the datasets library, Arrow and the tokenizer.
+TEXT_BYTES = 150_000_000
+# Fusing the stored tensors of a layer briefly holds a part of it twice; the figure is for per-expert checkpoints.
+LOADING_FACTOR = 1.35
+# Per pair of neurons: similarity in float32, its copy in float64, and what the assignment works with (measured).
+ASSIGNMENT_BYTES = 21
+# Copies of the hidden states that a refit holds, and values per neuron and token of one of its steps.
+FITTED_STATES = 7
+STEP_VALUES = 12
+# Rough reading speed of a local disk, for the estimate of time only.
+DISK_BYTES_PER_SECOND = 1e9
+# Besides matrix products there are activations, attention and clustering.
+COMPUTE_OVERHEAD = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCost:
+    """What the largest decoder layer weighs, and what all of them compute per token.
+
+    Attributes:
+        layer_bytes: Bytes of the largest decoder layer in memory.
+        merged_bytes: Bytes of its experts after the merge.
+        rest_bytes: Bytes of everything outside the decoder layers.
+        flops_per_token: Floating-point operations per calibration token, over all layers.
+    """
+
+    layer_bytes: int
+    merged_bytes: int
+    rest_bytes: int
+    flops_per_token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a conversion needs.
+
+    Attributes:
+        download_bytes: Weights that are not on this machine yet; twice where they are deleted and read again.
+        cache_bytes: Most that they take on the disk of the cache.
+        disk_bytes: Most that the result takes on the disk of the output.
+        memory_bytes: Peak of resident memory.
+        device_bytes: Peak of the accelerator's memory, 0 on the CPU.
+        flops: Floating-point operations of the whole run.
+        seconds: Estimated time without the download, ``None`` if the speed of the device is unknown.
+    """
+
+    download_bytes: int
+    cache_bytes: int
+    disk_bytes: int
+    memory_bytes: int
+    device_bytes: int
+    flops: int
+    seconds: float | None = None
+
+
+def layer_cost(plan: ConversionPlan) -> LayerCost:
+    """Sizes and arithmetic of a plan's layers, from the shapes of both models."""
+    model, experts_after = plan.model, plan.options.experts
+    state, itemsize = model.skeleton.state, model.skeleton.dtype.itemsize
+    sizes = {
+        layer: sum(state[name].numel() for name in set(group.targets.values())) for layer, group in model.groups.items()
+    }
+    merged = max(sum(plan.state[tensor.name].numel() for tensor in block.experts) for block in model.blocks)
+    layers = [size for layer, size in sizes.items() if layer is not None]
+    experts = model.expert_parameters()
+    kept = experts * experts_after // model.settings.experts
+    share_before = model.settings.experts_per_token / model.settings.experts
+    share_after = plan.settings.experts_per_token / experts_after
+    # Gate and up run on every token; down, and the merged experts, on the tokens that are routed to them.
+    active = sum(layers) - experts + experts * (2 + share_before) / 3 + kept * share_after
+    if plan.recipe.propagates:
+        # The reduced model's hidden states run through the source's layer, and through the reduced one.
+        active += 2 * (sum(layers) - experts) + experts * share_before + kept * share_after
+    return LayerCost(
+        layer_bytes=max(layers) * itemsize,
+        merged_bytes=merged * itemsize,
+        rest_bytes=sizes.get(None, 0) * itemsize,
+        flops_per_token=int(2 * active),
+    )
+
+
+def _neurons(plan: ConversionPlan) -> int:
+    """Neurons of one expert, which has a gate, an up and a down projection."""
+    hidden = plan.model.skeleton.config.get_text_config().hidden_size
+    return plan.model.expert_parameters() // (3 * hidden * plan.model.settings.experts * len(plan.model.blocks))
+
+
+def matching_bytes(plan: ConversionPlan) -> int:
+    """Memory for comparing the neurons of one cluster with each other, in the worst case.
+
+    ZipIt holds one float32 matrix over all neurons of a cluster, which can have as many members as experts are merged
+    away, and one more; the assignments of the others hold a few matrices over the neurons of one expert.
+    """
+    recipe, experts, neurons = plan.recipe, plan.model.settings.experts, _neurons(plan)
+    if recipe.merge is Merge.ZIPIT:
+        members = min(experts - plan.options.experts + 1, recipe.max_cluster_size or experts)
+        return 4 * (members * neurons) ** 2
+    matches = recipe.features is not None or recipe.align not in (None, Align.NONE)
+    return ASSIGNMENT_BYTES * neurons**2 if matches else 0
+
+
+def refit_bytes(plan: ConversionPlan) -> int:
+    """Memory for a refit: its own experts and tokens in float32, and what its equations or its optimiser need."""
+    refit, neurons = plan.recipe.refit, _neurons(plan)
+    if refit in (None, Refit.NONE):
+        return 0
+    hidden, tokens = plan.model.skeleton.config.get_text_config().hidden_size, plan.calibration.tokens
+    experts = 4 * 3 * plan.options.experts * neurons * hidden
+    # Tokens, both outputs, what is wanted, and the parts of these that are fitted.
+    states = 4 * FITTED_STATES * tokens * hidden
+    kept = min(KEPT_BYTES, 8 * plan.options.experts * neurons**2)
+    kept += min(KEPT_BYTES, 4 * tokens * plan.model.settings.experts_per_token * neurons)
+    equations = 3 * 8 * neurons**2
+    match refit:
+        case Refit.DOWN:
+            return experts + states + kept + equations
+        case Refit.EXPERTS:
+            return experts + states + kept + max(equations, 4 * STEP_VALUES * STEP_TOKENS * neurons)
+        case Refit.BLOCKS:
+            # Gradients and two moments.
+            return 4 * experts + states + kept + max(equations, 4 * STEP_VALUES * STEP_TOKENS * neurons)
+
+
+def refit_flops(plan: ConversionPlan) -> float:
+    """Operations of the refits of all layers."""
+    layer = FittedLayer(
+        hidden=plan.model.skeleton.config.get_text_config().hidden_size,
+        neurons=_neurons(plan),
+        experts=plan.options.experts,
+        top_k=plan.settings.experts_per_token,
+        tokens=plan.calibration.tokens,
+    )
+    layers = len(plan.experts_by_layer)
+    match plan.recipe.refit:
+        case None | Refit.NONE:
+            return 0.0
+        case Refit.DOWN:
+            return layers * layer.down()
+        case Refit.EXPERTS:
+            return layers * layer.whole()
+        case Refit.BLOCKS:
+            return layers * (layer.whole() + layer.trained(BLOCK_STEPS * BLOCK_STEP_TOKENS))
+
+
+def download_needs(plan: ConversionPlan) -> tuple[int, int]:
+    """Bytes that are downloaded, and the most of them that is on disk at a time."""
+    source, low_disk = plan.model.source, plan.options.low_disk
+    pieces = source.pieces(plan.reading_order, low_disk=low_disk)
+    whole = download_bytes(pieces)
+    if not low_disk:
+        return whole, whole
+    # A plan that is not final reads the layers twice, and the first pass leaves nothing behind.
+    first = [] if plan.is_final else source.pieces(plan.observing_order, low_disk=low_disk)
+    return download_bytes(first) + whole, largest_pair(pieces)
+
+
+def result_bytes(plan: ConversionPlan) -> int:
+    """The most of a result that is on disk at a time: one that is sent away goes shard by shard."""
+    if plan.sends_away:
+        return max(len(plan.shards.headers[name]) + total_bytes(shard) for name, shard in plan.shards.files.items())
+    return plan.shards.file_bytes
+
+
+def estimate_needs(plan: ConversionPlan, *, flops_per_second: float | None = None) -> Needs:
+    """Adds up the peak: the rest of the model, the layer at work, the one being loaded, and the hidden states.
+
+    Args:
+        plan: The conversion.
+        flops_per_second: Measured speed of the device, for the estimate of time.
+    """
+    cost, source = layer_cost(plan), plan.model.source
+    tokens, itemsize = plan.calibration.tokens, plan.model.skeleton.dtype.itemsize
+    token_bytes = plan.model.skeleton.config.get_text_config().hidden_size * itemsize
+    # Input and output of the layer, input of its MoE block, and what its experts returned; of each of both streams.
+    states = (8 if plan.recipe.propagates else 4) * tokens * token_bytes
+    layers = int(cost.layer_bytes * (1 + LOADING_FACTOR)) + cost.merged_bytes
+    at_work = layers + 16 * min(plan.batch_tokens, tokens) * token_bytes
+    matching = matching_bytes(plan) + refit_bytes(plan)
+    process = PROCESS_BYTES + (0 if plan.calibration.is_token_ids else TEXT_BYTES)
+    flops = cost.flops_per_token * tokens + int(refit_flops(plan))
+    seconds = None
+    if flops_per_second is not None:
+        moved = total_bytes(source.tensors.values()) + plan.shards.file_bytes
+        seconds = COMPUTE_OVERHEAD * flops / flops_per_second + moved / DISK_BYTES_PER_SECOND
+    downloaded, held = download_needs(plan)
+    return Needs(
+        download_bytes=downloaded,
+        cache_bytes=held,
+        disk_bytes=result_bytes(plan),
+        memory_bytes=process + cost.rest_bytes + states + matching + (0 if plan.on_device else at_work),
+        device_bytes=at_work if plan.on_device else 0,
+        flops=flops,
+        seconds=seconds,
+    )

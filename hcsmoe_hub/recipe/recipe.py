@@ -1,0 +1,98 @@
+"""What a conversion does: every choice in force, with nothing left open."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hcsmoe_hub.options import (
+    Align,
+    Budget,
+    Clustering,
+    Distance,
+    Dominant,
+    Features,
+    KMeansStart,
+    Layout,
+    Linkage,
+    Merge,
+    Method,
+    Propagate,
+    Refit,
+    RouterPolicy,
+    Saliency,
+    Similarity,
+)
+
+# Merges that rearrange neurons; the others weigh whole experts.
+NEURON_MERGES = frozenset({Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.ZIPIT})
+# Distances between the outputs of two experts token by token, instead of between two vectors.
+OVERLAPS = frozenset({Distance.KL_DIVERGENCE, Distance.WASSERSTEIN})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Every choice in force; ``None`` where the other choices leave nothing to choose.
+
+    Attributes are those of ``MethodOptions``.
+    """
+
+    method: Method
+    similarity: tuple[Similarity, ...] | None
+    distance: Distance | None
+    clustering: Clustering | None
+    linkage: Linkage | None
+    kmeans_start: KMeansStart | None
+    dominant: Dominant | None
+    budget: Budget
+    max_cluster_size: int | None
+    protect: tuple[tuple[int | None, int], ...]
+    layers: tuple[int, ...] | None
+    merge: Merge | None
+    dominant_weights: tuple[float, float] | None
+    features: Features | None
+    align: Align | None
+    saliency: Saliency | None
+    refit: Refit | None
+    router: RouterPolicy | None
+    propagate: Propagate | None
+    layout: Layout
+    seed: int
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the router keeps its N rows and several of them lead to one expert."""
+        return self.layout is not Layout.REDUCED
+
+    @property
+    def needs_sample(self) -> bool:
+        """Whether merging looks at what the experts do on sampled tokens, after the statistics are complete."""
+        uses_activations = self.features in (Features.ACTIVATION, Features.ACTIVATION_WEIGHT)
+        return uses_activations or self.align is Align.ACTIVATION or self.distance in OVERLAPS
+
+    @property
+    def fits_router(self) -> bool:
+        """Whether router rows are fitted to the full router's choices and weights."""
+        return self.router is RouterPolicy.FIT
+
+    @property
+    def propagates(self) -> bool:
+        """Whether the reduced model's hidden states travel beside the source's."""
+        return self.propagate is Propagate.MERGED
+
+    def protected(self, layer: int) -> frozenset[int]:
+        """Experts of a decoder layer that are never merged."""
+        return frozenset(expert for where, expert in self.protect if where in (None, layer))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The choices as JSON values, in the words of the command line."""
+        content: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            match field.name:
+                case "similarity" if value is not None:
+                    content[field.name] = "+".join(value)
+                case "protect":
+                    named = (f"{'*' if layer is None else layer}:{expert}" for layer, expert in value)
+                    content[field.name] = ",".join(named) or None
+                case _:
+                    content[field.name] = str(value) if isinstance(value, str) else value
+        return content

@@ -1,0 +1,164 @@
+"""Puts together what a conversion reports: what it was made of and how, and what came out."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from hcsmoe_hub.calibration.text import dataset_digest, dataset_name
+from hcsmoe_hub.calibration.text import fingerprint as token_fingerprint
+from hcsmoe_hub.checkpoint.source import Source
+from hcsmoe_hub.checkpoint.tensors import total_bytes
+from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.events import Listener, Warned
+from hcsmoe_hub.machine.versions import installed_versions, tool
+from hcsmoe_hub.observation.statistics_file import StatisticsWriter, fingerprint
+from hcsmoe_hub.planning.conversion_plan import ConversionPlan
+from hcsmoe_hub.report import ConversionReport, LayerReport, strip_paths
+from hcsmoe_hub.result.source_card import inherit_from
+
+
+def describe_making(plan: ConversionPlan, token_ids: Tensor | None, emit: Listener) -> dict[str, Any]:
+    """The part of a report that is known before the conversion, and that two conversions with the same result share.
+
+    Args:
+        plan: The conversion.
+        token_ids: ``[B, S]`` int64; ``None`` where the plan has statistics.
+        emit: Told of a card of the source that cannot be read.
+    """
+    source, before, after = plan.model.source, plan.model.settings, plan.settings
+    described = {**describe_source(source), "model_type": source.config["model_type"]}
+    return {
+        "tool": tool(),
+        "source": {**described, **_inherited(source, emit)},
+        "experts": {
+            "before": before.experts,
+            "after": plan.options.experts,
+            "per_token_before": before.experts_per_token,
+            "per_token_after": after.experts_per_token,
+            "moe_layers": len(plan.model.blocks),
+        },
+        "method": plan.recipe.as_dict(),
+        "calibration": calibration_record(plan, token_ids),
+    }
+
+
+def _inherited(source: Source, emit: Listener) -> dict[str, Any]:
+    """What the card of a source says of licence and use; a card that cannot be read is no reason to lose a result."""
+    try:
+        return inherit_from(source)
+    except SourceError as error:
+        emit(Warned(f"{error.message} The licence of the source is not recorded."))
+        return {"gated": bool(source.gated)}
+
+
+def make_report(
+    plan: ConversionPlan,
+    making: Mapping[str, Any],
+    layers: list[LayerReport],
+    *,
+    warnings: list[str],
+    seconds: dict[str, float],
+    peak: dict[str, int],
+) -> ConversionReport:
+    """The report of a conversion.
+
+    Args:
+        plan: The conversion.
+        making: What was known before, from ``describe_making``.
+        layers: One report per MoE layer.
+        warnings: What was told meanwhile; places on this machine are left out.
+        seconds: Time of each stage.
+        peak: Peak memory in bytes, by device.
+    """
+    source, before, after = plan.model.source, plan.model.settings, plan.settings
+    dataset = plan.options.calibration.dataset
+    names = {str(source.path): source.name, dataset: dataset_name(dataset)}
+    total = {"before": plan.model.parameters, "after": plan.parameters_after}
+    idle = {
+        "before": _idle_parameters(plan, plan.model.skeleton.state, before.experts_per_token),
+        "after": _idle_parameters(plan, plan.state, after.experts_per_token),
+    }
+    return ConversionReport(
+        **making,
+        parameters=total,
+        active_parameters={when: total[when] - idle[when] for when in total},
+        weights_bytes={
+            "before": total_bytes(source.tensors.values()),
+            "after": total_bytes(plan.shards.tensors.values()),
+        },
+        layers=layers,
+        dropped_tensors=plan.account.dropped,
+        warnings=[strip_paths(message, names) for message in warnings],
+        timings_seconds=seconds,
+        peak_memory_bytes=peak,
+        versions=installed_versions(),
+    )
+
+
+def _idle_parameters(plan: ConversionPlan, state: Mapping[str, Tensor], per_token: int) -> int:
+    """Parameters of the routed experts that a token does not visit, in all layers."""
+    idle = 0
+    for expert in (expert for block in plan.model.blocks for expert in block.experts):
+        tensor = state[expert.name]
+        rows = tensor.shape[expert.dim] - expert.extra_rows - per_token * expert.rows_per_expert
+        idle += max(rows, 0) * (tensor.numel() // tensor.shape[expert.dim])
+    return idle
+
+
+def calibration_record(plan: "ConversionPlan", token_ids: Tensor | None) -> dict[str, Any]:
+    """What was fed to the model, for reports; from the plan's statistics if it has some.
+
+    Args:
+        plan: The conversion.
+        token_ids: ``[B, S]`` int64, ``None`` where statistics took their place.
+    """
+    if plan.statistics is not None:
+        record: dict[str, Any] = plan.statistics.content["calibration"]
+        return record
+    assert token_ids is not None, "without statistics the model runs"
+    sequences, length = token_ids.shape
+    return {
+        "dataset": dataset_name(plan.calibration.dataset),
+        "sequences": sequences,
+        "sequence_length": length,
+        "tokens": sequences * length,
+        "seed": plan.calibration.seed,
+        "text_column": plan.calibration.text_column,
+        "feature_tokens": plan.feature_tokens,
+        "sha256": token_fingerprint(token_ids),
+        "dataset_sha256": dataset_digest(plan.calibration.dataset),
+    }
+
+
+def describe_source(source: "Source") -> dict[str, Any]:
+    """Which checkpoint it is, as reports name it: they are published, so a folder is named without its place.
+
+    Args:
+        source: The checkpoint.
+
+    Returns:
+        ``repo_id``, or ``path`` with the name of the folder; ``revision``; and ``fingerprint``, the SHA-256 of a
+        repository's name and commit, or of a folder's config, tensor headers and first bytes of each tensor.
+    """
+    if source.repo_id is not None and source.revision is not None:
+        digest = hashlib.sha256(f"{source.repo_id}@{source.revision}".encode()).hexdigest()
+        return {"repo_id": source.repo_id, "revision": source.revision, "fingerprint": digest}
+    return {"path": source.name, "revision": None, "fingerprint": source.fingerprint(source.tensors.values())}
+
+
+def describe(writer: StatisticsWriter, plan: "ConversionPlan", token_ids: Tensor) -> None:
+    """Writes what the statistics of a run were collected on."""
+    name = {"dataset": dataset_name(plan.calibration.dataset)}
+    writer.describe(
+        {
+            "fingerprint": fingerprint(plan.model),
+            "source": plan.model.source.repo_id or plan.model.source.name,
+            "options": {**asdict(plan.options.calibration), **name},
+            "plan": {**asdict(plan.calibration), **name},
+            "calibration": calibration_record(plan, token_ids),
+            "layers": [block.layer for block in plan.model.blocks],
+        }
+    )

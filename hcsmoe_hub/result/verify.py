@@ -1,0 +1,196 @@
+"""Proves that a written checkpoint holds what it promises: structure, numbers, a strict reload, generation."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hcsmoe_hub.checkpoint.reader import TensorReader
+from hcsmoe_hub.checkpoint.source import LocalSource, Source
+from hcsmoe_hub.checkpoint.tensors import StoredTensor, total_bytes
+from hcsmoe_hub.checkpoint.writer import INCOMPLETE, UNFINISHED
+from hcsmoe_hub.errors import VerificationError
+from hcsmoe_hub.model.source_model import SourceModel, read_model
+from hcsmoe_hub.options import Layout
+from hcsmoe_hub.planning.tensor_fates import take_account
+from hcsmoe_hub.result.layout_check import check_code, check_report, experts_per_layer, layout_of
+
+GENERATED_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was checked and found in order.
+
+    Attributes:
+        tensors: Number of tensors.
+        weights_bytes: Their size.
+        experts: Experts per MoE layer.
+        moe_layers: Number of MoE layers.
+        generated: Token ids that the reloaded model generated.
+        identical: Tensors that are bit-identical to the source's; ``None`` without a source to compare with.
+    """
+
+    tensors: int
+    weights_bytes: int
+    experts: int
+    moe_layers: int
+    generated: list[int]
+    identical: int | None = None
+
+
+class PartialResult(LocalSource):
+    """The folder of a conversion that is still at work; shards may have been sent away."""
+
+    def __init__(self, folder: Path, sent: Mapping[str, Mapping[str, StoredTensor]]) -> None:
+        super().__init__(folder)
+        self._sent = sent
+
+    def files(self) -> list[str]:
+        return sorted({*super().files(), *self._sent} - {UNFINISHED})
+
+    def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
+        return dict(self._sent[shard]) if shard in self._sent else super().shard_tensors(shard)
+
+
+def check_structure(folder: Path, *, sent: Mapping[str, Mapping[str, StoredTensor]] | None = None) -> SourceModel:
+    """Checks index, headers, names, shapes, expert numbering and config against each other; reads no weights.
+
+    Args:
+        folder: The checkpoint.
+        sent: Given by the conversion that holds the folder: shards that are not in it any more, with the tensors that
+            their headers named.
+
+    Raises:
+        VerificationError: If they disagree.
+        SourceError: If the folder is no readable checkpoint.
+    """
+    source = LocalSource(folder) if sent is None else PartialResult(folder, sent)
+    files = source.files()
+    unfinished = [file for file in files if file.endswith(INCOMPLETE)]
+    if unfinished:
+        raise VerificationError(f"{folder} holds unfinished files: {', '.join(unfinished[:3])}.", hint="convert again")
+    stray = {file for file in files if file.endswith(".safetensors") and "/" not in file} - set(source.shards)
+    if stray:
+        raise VerificationError(
+            f"{folder} holds shards that its index does not name: {', '.join(sorted(stray)[:3])}. Several programs "
+            "load every shard of a folder.",
+            hint="delete them",
+        )
+    if source.weight_map is not None:
+        unlisted = source.tensors.keys() - source.weight_map.keys()
+        if unlisted:
+            raise VerificationError(
+                f"the index of {folder} does not name {len(unlisted)} stored tensors, such as {sorted(unlisted)[0]!r}.",
+                hint="convert again",
+            )
+    model = read_model(source)
+    check_report(model)
+    check_code(model)
+    return model
+
+
+def verify(folder: Path, *, against: Source | None = None) -> Verification:
+    """Checks everything about a checkpoint, ending with a reload and a generation in a fresh process.
+
+    Args:
+        folder: The checkpoint.
+        against: The source it was made from: everything that no merge touches must be bit-identical.
+
+    Raises:
+        VerificationError: With the first thing that is wrong.
+        SourceError: If the folder, or the source, is no readable checkpoint.
+    """
+    model = check_structure(folder)
+    tensors = model.source.tensors
+    with TensorReader(model.source) as reader:
+        for name, stored in tensors.items():
+            content = reader.read(stored)
+            if content.is_floating_point() and not _is_finite(content):
+                raise VerificationError(f"tensor {name!r} in {stored.shard} is not finite.", hint="convert again")
+    identical = None if against is None else _compare(model, against)
+    return Verification(
+        tensors=len(tensors),
+        weights_bytes=total_bytes(tensors.values()),
+        experts=experts_per_layer(model),
+        moe_layers=len(model.blocks),
+        generated=_reload(model),
+        identical=identical,
+    )
+
+
+def _is_finite(content: Tensor) -> bool:
+    wide = content.float() if content.dtype.itemsize < 2 else content
+    return bool(wide.isfinite().all())
+
+
+def _compare(model: SourceModel, against: Source) -> int:
+    """Compares every tensor that a conversion copies; returns how many there are.
+
+    Raises:
+        VerificationError: If one is missing or differs.
+    """
+    original = read_model(against)
+    if original.skeleton.state.keys() != model.skeleton.state.keys():
+        raise VerificationError(
+            f"{model.source.label} has other tensors than {against.label}: it is not the source.",
+            hint="pass the checkpoint that it was made from; hcsmoe.json names it",
+        )
+    layout = layout_of(model)
+    is_unmerged = layout is Layout.REDUCED and original.settings.experts == model.settings.experts
+    account = take_account(original, model.skeleton.state, layout=layout, keep_mtp=False)
+    # Prediction heads beyond the decoder are left out, or kept as a whole.
+    heads = account.dropped.keys() if account.dropped.keys() & model.source.tensors.keys() else set()
+    is_complete = is_unmerged and original.skeleton.quantizer is None
+    copied = sorted(against.tensors if is_complete else account.copied | heads)
+    with TensorReader(model.source) as ours, TensorReader(against) as theirs:
+        for name in copied:
+            found, expected = model.source.tensors.get(name), against.tensors[name]
+            if found is None:
+                raise VerificationError(f"tensor {name!r} of {against.label} is missing.", hint="convert again")
+            is_same_kind = (found.dtype, found.shape) == (expected.dtype, expected.shape)
+            if not is_same_kind or not torch.equal(_bits(ours.read(found)), _bits(theirs.read(expected))):
+                raise VerificationError(
+                    f"tensor {name!r} differs from {against.label}, although no merge touches it.", hint="convert again"
+                )
+    return len(copied)
+
+
+def _bits(content: Tensor) -> Tensor:
+    return content.reshape(-1).view(torch.uint8)
+
+
+def _reload(model: SourceModel) -> list[int]:
+    """Loads the checkpoint in a fresh process and generates; returns the generated tokens."""
+    assert model.source.path is not None
+    # -P: whatever lies in the current folder must not pass for a library.
+    command = [sys.executable, "-P", "-m", "hcsmoe_hub.result.reload"]
+    command += [str(model.source.path), str(GENERATED_TOKENS), layout_of(model)]
+    with tempfile.TemporaryDirectory() as modules:
+        # Code of the checkpoint is copied before it runs, by default into a cache of the user's.
+        environment = os.environ | {"HF_MODULES_CACHE": modules}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise VerificationError(f"transformers cannot load {model.source.path}: {lines[-1]}", hint="convert again")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        # Tensors that the source already had and the model never loads (a vision tower) are no surprise.
+        found = [name for name in result[kind] if name not in model.unused]
+        if found:
+            raise VerificationError(
+                f"transformers reports {len(found)} {kind.replace('_', ' ')}, the first is {found[0]!r}.",
+                hint="convert again",
+            )
+    if not result["finite"] or len(result["generated"]) != GENERATED_TOKENS:
+        raise VerificationError(f"the reloaded model does not generate: {result['generated']}.", hint="convert again")
+    generated: list[int] = result["generated"]
+    return generated

@@ -1,0 +1,139 @@
+"""Shards on their way while others are written: what is deleted, what waits, and what a failure means."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hcsmoe_hub.events import Event, Warned
+from hcsmoe_hub.hub.write_errors import PushError
+from hcsmoe_hub.publishing.delivery import Delivery
+from hcsmoe_hub.report import Pushed
+
+DEADLINE_SECONDS = 20
+
+
+class Sender:
+    """Stands for the connection: holds what it is told to hold, or refuses."""
+
+    def __init__(self, *, refuses: bool = False) -> None:
+        self.refuses = refuses
+        self.uploaded: list[str] = []
+        self.committed: list[str] = []
+        self.is_cancelled = False
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    def upload(self, *paths: Path) -> list[Path]:
+        assert self.may_go_on.wait(DEADLINE_SECONDS)
+        self.uploaded += [path.name for path in paths]
+        if self.refuses:
+            raise PushError("the Hub is full.", hint="make room")
+        return list(paths)
+
+    def commit(self, *paths: Path) -> Pushed:
+        self.committed = [path.name for path in paths]
+        return None  # type: ignore[return-value]
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+        self.may_go_on.set()
+
+
+def shard(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.safetensors"
+    save_file({name: torch.zeros(2, 3)}, path)
+    return path
+
+
+MakeDelivery = Callable[..., Delivery]
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def make(events: list[Event]) -> MakeDelivery:
+    def made(sender: Sender, *, deletes: bool) -> Delivery:
+        return Delivery(sender, deletes=deletes, listener=events.append)  # type: ignore[arg-type]
+
+    return made
+
+
+def test_a_shard_that_the_hub_holds_is_deleted_and_remembered(tmp_path: Path, make: MakeDelivery) -> None:
+    path = shard(tmp_path, "a")
+    with make(Sender(), deletes=True) as delivery:
+        delivery.take(path)
+        delivery.make_room()
+        assert not path.exists()
+        assert delivery.sent["a.safetensors"]["a"].shape == (2, 3)
+
+
+def test_the_writer_waits_until_there_is_room(tmp_path: Path, make: MakeDelivery) -> None:
+    sender, path, has_room = Sender(), shard(tmp_path, "a"), threading.Event()
+    sender.may_go_on.clear()
+    with make(sender, deletes=True) as delivery:
+        delivery.take(path)
+        writer = threading.Thread(target=lambda: (delivery.make_room(), has_room.set()))
+        writer.start()
+        assert not has_room.wait(0.05)
+        sender.may_go_on.set()
+        assert has_room.wait(DEADLINE_SECONDS)
+        writer.join()
+
+
+def test_without_deletion_nobody_waits_and_the_shard_stays(tmp_path: Path, make: MakeDelivery) -> None:
+    sender, path = Sender(), shard(tmp_path, "a")
+    sender.may_go_on.clear()
+    with make(sender, deletes=False) as delivery:
+        delivery.take(path)
+        delivery.make_room()
+        sender.may_go_on.set()
+        delivery.commit([path])
+    assert path.exists()
+    assert delivery.sent == {}
+    assert sender.committed == ["a.safetensors"]
+
+
+def test_a_failure_ends_a_conversion_that_has_no_room(tmp_path: Path, make: MakeDelivery) -> None:
+    path = shard(tmp_path, "a")
+    with make(Sender(refuses=True), deletes=True) as delivery:
+        delivery.take(path)
+        with pytest.raises(PushError, match="the Hub is full"):
+            delivery.make_room()
+    assert path.exists()
+
+
+def test_otherwise_everything_is_left_to_the_commit(tmp_path: Path, make: MakeDelivery, events: list[Event]) -> None:
+    sender, paths = Sender(refuses=True), [shard(tmp_path, name) for name in "abc"]
+    with make(sender, deletes=False) as delivery:
+        for path in paths:
+            delivery.take(path)
+            delivery.make_room()
+        delivery.commit(paths)
+    assert sender.uploaded == ["a.safetensors"]
+    assert sender.committed == ["a.safetensors", "b.safetensors", "c.safetensors"]
+    (warning,) = events
+    assert isinstance(warning, Warned)
+    assert warning.message == "the Hub is full. The conversion goes on, and sends again at its end."
+
+
+def test_an_upload_ends_with_the_conversion(tmp_path: Path, make: MakeDelivery) -> None:
+    sender = Sender()
+    sender.may_go_on.clear()
+
+    def interrupted() -> None:
+        with make(sender, deletes=False) as delivery:
+            for name in "abc":
+                delivery.take(shard(tmp_path, name))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert sender.is_cancelled
+    assert sender.uploaded in ([], ["a.safetensors"])

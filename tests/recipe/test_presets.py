@@ -1,0 +1,198 @@
+"""Presets: methods by their names, and which of them a choice begins with."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import build, options, read_config, token_ids
+
+from hcsmoe_hub import ConvertOptions, convert
+from hcsmoe_hub.cli.method_options import MethodFlags
+from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.methods.refit import experts as fit_experts
+from hcsmoe_hub.options import (
+    Align,
+    Budget,
+    Clustering,
+    Distance,
+    Dominant,
+    Features,
+    KMeansStart,
+    Layout,
+    Linkage,
+    Merge,
+    Method,
+    MethodOptions,
+    Propagate,
+    Refit,
+    RouterPolicy,
+    Saliency,
+    Similarity,
+)
+from hcsmoe_hub.recipe.presets import DEFAULT_PRESET, PRESETS, Preset, method_options, starting_point
+from hcsmoe_hub.recipe.resolve import resolve
+
+# What each method is, by its paper and by the words of the documentation.
+EXPECTED: dict[Preset, dict[str, Any]] = {
+    Preset.REFIT: {"method": Method.PRUNE, "saliency": Saliency.REAP, "refit": Refit.EXPERTS},
+    Preset.REAP: {"method": Method.PRUNE, "saliency": Saliency.REAP, "refit": Refit.NONE},
+    Preset.HC_SMOE: {
+        "method": Method.MERGE,
+        "similarity": (Similarity.EXPERT_OUTPUT,),
+        "clustering": Clustering.HIERARCHICAL,
+        "linkage": Linkage.AVERAGE,
+        "merge": Merge.FREQUENCY,
+        "refit": Refit.NONE,
+        "layout": Layout.REDUCED,
+    },
+    Preset.M_SMOE: {
+        "method": Method.MERGE,
+        "similarity": (Similarity.ROUTER_LOGITS,),
+        "clustering": Clustering.SINGLE_SHOT,
+        "dominant": Dominant.USAGE,
+        "budget": Budget.M_SMOE,
+        "align": Align.WEIGHT,
+        "merge": Merge.FREQUENCY,
+        "layout": Layout.MAPPED,
+    },
+}
+# Every option: values that only merged experts have, and values that kept experts may have as well.
+MERGES: dict[str, list[Any]] = {
+    "method": [Method.MERGE],
+    "similarity": [(Similarity.WEIGHT,)],
+    "distance": list(Distance),
+    "clustering": list(Clustering),
+    "linkage": list(Linkage),
+    "kmeans_start": list(KMeansStart),
+    "dominant": list(Dominant),
+    "budget": [Budget.FREQUENCY, Budget.M_SMOE],
+    "max_cluster_size": [3],
+    "merge": list(Merge),
+    "dominant_weights": [(2.0, 1.0)],
+    "features": list(Features),
+    "align": list(Align),
+    "router": [policy for policy in RouterPolicy if policy is not RouterPolicy.FIT],
+    "layout": [Layout.MAPPED, Layout.FULL],
+}
+KEEPS: dict[str, list[Any]] = {
+    "method": [Method.PRUNE],
+    "budget": [Budget.UNIFORM],
+    "protect": [((None, 1),)],
+    "layers": [(0, 1)],
+    "saliency": list(Saliency),
+    "refit": list(Refit),
+    "router": [RouterPolicy.FIT],
+    "propagate": list(Propagate),
+    "layout": [Layout.REDUCED],
+    "seed": [7],
+}
+
+
+def values(choices: dict[str, list[Any]]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, listed in choices.items() for value in listed]
+
+
+# What presets are
+
+
+@pytest.mark.parametrize("preset", Preset)
+def test_a_preset_is_the_method_of_its_name(preset: Preset) -> None:
+    recipe = resolve(method_options(preset))
+    assert {name: getattr(recipe, name) for name in EXPECTED[preset]} == EXPECTED[preset]
+
+
+def test_every_preset_is_another_recipe() -> None:
+    assert PRESETS.keys() == set(Preset)
+    assert len({resolve(chosen) for chosen in PRESETS.values()}) == len(Preset)
+
+
+def test_what_is_given_wins_over_the_preset() -> None:
+    changed = method_options(Preset.M_SMOE, align=Align.NONE, max_cluster_size=4, seed=7)
+    recipe = resolve(changed)
+    assert (recipe.align, recipe.max_cluster_size, recipe.seed) == (Align.NONE, 4, 7)
+    assert (recipe.clustering, recipe.budget, recipe.layout) == (Clustering.SINGLE_SHOT, Budget.M_SMOE, Layout.MAPPED)
+
+
+@pytest.mark.parametrize("preset", Preset)
+@pytest.mark.parametrize(("name", "value"), values(MERGES) + values(KEEPS), ids=str)
+def test_a_choice_is_in_force_as_given_whatever_the_preset(preset: Preset, name: str, value: Any) -> None:
+    chosen = method_options(preset, **{name: value})
+    assert getattr(chosen, name) == value
+    others = {field.name for field in fields(MethodOptions)} - {name}
+    assert {getattr(chosen, other) == getattr(PRESETS[preset], other) for other in others} == {True}
+
+
+def test_none_leaves_a_choice_to_the_preset() -> None:
+    nothing = dict.fromkeys(field.name for field in fields(MethodOptions))
+    assert method_options(**nothing) == PRESETS[DEFAULT_PRESET]
+    assert method_options(Preset.REAP, saliency=None) == PRESETS[Preset.REAP]
+
+
+def test_an_option_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(TypeError, match="linkages"):
+        method_options(linkages=Linkage.WARD)
+
+
+# Where choices begin
+
+
+def test_every_option_and_every_value_of_the_lists_above_is_tried() -> None:
+    assert MERGES.keys() | KEEPS.keys() == {field.name for field in fields(MethodOptions)}
+    for kind, name in ((Method, "method"), (Budget, "budget"), (RouterPolicy, "router"), (Layout, "layout")):
+        assert {*MERGES[name], *KEEPS[name]} == set(kind)
+
+
+def test_nothing_given_begins_with_the_default() -> None:
+    assert starting_point({}) is DEFAULT_PRESET is Preset.REFIT
+
+
+@pytest.mark.parametrize(("name", "value"), values(MERGES), ids=str)
+def test_a_choice_that_only_merged_experts_have_begins_with_hc_smoe(name: str, value: Any) -> None:
+    assert starting_point({name: value}) is Preset.HC_SMOE
+    assert method_options(**{name: value}) == MethodOptions(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), values(KEEPS), ids=str)
+def test_a_choice_that_kept_experts_may_have_begins_with_the_default(name: str, value: Any) -> None:
+    assert starting_point({name: value}) is DEFAULT_PRESET
+    assert resolve(method_options(**{name: value})).method is Method.PRUNE
+
+
+@pytest.mark.parametrize(("name", "value"), values(KEEPS), ids=str)
+def test_one_choice_that_only_merged_experts_have_is_enough(name: str, value: Any) -> None:
+    assert starting_point({name: value, "linkage": Linkage.AVERAGE}) is Preset.HC_SMOE
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("linkage", Linkage.WARD), ("layout", Layout.MAPPED), ("router", RouterPolicy.DOMINANT)]
+)
+def test_a_refusal_of_pruning_names_an_option_that_was_given(name: str, value: Any) -> None:
+    with pytest.raises(PlanError) as caught:
+        resolve(method_options(method=Method.PRUNE, **{name: value}))
+    assert f"--{name}" in caught.value.hint
+
+
+# The default
+
+
+def test_the_library_and_the_command_line_have_the_same_default(tmp_path: Path) -> None:
+    source = build(tmp_path / "model")
+    flags = MethodFlags().options(seed=MethodOptions().seed)
+    assert flags == method_options() == PRESETS[DEFAULT_PRESET]
+    by_default = convert(source, options(source, 4, ids=token_ids(4, 16), method=None))
+    assert by_default.method == resolve(flags).as_dict()
+    assert ConvertOptions(experts=4).method is None
+
+
+@pytest.mark.parametrize("preset", Preset)
+def test_every_preset_converts(tmp_path: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_experts, "ROUNDS", 1)
+    source = build(tmp_path / "model")
+    chosen = MethodFlags(preset=preset).options(seed=42)
+    report = convert(source, options(source, 4, method=chosen))
+    assert report.method == resolve(PRESETS[preset]).as_dict()
+    assert sum(layer.experts for layer in report.layers) == 4 * len(report.layers)
+    assert (preset is Preset.REFIT) is all(layer.refit is not None for layer in report.layers)
+    experts = read_config(tmp_path / "result")["num_local_experts"]
+    assert experts == (8 if preset is Preset.M_SMOE else 4)
