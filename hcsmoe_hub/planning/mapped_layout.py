@@ -90,5 +90,5 @@ def mapped_config(
 
 def modeling_source(model: SourceModel) -> str:
     """Text of the file ``modeling_hcsmoe.py`` that belongs into the result: the module of that name and one class."""
-    module = files("hcsmoe_hub.layouts").joinpath(MODELING_FILE).read_text("utf-8")
+    module = files("hcsmoe_hub.checkpoint").joinpath(MODELING_FILE).read_text("utf-8")
     return module + APPENDED.format(base=model_class(model.skeleton.config).__name__, name=mapped_class_name(model))
