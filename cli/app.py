@@ -1,4 +1,4 @@
-"""The ``hcsmoe`` application: its commands, and how failures of all of them are told."""
+"""The ``hcsmoe`` application: its commands, and how their errors are reported."""
 
 import errno
 import os
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from hcsmoe_hub.cli.architectures import architectures
 from hcsmoe_hub.cli.card import card
 from hcsmoe_hub.cli.convert import EXAMPLES, convert
 from hcsmoe_hub.cli.evaluate import evaluate
+from hcsmoe_hub.cli.help_page import HelpCommand, HelpGroup
 from hcsmoe_hub.cli.inspect import inspect
 from hcsmoe_hub.cli.output import Output, print_labelled, stderr_console
 from hcsmoe_hub.cli.push import push
@@ -33,7 +33,7 @@ SYSTEM_HINTS: Mapping[int, str] = {
 }
 
 
-class _Commands(TyperGroup):
+class _Commands(HelpGroup):
     """Runs a command and turns its known failures into one message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -87,13 +87,9 @@ def root(
         ),
     ] = False,
 ) -> None:
-    """Fewer experts for Sparse-Mixture-of-Experts checkpoints, without training."""
+    """Shrink Mixture-of-Experts checkpoints: prune or merge experts, without fine-tuning."""
 
 
-app.command(epilog=EXAMPLES)(convert)
-app.command()(inspect)
-app.command()(verify)
-app.command()(evaluate)
-app.command()(card)
-app.command()(push)
-app.command()(architectures)
+app.command(cls=HelpCommand, epilog=EXAMPLES)(convert)
+for command in (inspect, verify, evaluate, card, push, architectures):
+    app.command(cls=HelpCommand)(command)

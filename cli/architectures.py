@@ -1,4 +1,4 @@
-"""``hcsmoe architectures``: what is supported, and how each router is treated."""
+"""``hcsmoe architectures``: the model types that are supported, and how each router chooses."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from hcsmoe_hub.model.architectures import ARCHITECTURES
 
 
 def architectures(as_json: cli.JsonOption = False) -> None:
-    """List the model types that can be converted, and why the others are not."""
+    """List the model types that can be converted, and why others cannot."""
     document = [
         {
             "model_type": architecture.model_type,

@@ -1,4 +1,4 @@
-"""``hcsmoe card``: writes the model card of a result, again after every evaluation."""
+"""``hcsmoe card``: writes the model card of a result, and rewrites it after an evaluation."""
 
 from typing import Annotated
 
@@ -15,15 +15,15 @@ from hcsmoe_hub.errors import SourceError
 
 OverwriteOption = Annotated[
     bool,
-    typer.Option("--overwrite", metavar="", help="Replace a README.md that was not written by hcsmoe, or was changed."),
+    typer.Option("--overwrite", metavar="", help="Replace a README.md that hcsmoe did not write, or that was edited."),
 ]
 RepoIdOption = Annotated[
     str | None,
     typer.Option(
         "--repo-id",
         metavar="REPO_ID",
-        show_default="the one of the card that is there",
-        help="Repository that the card's commands load from, e.g. me/model-4e.",
+        show_default="that of the existing card",
+        help="Repository that the commands in the card load from, e.g. me/model-4e.",
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print only the path of the card.")]
@@ -38,7 +38,7 @@ def card(
     as_json: cli.JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write README.md from hcsmoe.json and what was measured; keeps marked sections."""
+    """Write README.md from hcsmoe.json and the evaluation; keeps marked sections."""
     sink = Output(as_json=as_json, quiet=quiet)
     if not path.is_dir():
         raise SourceError(f"there is no folder {path}.", hint="pass the folder that 'hcsmoe convert' wrote")

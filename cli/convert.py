@@ -20,7 +20,7 @@ from hcsmoe_hub.report import FIGURE_FILE, ConversionReport
 if TYPE_CHECKING:
     from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 
-EXAMPLES = """[bold]Examples[/]
+EXAMPLES = """Examples:
 $ hcsmoe convert mistralai/Mixtral-8x7B-v0.1 --experts 4 --dry-run
 $ hcsmoe convert Qwen/Qwen3-30B-A3B --experts 96 --output qwen3-96e
 $ hcsmoe convert ./my-mixtral -e 6 --calibration domain.jsonl --samples 64

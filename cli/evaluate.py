@@ -1,4 +1,4 @@
-"""``hcsmoe evaluate``: what a checkpoint is worth, alone or beside the one that it was made from."""
+"""``hcsmoe evaluate``: measures a checkpoint, alone or next to the one that it was made from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,9 @@ Row = Mapping[str, Any]
 
 BaseOption = Annotated[
     str | None,
-    typer.Option("--base", metavar="SOURCE", show_default=False, help="Checkpoint it was made from, to compare with."),
+    typer.Option(
+        "--base", metavar="SOURCE", show_default=False, help="Checkpoint that it was made from, to compare with."
+    ),
 ]
 PerplexityOption = Annotated[
     Path | None,
@@ -34,7 +36,7 @@ PerplexityOption = Annotated[
         "--perplexity",
         metavar="FILE",
         show_default=False,
-        help='Text, one {"text", "domain"} per line; domain may miss.',
+        help='Text file, one {"text", "domain"} per line; domain is optional.',
     ),
 ]
 ChoicesOption = Annotated[
@@ -43,7 +45,7 @@ ChoicesOption = Annotated[
         "--choices",
         metavar="FILE",
         show_default=False,
-        help='Multiple choice, one {"context", "choices", "gold", "domain"} per line.',
+        help='Multiple-choice questions, one {"context", "choices", "gold", "domain"} per line; domain is optional.',
     ),
 ]
 TasksOption = Annotated[
@@ -52,25 +54,24 @@ TasksOption = Annotated[
         "--tasks",
         metavar="NAMES",
         show_default=False,
-        help="Tasks of lm-eval, such as hc-smoe (the papers' eight) or arc_easy,my-task.yaml; needs hcsmoe\\[eval].",
+        help="Tasks of lm-eval, e.g. hc-smoe (the eight of the HC-SMoE paper) or arc_easy,my-task.yaml; needs "
+        "hcsmoe[eval].",
     ),
 ]
 GenerateOption = Annotated[
     int,
     typer.Option(
-        "--generate", min=0, metavar="INT", help="Prompts from the text to continue, to count those that loop."
+        "--generate", min=0, metavar="N", help="Prompts of the text to continue, to count those that end in a loop."
     ),
 ]
-WindowOption = Annotated[
-    int, typer.Option("--window", min=1, metavar="INT", help="Tokens of text that are predicted at once.")
-]
+WindowOption = Annotated[int, typer.Option("--window", min=1, metavar="N", help="Tokens per window of text.")]
 StreamOption = Annotated[
     bool,
-    typer.Option("--stream", metavar="", help="Hold one decoder layer at a time even if the model fits into memory."),
+    typer.Option("--stream", metavar="", help="Keep one decoder layer in memory at a time, even if the model fits."),
 ]
 DeviceOption = Annotated[
     str,
-    typer.Option("--device", parser=parse_device, metavar=f"[{'|'.join(Device)}|cuda:N]", help="Where the model runs."),
+    typer.Option("--device", parser=parse_device, metavar="NAME", help=f"Where the model runs: {cli.DEVICES}."),
 ]
 ResultOption = Annotated[
     Path | None,
@@ -79,7 +80,7 @@ ResultOption = Annotated[
         "-o",
         metavar="FILE",
         show_default=f"PATH/{EVALUATION_FILE}",
-        help="File that the figures are added to.",
+        help="File to add the results to.",
     ),
 ]
 
@@ -100,7 +101,7 @@ def evaluate(
     as_json: cli.JsonOption = False,
     hub: cli.Hub,
 ) -> None:
-    """Measure perplexity, choices, agreement with the source, loops and published tasks."""
+    """Measure perplexity, multiple choice, agreement with the source, loops and lm-eval tasks."""
     options = EvaluateOptions(
         perplexity=perplexity,
         choices=choices,
@@ -119,11 +120,11 @@ def evaluate(
     with listening(sink) as listener:
         document, file = measure(path, options, base=base, listener=listener, **hub.arguments())
     sink.result(document, human=_figures(document))
-    sink.hint(f"the figures are kept in {file}")
+    sink.hint(f"the results are kept in {file}")
 
 
 def _figures(document: Document) -> RenderableType:
-    """One table per kind of measure that a result file holds."""
+    """One table per measure in the file."""
     measures = document["measures"]
     tables: Mapping[str, Callable[[Document], Table]] = {
         "perplexity": _perplexity,

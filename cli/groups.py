@@ -1,4 +1,4 @@
-"""Options that belong together reach a command as one value; the command line sees every single option."""
+"""Options that belong together reach a command as one value; the command line sees each option by itself."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
@@ -8,14 +8,14 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Replaces every parameter that is a dataclass by the options that its fields declare.
+    """Replaces each parameter that is a dataclass with the options that its fields declare.
 
     Args:
         command: A command for typer. Its parameters are options declared with ``Annotated``, or dataclasses whose
             fields are such options; no two of them may have the same name.
 
     Returns:
-        The same command, for typer to read: keyword-only parameters without any group.
+        The same command, for typer to read: keyword-only parameters, no groups.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}

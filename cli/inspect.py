@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 LayerOption = Annotated[
     int | None,
-    typer.Option(
-        "--layer", min=0, metavar="INT", show_default=False, help="Show the clusters of one layer of a result."
-    ),
+    typer.Option("--layer", min=0, metavar="N", show_default=False, help="Show the clusters of one layer of a result."),
 ]
 
 

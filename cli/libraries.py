@@ -1,4 +1,4 @@
-"""Settings of the libraries below that must be made before they are imported."""
+"""Settings of other libraries that must be made before they are imported."""
 
 import gc
 import os
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 def prepare_libraries() -> None:
-    """Switches off progress bars and all logs but errors, and huge pages on; a variable that the user has set wins.
+    """Switches off progress bars and logs below errors, and huge pages on; variables that the user has set win.
 
     The environment comes first: datasets and huggingface_hub read it when they are imported, and the fresh process of
     ``verify`` inherits it.
@@ -16,7 +16,7 @@ def prepare_libraries() -> None:
         os.environ.setdefault(name, "1")
     for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
-    # Large tensors on huge pages: a layer that comes and goes then costs far fewer page faults.
+    # Large tensors on huge pages: loading and freeing a layer then costs far fewer page faults.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from transformers.utils import logging
 
@@ -25,9 +25,9 @@ def prepare_libraries() -> None:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Keeps the garbage collector from going through what will never be garbage.
+    """Pauses the garbage collector, and then exempts the objects that were created meanwhile.
 
-    The libraries and the models' skeletons are a million objects that live as long as the process.
+    Libraries and model skeletons are a million objects that live as long as the process.
     """
     gc.disable()
     try:

@@ -1,13 +1,17 @@
 """The options of ``hcsmoe convert`` that choose the method."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 
 from hcsmoe_hub.cli.expert_lists import parse_layers, parse_protected
+from hcsmoe_hub.cli.help_page import one_of, show_rare
+from hcsmoe_hub.cli.output import print_labelled, stderr_console
 from hcsmoe_hub.cli.values import choice, choices, parse_weights
 from hcsmoe_hub.options import (
     Align,
@@ -30,21 +34,44 @@ from hcsmoe_hub.options import (
 )
 from hcsmoe_hub.recipe.presets import Preset, method_options
 
+# Values that say by themselves what they stand for.
+NO_MEANINGS: Mapping[StrEnum, str] = MappingProxyType({})
+
 _method = partial(typer.Option, rich_help_panel="Method")
 _grouping = partial(typer.Option, rich_help_panel="Grouping")
 _merging = partial(typer.Option, rich_help_panel="Merging")
 _pruning = partial(typer.Option, rich_help_panel="Pruning")
+_scope = partial(typer.Option, rich_help_panel="Layers and router")
 
 
-def _choice(panel: Any, flag: str, kind: type[StrEnum], text: str, default: str | bool = True) -> Any:
-    """An option whose value is one of an enum; ``default`` is told where the library decides it."""
-    return panel(flag, parser=choice(kind), metavar=f"[{'|'.join(kind)}]", help=text, show_default=default)
+def _choice(
+    panel: Any, flag: str, kind: type[StrEnum], text: str, default: str, meanings: Mapping[StrEnum, str] = NO_MEANINGS
+) -> Any:
+    """An option whose value is one of an enum.
+
+    Args:
+        panel: Makes an option of a panel.
+        flag: Name of the option.
+        kind: Its values, which the help lists after ``text``.
+        text: What is chosen, without the final period.
+        default: What the library takes if the option is not given, in words.
+        meanings: What some of the values stand for, in a few words without a comma.
+    """
+    values = (f"{value} ({meanings[value]})" if value in meanings else value for value in kind)
+    return panel(flag, parser=choice(kind), metavar="NAME", help=f"{text}: {one_of(values)}.", show_default=default)
+
+
+def _warn_of_old_name(value: Any) -> Any:
+    """Callback of ``--correct``."""
+    if value is not None:
+        print_labelled(stderr_console(), "Warning", "yellow", "--correct is now called --refit.")
+    return value
 
 
 ExpertsOption = Annotated[
     int,
     _method(
-        "--experts", "-e", min=1, metavar="INT", show_default=False, help="Experts to keep in every MoE layer, e.g. 4."
+        "--experts", "-e", min=1, metavar="N", show_default=False, help="Experts to keep in every MoE layer, e.g. 4."
     ),
 ]
 ExpertsPerTokenOption = Annotated[
@@ -52,121 +79,91 @@ ExpertsPerTokenOption = Annotated[
     _method(
         "--experts-per-token",
         min=1,
-        metavar="INT",
+        metavar="N",
         show_default="as in the source",
-        help="Experts that each token visits, e.g. 2.",
+        help="Active experts per token, e.g. 2.",
     ),
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodFlags:
-    """A preset and fields of ``MethodOptions``, as they were typed; ``None`` leaves a choice to the preset."""
+    """A preset and fields of ``MethodOptions``, as they were typed; ``None`` leaves a choice to the preset.
 
+    ``correct`` is the old name of ``refit``; ``help_methods`` ends the command before anything else is read.
+    """
+
+    help_methods: Annotated[
+        bool,
+        typer.Option(
+            "--help-methods",
+            metavar="",
+            is_eager=True,
+            callback=show_rare,
+            help="Show this message with the options of grouping, merging, pruning, layers and router, and exit.",
+        ),
+    ] = False
     preset: Annotated[
         Preset | None,
         _choice(
             _method,
             "--preset",
             Preset,
-            "A method by its name; options of this and the next panels change it.",
+            "Method to start from, changed by the other options",
             "refit; hc-smoe with options of grouping or merging",
+            {
+                Preset.REFIT: "keep experts by REAP score and refit them",
+                Preset.HC_SMOE: "merge hierarchical clusters",
+                Preset.M_SMOE: "merge groups around dominant experts",
+                Preset.REAP: "keep experts by REAP score",
+            },
         ),
     ] = None
-    method: Annotated[
-        Method | None, _choice(_method, "--method", Method, "Merge experts, or drop some.", "the preset's")
-    ] = None
-    budget: Annotated[
-        Budget | None,
-        _choice(
-            _method, "--budget", Budget, "How many clusters each layer gets; --experts is their average.", "uniform"
-        ),
-    ] = None
-    layers: Annotated[
-        tuple[int, ...] | None,
-        _method(
-            "--layers",
-            parser=parse_layers,
-            metavar="LIST",
-            show_default="all MoE layers",
-            help="Decoder layers to convert, e.g. 0-15,20.",
-        ),
-    ] = None
-    protect: Annotated[
-        tuple[tuple[int | None, int], ...] | None,
-        _method(
-            "--protect",
-            parser=parse_protected,
-            metavar="LIST|@FILE",
-            show_default="none",
-            help="Experts to leave alone, e.g. 3:17,*:0-2 (LAYER:EXPERT), or a file of them.",
-        ),
-    ] = None
-    router: Annotated[
-        RouterPolicy | None,
-        _choice(
-            _method,
-            "--router",
-            RouterPolicy,
-            "How a cluster's router rows become one.",
-            "dominant; membership if fuzzy",
-        ),
-    ] = None
-    layout: Annotated[
-        Layout | None,
-        _choice(
-            _method,
-            "--layout",
-            Layout,
-            "Fewer router rows, all of them and a map, or copies of merged experts.",
-            "reduced",
-        ),
-    ] = None
+    method: Annotated[Method | None, _choice(_method, "--method", Method, "How N experts become K", "the preset's")] = (
+        None
+    )
     refit: Annotated[
         Refit | None,
         _choice(
             _method,
             "--refit",
             Refit,
-            "What is fitted to the original layer's output: down projections or whole experts by least squares, or "
-            "the block by gradient descent.",
+            "What is then fitted to the original layer's output",
             "the preset's",
+            {
+                Refit.DOWN: "down projections by least squares",
+                Refit.EXPERTS: "whole experts by least squares",
+                Refit.BLOCKS: "experts and router by gradient descent",
+            },
         ),
     ] = None
-    propagate: Annotated[
-        Propagate | None,
-        _choice(_method, "--propagate", Propagate, "Whose hidden states --refit and --router fit work on.", "original"),
+    correct: Annotated[
+        Refit | None, _method("--correct", parser=choice(Refit), hidden=True, callback=_warn_of_old_name)
     ] = None
     clustering: Annotated[
-        Clustering | None, _choice(_grouping, "--clustering", Clustering, "How experts are grouped.", "hierarchical")
+        Clustering | None, _choice(_grouping, "--clustering", Clustering, "How experts are grouped", "hierarchical")
     ] = None
     similarity: Annotated[
         tuple[Similarity, ...] | None,
         _grouping(
             "--similarity",
             parser=choices(Similarity),
-            metavar=f"[{'|'.join(Similarity)}]",
+            metavar="NAME[+NAME]",
             show_default="expert-output",
-            help="What experts are compared by; join several with +.",
+            help=f"What experts are compared by, one or several joined with +: {one_of(Similarity)}.",
         ),
     ] = None
     distance: Annotated[
         Distance | None,
-        _choice(
-            _grouping,
-            "--distance",
-            Distance,
-            "How far apart two experts are.",
-            "euclidean; cosine if single-shot",
-        ),
+        _choice(_grouping, "--distance", Distance, "Distance between two experts", "euclidean; cosine if single-shot"),
     ] = None
     linkage: Annotated[
         Linkage | None,
-        _choice(_grouping, "--linkage", Linkage, "How far apart two clusters are, if hierarchical.", "average"),
+        _choice(_grouping, "--linkage", Linkage, "Distance between two clusters in hierarchical clustering", "average"),
     ] = None
     kmeans_start: Annotated[
         KMeansStart | None,
-        _choice(_grouping, "--kmeans-start", KMeansStart, "Where the centres of k-means begin.", "k-means++"),
+        _choice(_grouping, "--kmeans-start", KMeansStart, "Initial centres of k-means", "k-means++"),
     ] = None
     dominant: Annotated[
         Dominant | None,
@@ -174,14 +171,18 @@ class MethodFlags:
             _grouping,
             "--dominant",
             Dominant,
-            "Which expert leads its cluster.",
-            "usage; center if the merge follows one",
+            "What makes an expert the dominant one of its cluster",
+            f"{next(iter(Dominant))}; center if the merge follows one",
         ),
+    ] = None
+    budget: Annotated[
+        Budget | None,
+        _choice(_grouping, "--budget", Budget, "How many clusters each layer gets, --experts on average", "uniform"),
     ] = None
     max_cluster_size: Annotated[
         int | None,
         _grouping(
-            "--max-cluster-size", min=1, metavar="INT", show_default="no limit", help="Most experts of one cluster."
+            "--max-cluster-size", min=1, metavar="N", show_default="no limit", help="Maximum experts per cluster."
         ),
     ] = None
     merge: Annotated[
@@ -190,7 +191,7 @@ class MethodFlags:
             _merging,
             "--merge",
             Merge,
-            "How the members of a cluster become one expert.",
+            "How the members of a cluster become one expert",
             "frequency; membership if fuzzy",
         ),
     ] = None
@@ -201,22 +202,69 @@ class MethodFlags:
             parser=parse_weights,
             metavar="X,Y",
             show_default=False,
-            help="Weight of the dominant expert and of each other one, for --merge dominant, e.g. 2,1.",
+            help="Weights of the dominant expert and of every other one, for --merge dominant, e.g. 2,1.",
         ),
     ] = None
     align: Annotated[
         Align | None,
-        _choice(
-            _merging, "--align", Align, "What neurons are matched by, to reorder them before a weighted merge.", "none"
-        ),
+        _choice(_merging, "--align", Align, "What neurons are matched by before a weighted merge", "none"),
     ] = None
     features: Annotated[
         Features | None,
-        _choice(_merging, "--features", Features, "What fix-dom and zipit match neurons by.", "activation"),
+        _choice(_merging, "--features", Features, "What fix-dom and zipit match neurons by", "activation"),
     ] = None
     saliency: Annotated[
         Saliency | None,
-        _choice(_pruning, "--saliency", Saliency, "Which experts --method prune keeps.", "reap"),
+        _choice(_pruning, "--saliency", Saliency, "How pruning selects the experts to keep", "reap"),
+    ] = None
+    layers: Annotated[
+        tuple[int, ...] | None,
+        _scope(
+            "--layers",
+            parser=parse_layers,
+            metavar="LIST",
+            show_default="all MoE layers",
+            help="Decoder layers to convert, e.g. 0-15,20.",
+        ),
+    ] = None
+    protect: Annotated[
+        tuple[tuple[int | None, int], ...] | None,
+        _scope(
+            "--protect",
+            parser=parse_protected,
+            metavar="LIST",
+            show_default="none",
+            help="Experts to leave unchanged, as LAYER:EXPERT, e.g. 3:17,*:0-2, or @FILE with such a list.",
+        ),
+    ] = None
+    router: Annotated[
+        RouterPolicy | None,
+        _choice(
+            _scope,
+            "--router",
+            RouterPolicy,
+            "How the router rows of a cluster become one",
+            "dominant; membership if fuzzy",
+        ),
+    ] = None
+    layout: Annotated[
+        Layout | None,
+        _choice(
+            _scope,
+            "--layout",
+            Layout,
+            "How the result is stored",
+            "reduced",
+            {
+                Layout.REDUCED: "K experts and K router rows",
+                Layout.MAPPED: "K experts and all N router rows",
+                Layout.FULL: "N experts with copies of merged ones",
+            },
+        ),
+    ] = None
+    propagate: Annotated[
+        Propagate | None,
+        _choice(_scope, "--propagate", Propagate, "Hidden states that --refit and --router fit work on", "original"),
     ] = None
 
     def options(self, *, seed: int) -> MethodOptions:
@@ -224,5 +272,16 @@ class MethodFlags:
 
         Args:
             seed: Seed of every random choice.
+
+        Raises:
+            typer.BadParameter: If ``--refit`` and its old name are given with different values.
         """
-        return method_options(**asdict(self), seed=seed)
+        given = asdict(self)
+        del given["help_methods"]
+        old = given.pop("correct")
+        if old is not None and self.refit not in (None, old):
+            raise typer.BadParameter(
+                f"is the old name of --refit, and --refit {self.refit} is given as well.", param_hint="--correct"
+            )
+        given["refit"] = self.refit or old
+        return method_options(**given, seed=seed)

@@ -1,4 +1,4 @@
-"""The options that commands share, and all those of ``hcsmoe convert`` but the method's; each declared once."""
+"""The options that commands share, and those of ``hcsmoe convert`` other than the method's; each declared once."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -7,8 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from hcsmoe_hub.cli.help_page import one_of
 from hcsmoe_hub.cli.values import parse_device, parse_shard_size, parse_size
 from hcsmoe_hub.options import DEFAULT_MAX_SHARD_SIZE, CalibrationOptions, Device, PushOptions
+
+# Every device that has a name, and the form of the others.
+DEVICES = one_of((*Device, "cuda:N"))
 
 _CALIBRATION = CalibrationOptions()
 _calibration = partial(typer.Option, rich_help_panel="Calibration")
@@ -22,15 +26,16 @@ _hub_flag = partial(_hub, metavar="")
 SourceArgument = Annotated[
     str,
     typer.Argument(
-        metavar="SOURCE", show_default=False, help="Repository id, hf://org/name@revision, or a local folder."
+        metavar="SOURCE", show_default=False, help="Hub repository id, hf://NAMESPACE/NAME@REVISION, or a local folder."
     ),
 ]
 PathArgument = Annotated[
-    Path, typer.Argument(metavar="PATH", show_default=False, help="Folder of a checkpoint, such as convert writes.")
+    Path, typer.Argument(metavar="PATH", show_default=False, help="Folder that hcsmoe convert has written.")
 ]
 
 PrivateOption = Annotated[
-    bool, _hub_flag("--private", help="Make the repository that is pushed to a private one; an old one must be.")
+    bool,
+    _hub_flag("--private", help="Create the repository as private (an existing one must already be private)."),
 ]
 CreatePrOption = Annotated[bool, _hub_flag("--create-pr", help="Propose the result as a pull request.")]
 JsonOption = Annotated[bool, _output_flag("--json", help="Print one JSON document.")]
@@ -44,8 +49,9 @@ class CalibrationFlags:
         str,
         _calibration(
             "--calibration",
-            metavar="NAME_OR_FILE",
-            help="bundled, c4, a file (.jsonl, .txt, .parquet, .csv, .npy) or a Hub dataset id.",
+            metavar="NAME",
+            help="Text to observe the experts on: bundled, c4, a file (.jsonl, .json, .txt, .parquet, .csv, .npy) "
+            "or a Hub dataset id.",
         ),
     ] = _CALIBRATION.dataset
     samples: Annotated[
@@ -53,9 +59,9 @@ class CalibrationFlags:
         _calibration(
             "--samples",
             min=1,
-            metavar="INT",
-            show_default="65536 tokens, twice that for a fit",
-            help="Sequences to observe the experts on.",
+            metavar="N",
+            show_default="65536 tokens, or 131072 for a refit",
+            help="Sequences of calibration text.",
         ),
     ] = _CALIBRATION.samples
     sequence_length: Annotated[
@@ -63,13 +69,14 @@ class CalibrationFlags:
         _calibration(
             "--sequence-length",
             min=1,
-            metavar="INT",
+            metavar="N",
             show_default="2048, or the model's limit if lower",
             help="Tokens per sequence.",
         ),
     ] = _CALIBRATION.sequence_length
     seed: Annotated[
-        int, _calibration("--seed", min=0, metavar="INT", help="Seed of the text's order and of all random choices.")
+        int,
+        _calibration("--seed", min=0, metavar="N", help="Seed of the order of the text and of every random choice."),
     ] = _CALIBRATION.seed
     text_column: Annotated[
         str | None,
@@ -85,8 +92,8 @@ class CalibrationFlags:
         _calibration(
             "--feature-tokens",
             min=1,
-            metavar="INT",
-            help="Tokens per layer kept for methods that look at single tokens.",
+            metavar="N",
+            help="Tokens per layer kept for methods that compare single tokens.",
         ),
     ] = _CALIBRATION.feature_tokens
     statistics: Annotated[
@@ -94,8 +101,8 @@ class CalibrationFlags:
         _calibration(
             "--statistics",
             metavar="FILE",
-            show_default="none is kept",
-            help="Keep what was observed; an existing file is reused, and the model does not run.",
+            show_default=False,
+            help="Save calibration statistics here, or reuse them without running the model.",
         ),
     ] = None
 
@@ -113,20 +120,20 @@ class CalibrationFlags:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeFlags:
-    """Where the work is done, and within which limits."""
+    """Where the layers run, and within which limits."""
 
     device: Annotated[
         str,
-        _compute("--device", parser=parse_device, metavar=f"[{'|'.join(Device)}|cuda:N]", help="Where the layers run."),
+        _compute("--device", parser=parse_device, metavar="NAME", help=f"Where the layers run: {DEVICES}."),
     ] = Device.AUTO
     batch_tokens: Annotated[
         int | None,
         _compute(
             "--batch-tokens",
             min=1,
-            metavar="INT",
-            show_default="suits the device",
-            help="Tokens per micro-batch; halves itself when memory runs out.",
+            metavar="N",
+            show_default="chosen for the device",
+            help="Tokens per micro-batch; halved when memory runs out.",
         ),
     ] = None
     max_memory: Annotated[
@@ -136,14 +143,14 @@ class ComputeFlags:
             parser=parse_size,
             metavar="SIZE",
             show_default="no limit",
-            help="Refuse to start if more memory would be needed, e.g. 24GB.",
+            help="Refuse to start if the conversion needs more memory, e.g. 24GB.",
         ),
     ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFlags:
-    """What is written, and what is said about it."""
+    """What is written, and what is printed about it."""
 
     output: Annotated[
         Path | None,
@@ -151,15 +158,18 @@ class OutputFlags:
     ] = None
     max_shard_size: Annotated[
         str,
-        _output("--max-shard-size", parser=parse_shard_size, metavar="SIZE", help="Upper size of one written shard."),
+        _output("--max-shard-size", parser=parse_shard_size, metavar="SIZE", help="Maximum size of a shard."),
     ] = DEFAULT_MAX_SHARD_SIZE
     figure: Annotated[
         bool,
-        _output_flag("--figure", help="Draw usage, distances and clusters into the result; needs hcsmoe\\[plots]."),
+        _output_flag(
+            "--figure",
+            help="Also write a figure (hcsmoe.png) of usage, distances and clusters; needs hcsmoe[plots].",
+        ),
     ] = False
-    overwrite: Annotated[bool, _output_flag("--overwrite", help="Replace a checkpoint that is already there.")] = False
+    overwrite: Annotated[bool, _output_flag("--overwrite", help="Replace an existing checkpoint.")] = False
     dry_run: Annotated[
-        bool, _output_flag("--dry-run", help="Show what would be done and needed; reads headers only.")
+        bool, _output_flag("--dry-run", help="Show the plan and what it needs, without converting; reads headers only.")
     ] = False
     as_json: JsonOption = False
     quiet: Annotated[bool, _output_flag("--quiet", "-q", help="Print only the path of the result.")] = False
@@ -167,7 +177,7 @@ class OutputFlags:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushFlags:
-    """Where a result goes on the Hub while it is made, and what stays here."""
+    """Where a result goes on the Hub while it is written, and what stays on this machine."""
 
     push_to: Annotated[
         str | None,
@@ -175,21 +185,25 @@ class PushFlags:
             "--push-to",
             metavar="REPO_ID",
             show_default=False,
-            help="Push the result to NAMESPACE/NAME, shard by shard.",
+            help="Push the result to this repository, shard by shard as it is written.",
         ),
     ] = None
     private: PrivateOption = False
     create_pr: CreatePrOption = False
     low_disk: Annotated[
         bool,
-        _hub_flag("--low-disk", help="Delete downloaded shards once read, and those of a pushed result once sent."),
+        _hub_flag(
+            "--low-disk",
+            help="Delete each downloaded shard once it has been read and, with --push-to, each new shard once it has "
+            "been sent.",
+        ),
     ] = False
 
     def options(self, *, overwrite: bool) -> PushOptions | None:
         """The library's options; ``None`` if nothing is pushed.
 
         Raises:
-            typer.BadParameter: If something is said of a push that there is none of.
+            typer.BadParameter: If an option of a push is given without a push.
         """
         if self.push_to is None:
             for flag, is_given in (("--private", self.private), ("--create-pr", self.create_pr)):
@@ -204,15 +218,15 @@ class Hub:
     """How a repository of the Hub is reached."""
 
     revision: Annotated[
-        str | None, _hub("--revision", metavar="REVISION", show_default="main", help="Branch, tag or commit.")
+        str | None, _hub("--revision", metavar="REVISION", show_default="main", help="Branch, tag or commit to read.")
     ] = None
     token: Annotated[
         str | None,
-        _hub("--token", metavar="TOKEN", envvar="HF_TOKEN", show_default="the stored login", help="Access token."),
+        _hub("--token", metavar="TOKEN", envvar="HF_TOKEN", show_default="the stored login", help="Hub access token."),
     ] = field(default=None, repr=False)
     cache_dir: Annotated[
         Path | None,
-        _hub("--cache-dir", metavar="DIR", show_default="the Hub's own", help="Folder for downloads."),
+        _hub("--cache-dir", metavar="DIR", show_default="the Hub cache", help="Folder for downloads."),
     ] = None
 
     def arguments(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``hcsmoe push``: puts a result on the Hub, visible all at once."""
+"""``hcsmoe push``: publishes a result on the Hub in one commit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,16 +27,16 @@ _output = partial(typer.Option, rich_help_panel="Output")
 RepoArgument = Annotated[
     str, typer.Argument(metavar="REPO_ID", show_default=False, help="Repository on the Hub: NAMESPACE/NAME.")
 ]
-OverwriteOption = Annotated[bool, _hub("--overwrite", metavar="", help="Replace a checkpoint that is already there.")]
+OverwriteOption = Annotated[bool, _hub("--overwrite", metavar="", help="Replace an existing checkpoint.")]
 BranchOption = Annotated[
     str | None,
-    _hub("--revision", metavar="BRANCH", show_default="main", help="Branch to push to; made if it is not there."),
+    _hub("--revision", metavar="BRANCH", show_default="main", help="Branch to push to; created if it does not exist."),
 ]
 TokenOption = Annotated[
     str | None,
-    _hub("--token", metavar="TOKEN", envvar="HF_TOKEN", show_default="the stored login", help="Access token."),
+    _hub("--token", metavar="TOKEN", envvar="HF_TOKEN", show_default="the stored login", help="Hub access token."),
 ]
-QuietOption = Annotated[bool, _output("--quiet", "-q", metavar="", help="Print only the address of the commit.")]
+QuietOption = Annotated[bool, _output("--quiet", "-q", metavar="", help="Print only the URL of the commit.")]
 
 
 @grouped
@@ -52,7 +52,7 @@ def push(
     as_json: cli.JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Put a result on the Hub: nothing is visible before all of it is there."""
+    """Publish a result on the Hub in one commit, once every file has been sent."""
     options = PushOptions(repo_id=repo_id, private=private, create_pr=create_pr, overwrite=overwrite, revision=revision)
     sink = Output(as_json=as_json, quiet=quiet)
     with collector_paused():
@@ -67,7 +67,7 @@ def push(
 
 @contextmanager
 def watching(sink: Output) -> Iterator[Listener]:
-    """Gives a listener that shows a push as ``sink`` allows."""
+    """Yields a listener that shows a push in the mode of ``sink``."""
     if sink.mode is Mode.QUIET:
         yield ignore
     elif sink.is_live:
@@ -80,7 +80,7 @@ def watching(sink: Output) -> Iterator[Listener]:
 
 
 class _Bars:
-    """A line per large file that is redrawn: bytes, speed and time."""
+    """A live line per large file: bytes, speed and time."""
 
     def __init__(self, sink: Output) -> None:
         self._sink = sink
@@ -96,7 +96,7 @@ class _Bars:
 
     def listen(self, event: Event) -> None:
         if isinstance(event, Sending):
-            # What is sent again after a failure counts once.
+            # Bytes that are sent again after a failure count once.
             self._show(event.file, event.file_bytes, min(event.bytes_sent, event.file_bytes))
         elif isinstance(event, Delivered):
             self._show(event.file, event.file_bytes, event.file_bytes)
@@ -129,7 +129,7 @@ def _summary(document: Document, *, check_mark: str) -> RenderableType:
     if document["deleted"]:
         rows.append(("replaced", f"deleted {', '.join(document['deleted'])}"))
     if document["left_out"]:
-        rows.append(("left out", f"{', '.join(document['left_out'])}: part of no checkpoint"))
+        rows.append(("left out", f"{', '.join(document['left_out'])}: not part of the checkpoint"))
     return Group(
         Text.assemble((check_mark, "bold green"), (title, "bold"), no_wrap=True, overflow="ignore"),
         section(rows, indent=2),

@@ -1,4 +1,4 @@
-"""``hcsmoe verify``: proves that a checkpoint is sound, up to loading it in a fresh process."""
+"""``hcsmoe verify``: checks a checkpoint, and loads it in a fresh process."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -21,7 +21,7 @@ AgainstOption = Annotated[
         "--against",
         metavar="SOURCE",
         show_default=False,
-        help="Source it was made from: what no merge touches must be bit-identical.",
+        help="Source that it was made from: tensors that the conversion left alone must be bit-identical.",
     ),
 ]
 
@@ -30,7 +30,7 @@ AgainstOption = Annotated[
 def verify(
     path: cli.PathArgument, *, against: AgainstOption = None, as_json: cli.JsonOption = False, hub: cli.Hub
 ) -> None:
-    """Check a checkpoint: index, names, shapes, finite values, strict reload, generation."""
+    """Check a checkpoint: index, names, shapes, finite values, strict loading, generation."""
     sink = Output(as_json=as_json)
     if not path.is_dir():
         raise SourceError(f"there is no folder {path}.", hint="pass the folder that 'hcsmoe convert' wrote")
@@ -46,7 +46,7 @@ def verify(
 
 
 def _summary(document: Document, *, check_mark: str) -> RenderableType:
-    """What was checked and found in order."""
+    """What was checked."""
     layers = format_plural(document["moe_layers"], "MoE layer")
     tensors, size = format_plural(document["tensors"], "tensor"), format_bytes(document["weights_bytes"])
     rows = [

@@ -38,7 +38,7 @@ def test_person_sees_a_table_per_measure(run, converted, example, text, choices,
     model, base = (figures[side]["overall"]["perplexity"] for side in ("model", "base"))
     assert f"overall {model:.3f} {base:.3f} {model / base:.4f}" in lines
     assert "evaluate started" in " ".join(result.stderr.split())
-    assert f"the figures are kept in {tmp_path / 'figures.json'}" in result.stderr
+    assert f"the results are kept in {tmp_path / 'figures.json'}" in result.stderr
 
 
 def test_document_is_what_the_file_holds(run, example, text, tmp_path):

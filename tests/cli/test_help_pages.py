@@ -1,30 +1,60 @@
-"""Help answers at once, and names everything that scripts may depend on."""
+"""Help answers at once, fits its terminal, and names everything that scripts may depend on."""
 
 import subprocess
 import sys
+from enum import StrEnum
 from importlib.metadata import entry_points
 from typing import get_args, get_type_hints
 
 import pytest
+import typer
+from typer.core import TyperArgument
 
+from hcsmoe_hub.cli.app import app
+from hcsmoe_hub.cli.help_page import RARE_PANELS, one_of
 from hcsmoe_hub.cli.method_options import MethodFlags
-from hcsmoe_hub.options import Clustering, Merge, Method, MethodOptions, Refit
+from hcsmoe_hub.options import Clustering, Device, Dominant, Merge, Method, MethodOptions, Refit
 from hcsmoe_hub.recipe.resolve import resolve
 
 OPTIONS = {
     "convert": (
-        "--experts -e --experts-per-token --method --budget --layers --protect --router --layout --clustering "
-        "--similarity --distance --linkage --kmeans-start --dominant --max-cluster-size --merge --dominant-weights "
-        "--align --features --saliency --calibration --samples --sequence-length --seed --text-column "
-        "--feature-tokens --statistics --device --batch-tokens --max-memory --output -o --max-shard-size --figure "
-        "--overwrite --dry-run --json --quiet -q --push-to --private --create-pr --low-disk --revision --token "
-        "--cache-dir"
+        "--experts -e --experts-per-token --preset --method --refit --budget --layers --protect --router --layout "
+        "--propagate --clustering --similarity --distance --linkage --kmeans-start --dominant --max-cluster-size "
+        "--merge --dominant-weights --align --features --saliency --calibration --samples --sequence-length --seed "
+        "--text-column --feature-tokens --statistics --device --batch-tokens --max-memory --output -o "
+        "--max-shard-size --figure --overwrite --dry-run --json --quiet -q --push-to --private --create-pr "
+        "--low-disk --revision --token --cache-dir --help-methods --help -h"
     ),
-    "inspect": "--layer --json --revision --token --cache-dir",
-    "verify": "--against --json --revision --token --cache-dir",
-    "architectures": "--json",
+    "inspect": "--layer --json --revision --token --cache-dir --help -h",
+    "verify": "--against --json --revision --token --cache-dir --help -h",
+    "evaluate": (
+        "--base --perplexity --choices --tasks --generate --window --stream --device --output -o --json --revision "
+        "--token --cache-dir --help -h"
+    ),
+    "card": "--repo-id --overwrite --json --quiet -q --help -h",
+    "push": "--private --create-pr --overwrite --revision --token --json --quiet -q --help -h",
+    "architectures": "--json --help -h",
 }
 HEAVY = {"torch", "transformers", "datasets", "huggingface_hub", "numpy", "scipy"}
+COMMANDS = typer.main.get_command(app).commands
+# Words that print the whole page of a command.
+PAGES = {name: (name, "--help-methods" if name == "convert" else "--help") for name in OPTIONS}
+# A screen is 80 columns by 48 lines: a terminal that fills half the height of a common monitor.
+SCREEN_COLUMNS, SCREEN_LINES = 80, 48
+WIDTHS = (60, 80, 120)
+
+
+def flat(page):
+    """A page as one line; a word that was broken in the middle has a space there."""
+    return " ".join(page.split())
+
+
+def kinds(annotation):
+    """The enums that an annotation speaks of."""
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        yield annotation
+    for part in get_args(annotation):
+        yield from kinds(part)
 
 
 def test_help_imports_no_heavy_library():
@@ -50,24 +80,87 @@ def test_root_help_lists_every_command(run):
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_help_page_lists_every_option_of_the_contract(run, command):
-    words = run(command, "-h").stdout.replace(",", " ").split()
+    words = run(*PAGES[command]).stdout.replace(",", " ").split()
     assert [option for option in OPTIONS[command].split() if option not in words] == []
 
 
-@pytest.mark.parametrize(
-    "panel", ["Method", "Grouping", "Merging", "Pruning", "Calibration", "Compute", "Output", "Hub"]
-)
+@pytest.mark.parametrize("command", OPTIONS)
+def test_contract_names_every_option(command):
+    known = {name for parameter in COMMANDS[command].params for name in parameter.opts if name.startswith("-")}
+    assert known - set(OPTIONS[command].split()) == ({"--correct"} if command == "convert" else set())
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("words", [("--help",), ("convert", "--help"), *PAGES.values()], ids=" ".join)
+def test_no_line_is_longer_than_the_terminal_is_wide(run, words, width):
+    lines = run(*words, COLUMNS=str(width)).stdout.splitlines()
+    assert [line for line in lines if len(line) > width] == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("command", OPTIONS)
+def test_no_name_and_no_value_is_broken_in_the_middle(run, command, width):
+    page = flat(run(*PAGES[command], COLUMNS=str(width)).stdout)
+    for parameter in COMMANDS[command].params:
+        if isinstance(parameter, TyperArgument):
+            assert f"{parameter.metavar} {parameter.help}" in page
+        elif not parameter.hidden:
+            names = ", ".join(sorted(parameter.opts, key=len))
+            assert flat(f"{names} {parameter.metavar} {parameter.help}") in page
+            if isinstance(parameter.show_default, str):
+                assert f"[default: {parameter.show_default}]" in page
+
+
+def test_every_value_of_a_choice_is_in_the_help_of_its_option():
+    for name, annotation in get_type_hints(MethodFlags, include_extras=True).items():
+        declared, option = get_args(annotation)
+        for kind in kinds(declared):
+            if not option.hidden:
+                words = option.help.replace(",", " ").replace(".", " ").split()
+                assert [value for value in kind if value not in words] == [], name
+
+
+@pytest.mark.parametrize("command", ["convert", "evaluate"])
+def test_devices_are_those_that_the_library_knows(run, command):
+    assert f"{one_of((*Device, 'cuda:N'))}." in flat(run(command, "--help").stdout)
+
+
+def test_everyday_options_take_at_most_two_screens(run):
+    page = run("convert", "--help", COLUMNS=str(SCREEN_COLUMNS)).stdout
+    assert len(page.splitlines()) <= 2 * SCREEN_LINES
+
+
+@pytest.mark.parametrize("command", sorted(OPTIONS.keys() - {"convert"}))
+def test_other_commands_take_one_screen(run, command):
+    assert len(run(command, "--help", COLUMNS=str(SCREEN_COLUMNS)).stdout.splitlines()) <= SCREEN_LINES
+
+
+def test_rare_panels_are_shown_when_asked_for(run):
+    everyday, whole = (run("convert", flag) for flag in ("--help", "--help-methods"))
+    assert (everyday.code, whole.code) == (0, 0)
+    assert [panel for panel in RARE_PANELS if f"\n{panel}\n" in everyday.stdout] == []
+    assert [panel for panel in RARE_PANELS if f"\n{panel}\n" not in whole.stdout] == []
+    assert "--linkage" not in everyday.stdout
+    assert "--help-methods" in everyday.stdout
+
+
+@pytest.mark.parametrize("panel", ["Options", "Method", *RARE_PANELS, "Calibration", "Compute", "Output", "Hub"])
 def test_convert_help_groups_options_in_panels(run, panel):
-    assert f"─ {panel} ─" in run("convert", "--help").stdout
+    assert f"\n{panel}\n  -" in run("convert", "--help-methods").stdout
 
 
 def test_convert_help_shows_choices_and_defaults(run):
-    page = run("convert", "--help").stdout
-    assert "[average|single|complete|ward]" in page
-    assert "[default: (refit; hc-smoe with options of grouping or merging)]" in page
-    assert "[default: (the preset's)]" in page
-    assert "[default: (hierarchical)]" in page
-    assert "./NAME-hcsmoe-Ke" in page
+    page = flat(run("convert", "--help-methods").stdout)
+    assert "average, single, complete or ward. [default: average]" in page
+    assert "[default: refit; hc-smoe with options of grouping or merging]" in page
+    assert "merge or prune. [default: the preset's]" in page
+    assert "[default: ./NAME-hcsmoe-Ke]" in page
+    assert "[env: HF_TOKEN]" in page
+
+
+def test_a_command_that_is_too_long_for_its_line_can_still_be_copied(run):
+    page = run("convert", "--help", COLUMNS="60").stdout
+    assert "--experts 4 \\\n    --dry-run\n" in page
 
 
 @pytest.mark.parametrize(
@@ -82,7 +175,7 @@ def test_convert_help_shows_choices_and_defaults(run):
         ("distance", {"clustering": Clustering.SINGLE_SHOT}, "cosine if single-shot"),
         ("linkage", {}, "average"),
         ("kmeans_start", {"clustering": Clustering.KMEANS}, "k-means++"),
-        ("dominant", {}, "usage"),
+        ("dominant", {}, str(next(iter(Dominant)))),
         ("dominant", {"merge": Merge.FIX_DOM}, "center if the merge follows one"),
         ("merge", {}, "frequency"),
         ("merge", {"clustering": Clustering.FUZZY}, "membership if fuzzy"),
@@ -125,5 +218,4 @@ def test_console_script_is_installed(script):
 
 @pytest.mark.parametrize(("command", "extra"), [("convert", "plots"), ("evaluate", "eval")])
 def test_help_names_the_extras_that_an_option_needs(run, command, extra):
-    text = " ".join(run(command, "--help").stdout.replace("│", " ").split())
-    assert f"hcsmoe[{extra}]" in text
+    assert f"hcsmoe[{extra}]" in run(command, "--help").stdout

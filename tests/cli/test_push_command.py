@@ -71,7 +71,7 @@ def test_a_person_is_told_what_went_where(hub: Hub, done: Any) -> None:
     assert lines[2] == "repository public, main"
     assert lines[3].startswith("files ")
     assert lines[3].endswith(" sent")
-    assert lines[4] == "left out notes.txt: part of no checkpoint"
+    assert lines[4] == "left out notes.txt: not part of the checkpoint"
     told = [line.split(maxsplit=1) for line in stderr.splitlines()]
     assert told[0] == ["push", "started"]
     assert told[1][1].startswith("model.safetensors sent, 3.")

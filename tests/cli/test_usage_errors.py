@@ -134,3 +134,19 @@ def test_what_a_push_would_be_like_is_refused_without_one(run, flag):
     error = usage_error(run, "convert", "model", "--experts", "4", flag)
     assert flag in error
     assert "has no effect without --push-to." in error
+
+
+def test_old_name_of_refit_works_and_says_the_new_one(run, quick):
+    by_old, by_new = (run(*quick, flag, "down", "--dry-run", "--json") for flag in ("--correct", "--refit"))
+    assert (by_old.code, by_new.code) == (0, 0)
+    assert by_old.document()["method"] == by_new.document()["method"]
+    assert by_old.document()["method"]["refit"] == "down"
+    assert "Warning: --correct is now called --refit.\n" in by_old.stderr
+    assert "--correct" not in by_new.stderr
+
+
+def test_both_names_of_refit_agree_or_are_refused(run, quick):
+    assert run(*quick, "--correct", "down", "--refit", "down", "--dry-run").code == 0
+    error = usage_error(run, *quick, "--correct", "down", "--refit", "experts", "--dry-run")
+    assert "--correct" in error
+    assert "is the old name of --refit, and --refit experts is given as well." in error
