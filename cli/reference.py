@@ -1,0 +1,68 @@
+"""The reference of ``hcsmoe convert`` as a page: ``python -m hcsmoe_hub.cli.reference > docs/options.md``."""
+
+import re
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+
+import typer
+from typer.core import TyperOption
+
+from hcsmoe_hub import options
+from hcsmoe_hub.cli.app import app
+from hcsmoe_hub.cli.help_page import DEFAULT_PANEL, default_of, options_by_panel
+from hcsmoe_hub.recipe.presets import Preset
+
+INTRODUCTION = """# Options of hcsmoe convert
+
+Everyday options are also listed by `hcsmoe convert --help`, all of them by `hcsmoe convert --help-methods`.
+[Methods](methods.md) explains the values. N is the number of experts per layer in the source, and K is `--experts`.
+
+Options that would have no effect together with the others are rejected, never silently ignored. Method options that are
+not given are taken from the preset.
+"""
+_ENUMS = (value for value in vars(options).values() if isinstance(value, type) and issubclass(value, StrEnum))
+_VALUES = {str(value) for kind in (Preset, *_ENUMS) for value in kind} | {"bundled", "c4", "cuda:N"}
+# What the help writes for a value, in words.
+_KINDS = {"N": "integer, at least {min}", "": "flag"}
+
+
+def reference() -> str:
+    """The page: a table per panel, made from the options themselves."""
+    command = typer.main.get_command(app).commands["convert"]  # type: ignore[attr-defined]
+    return "\n".join([INTRODUCTION, *_tables(options_by_panel(command.params))])
+
+
+def _tables(panels: dict[str, list[TyperOption]]) -> Iterator[str]:
+    for panel, members in panels.items():
+        if panel != DEFAULT_PANEL:
+            yield f"## {panel}\n\n| option | values | default | meaning |\n|---|---|---|---|"
+            yield from map(_row, members)
+            yield ""
+
+
+def _row(option: TyperOption) -> str:
+    """One option. Its help ends with its values if it has a list of them."""
+    text = (option.help or "").removesuffix(".")
+    meaning, _, listed = text.partition(": ")
+    if listed:
+        values = re.sub(r"(^|, | or )([\w:+-]+)", lambda item: item[1] + _code(item[2]), listed)
+    else:
+        values = _KINDS.get(option.metavar or "", f"`{option.metavar}`").format(min=option.min)
+    default = "required" if option.required else _default(option)
+    names = ", ".join(f"`{name}`" for name in sorted(option.opts, key=len))
+    return f"| {names} | {values} | {default} | {meaning.replace('*', chr(92) + '*')}. |"
+
+
+def _code(word: str) -> str:
+    return f"`{word}`" if word in _VALUES else word
+
+
+def _default(option: TyperOption) -> str:
+    """The default; one that the command line itself fills in is code."""
+    default = default_of(option)
+    return default if isinstance(option.show_default, str) or not default else f"`{default}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())
