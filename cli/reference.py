@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
+from typing import Any
 
 import typer
 from typer.core import TyperOption
@@ -21,16 +22,17 @@ Everyday options are also listed by `hcsmoe convert --help`, all of them by `hcs
 Options that would have no effect together with the others are rejected, never silently ignored. Method options that are
 not given are taken from the preset.
 """
-_ENUMS = (value for value in vars(options).values() if isinstance(value, type) and issubclass(value, StrEnum))
-_VALUES = {str(value) for kind in (Preset, *_ENUMS) for value in kind} | {"bundled", "c4", "cuda:N"}
+_TYPES = [value for value in vars(options).values() if isinstance(value, type)]
+_ENUMS: list[type[StrEnum]] = [Preset, *(kind for kind in _TYPES if issubclass(kind, StrEnum))]
+_VALUES = {str(value) for kind in _ENUMS for value in kind} | {"bundled", "c4", "cuda:N"}
 # What the help writes for a value, in words.
 _KINDS = {"N": "integer, at least {min}", "": "flag"}
 
 
 def reference() -> str:
     """The page: a table per panel, made from the options themselves."""
-    command = typer.main.get_command(app).commands["convert"]  # type: ignore[attr-defined]
-    return "\n".join([INTRODUCTION, *_tables(options_by_panel(command.params))])
+    group: Any = typer.main.get_command(app)
+    return "\n".join([INTRODUCTION, *_tables(options_by_panel(group.commands["convert"].params))])
 
 
 def _tables(panels: dict[str, list[TyperOption]]) -> Iterator[str]:
