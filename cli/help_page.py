@@ -144,9 +144,9 @@ def _entry(name: str, sentence: str, room: int, width: int) -> Iterator[Text]:
     """A name, and its sentence next to it; below it if the name takes more than its room."""
     margin = INDENT + room + GAP
     lines = _wrap(sentence, width - margin)
-    beside = lines.pop(0) if len(name) <= room and lines else ""
+    first = lines.pop(0) if len(name) <= room and lines else ""
     yield Text.assemble(
-        " " * INDENT, (name, "bold cyan"), f"{'':{margin - INDENT - len(name)}}{beside}" if beside else ""
+        " " * INDENT, (name, "bold cyan"), f"{'':{margin - INDENT - len(name)}}{first}" if first else ""
     )
     for line in lines:
         yield Text(" " * margin + line)

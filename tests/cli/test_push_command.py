@@ -1,4 +1,4 @@
-"""``hcsmoe push``: what a person, a program and a script are told, and what goes wrong before any request."""
+"""``hcsmoe push``: what a person, a program and a script see, and what goes wrong before any request."""
 
 import io
 import json
@@ -72,11 +72,11 @@ def test_a_person_is_told_what_went_where(hub: Hub, done: Any) -> None:
     assert lines[3].startswith("files ")
     assert lines[3].endswith(" sent")
     assert lines[4] == "left out notes.txt: not part of the checkpoint"
-    told = [line.split(maxsplit=1) for line in stderr.splitlines()]
-    assert told[0] == ["push", "started"]
-    assert told[1][1].startswith("model.safetensors sent, 3.")
-    assert told[2][1].startswith("done in ")
-    assert told[3] == ["Hint:", "load it with AutoModelForCausalLM.from_pretrained('me/model')"]
+    said = [line.split(maxsplit=1) for line in stderr.splitlines()]
+    assert said[0] == ["push", "started"]
+    assert said[1][1].startswith("model.safetensors sent, 3.")
+    assert said[2][1].startswith("done in ")
+    assert said[3] == ["Hint:", "load it with AutoModelForCausalLM.from_pretrained('me/model')"]
 
 
 def test_a_program_gets_one_document(hub: Hub, done: Any) -> None:
