@@ -155,11 +155,11 @@ def _convert(
     """Converts with a final plan: from its statistics if it has some, otherwise on calibration tokens."""
     from hcsmoe_hub.pipeline.run import run
     from hcsmoe_hub.result.figure import draw
-    from hcsmoe_hub.result.folder import write_result, writing
+    from hcsmoe_hub.result.folder import open_writer, write_result
     from hcsmoe_hub.result.make_report import make_report
     from hcsmoe_hub.result.verify import check_structure
 
-    with writing(plan, delivery) as writer:
+    with open_writer(plan, delivery) as writer:
         with log.timed(Stage.CONVERT, len(plan.model.skeleton.layers)):
             layers, pictures, peak = run(plan, writer, token_ids, log.emit)
         report = make_report(plan, making, layers, warnings=log.warnings, seconds=log.seconds, peak=peak)
@@ -167,7 +167,7 @@ def _convert(
             draw(pictures, plan.output / FIGURE_FILE, title=plan.model.source.name)
         write_result(plan, writer, report)
         if delivery is not None:
-            delivery.make_room()
+            delivery.wait_for_space()
         with log.timed(Stage.VERIFY, 1):
             result = check_structure(plan.output, sent={} if delivery is None else delivery.sent).source
     return report, result

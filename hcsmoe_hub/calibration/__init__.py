@@ -1,1 +1,1 @@
-"""Calibration: text to packed tokens, and what is accumulated while they pass through a layer."""
+"""Calibration: text to packed sequences of token ids."""

@@ -34,20 +34,22 @@ FORMATS: Mapping[str, str] = {
     ".parquet": "parquet",
     ".csv": "csv",
 }
+# File type of token ids, which are used unchanged.
+TOKEN_IDS = ".npy"
 TEXT_COLUMNS = ("messages", "text", "content")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationPlan:
-    """What will be fed to the model.
+    """Calibration text, and how it is cut into sequences.
 
     Attributes:
         dataset: As the user named it.
-        sequences: Number of sequences, at most.
+        sequences: Maximum number of sequences.
         sequence_length: Tokens per sequence.
         seed: Seed of the document shuffle.
-        text_column: Column with the text, ``None`` to find one.
-        is_token_ids: Whether the file holds token ids, which are used as they are.
+        text_column: Column with the text, ``None`` to find it.
+        is_token_ids: Whether the file holds token ids, which are used unchanged.
     """
 
     dataset: str
@@ -59,7 +61,7 @@ class CalibrationPlan:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens, at most."""
+        """Maximum number of tokens."""
         return self.sequences * self.sequence_length
 
 
@@ -69,18 +71,18 @@ def plan_calibration(
     """Checks the calibration options against the model, without reading text.
 
     Args:
-        options: What was asked for.
-        max_positions: Tokens that the model takes at once, ``None`` if it says nothing of it.
-        has_tokenizer: Whether text can be turned into tokens.
-        label: What messages call the model.
+        options: The calibration options.
+        max_positions: Maximum sequence length of the model, ``None`` if its config does not state one.
+        has_tokenizer: Whether the model has a tokenizer.
+        label: Name of the model in messages.
         fits: Whether a refit will be fitted to the text.
 
     Raises:
-        PlanError: If a tokenizer is missing or the sequences are longer than the model takes.
-        CalibrationError: If a file does not exist or is of no known kind.
+        PlanError: If a tokenizer is missing or the sequences are longer than the model accepts.
+        CalibrationError: If a file does not exist or its type is unknown.
     """
     path = Path(options.dataset).expanduser()
-    if path.suffix == ".npy":
+    if path.suffix == TOKEN_IDS:
         sequences, length = _open_token_ids(path).shape
     else:
         _check_dataset(options.dataset, path)
@@ -94,8 +96,8 @@ def plan_calibration(
     if max_positions is not None and length > max_positions:
         raise PlanError(
             f"sequences of {length} tokens are longer than the {max_positions} positions of {label}.",
-            hint=f"cut them to {max_positions} ids or less"
-            if path.suffix == ".npy"
+            hint=f"cut them to {max_positions} ids or fewer"
+            if path.suffix == TOKEN_IDS
             else f"use --sequence-length {max_positions} or less",
         )
     return CalibrationPlan(
@@ -104,7 +106,7 @@ def plan_calibration(
         sequence_length=length,
         seed=options.seed,
         text_column=options.text_column,
-        is_token_ids=path.suffix == ".npy",
+        is_token_ids=path.suffix == TOKEN_IDS,
     )
 
 
@@ -113,7 +115,8 @@ def _check_dataset(dataset: str, path: Path) -> None:
         return
     if path.is_file():
         raise CalibrationError(
-            f"{dataset} is of no known kind.", hint=f"known endings are {', '.join(FORMATS)} and .npy for token ids"
+            f"{dataset} has an unknown file type.",
+            hint=f"pass a file that ends in {', '.join(FORMATS)}, or .npy for token ids",
         )
     if path.suffix in FORMATS or dataset.count("/") != 1 or dataset.startswith((".", "~", "/")):
         raise CalibrationError(
@@ -129,7 +132,7 @@ def _open_token_ids(path: Path) -> np.ndarray[Any, Any]:
     try:
         ids = np.load(path, allow_pickle=False, mmap_mode="r")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, tokenize.TokenError) as error:
-        raise CalibrationError(f"{path} is no array of numbers: {error}.", hint=hint) from None
+        raise CalibrationError(f"{path} is not an array of numbers: {error}.", hint=hint) from None
     if not isinstance(ids, np.ndarray):
         raise CalibrationError(f"{path} is an archive of arrays.", hint=hint)
     if ids.ndim != 2 or ids.dtype != np.int64 or 0 in ids.shape:
@@ -146,10 +149,10 @@ def load_token_ids(plan: CalibrationPlan, *, tokenizer_folder: Path, vocab_size:
         vocab_size: Ids must be below this.
 
     Returns:
-        ``[sequences, sequence_length]`` int64. Fewer sequences than planned if the text is short.
+        ``[sequences, sequence_length]`` int64, with fewer sequences than planned if the text is short.
 
     Raises:
-        CalibrationError: If there is no text, too little for one sequence, or an id outside the vocabulary.
+        CalibrationError: If the text is too short for one sequence, or an id is outside the vocabulary.
     """
     if plan.is_token_ids:
         ids = torch.from_numpy(np.array(_open_token_ids(Path(plan.dataset).expanduser())))
@@ -157,8 +160,9 @@ def load_token_ids(plan: CalibrationPlan, *, tokenizer_folder: Path, vocab_size:
         ids = _pack(plan, tokenizer_folder)
     if ids.min() < 0 or ids.max() >= vocab_size:
         raise CalibrationError(
-            f"{plan.dataset} holds token ids from {ids.min()} to {ids.max()}, the vocabulary ends at {vocab_size - 1}.",
-            hint="use ids made with this model's own tokenizer",
+            f"{plan.dataset} holds token ids from {ids.min()} to {ids.max()}, "
+            f"but the vocabulary ends at {vocab_size - 1}.",
+            hint="use ids from this model's own tokenizer",
         )
     return ids
 
@@ -180,7 +184,7 @@ def _pack(plan: CalibrationPlan, tokenizer_folder: Path) -> Tensor:
     stream: list[int] = []
     for content in _documents(plan):
         if isinstance(content, str):
-            # A document may exceed the model's context: it is cut below, so the tokenizer need not warn.
+            # A document may exceed the model's context; it is cut below, so the tokenizer need not warn.
             stream += tokenizer(content, verbose=False)["input_ids"] + separator
         elif tokenizer.chat_template is None:
             raise CalibrationError(
@@ -192,7 +196,7 @@ def _pack(plan: CalibrationPlan, tokenizer_folder: Path) -> Tensor:
                 ids: Any = tokenizer.apply_chat_template(content, tokenize=True, return_dict=False)
             except (TemplateError, TypeError, KeyError, AttributeError) as error:
                 raise CalibrationError(
-                    f"{plan.dataset} holds messages that the chat template of the model's tokenizer refuses: {error}",
+                    f"{plan.dataset} holds messages that the model's chat template rejects: {error}",
                     hint="pass plain text, or name a text column with --text-column",
                 ) from error
             stream += ids
@@ -222,7 +226,7 @@ def _documents(plan: CalibrationPlan) -> Iterator[Any]:
                 f"{plan.dataset} has no column {plan.text_column!r}: its columns are {', '.join(row)}.",
                 hint="name one of them with --text-column",
             )
-        # Rows may be blank, and may differ in which column they use.
+        # Rows may be blank, and different rows may use different columns.
         column = next((name for name in present if row[name]), None)
         if column is None:
             continue
@@ -256,12 +260,12 @@ def _rows(plan: CalibrationPlan) -> Iterator[Mapping[str, Any]]:
         rows = datasets.load_dataset(**{"split": "train", **arguments}, streaming=True)
         yield from rows.shuffle(seed=plan.seed, buffer_size=SHUFFLE_BUFFER)
     except StopIteration:
-        # How the JSON reader of datasets meets an empty file.
+        # The JSON reader of datasets raises this for an empty file.
         raise CalibrationError(f"{plan.dataset} is empty.", hint="pass a file that holds text") from None
     except (datasets.exceptions.DatasetsError, OSError, ValueError, EOFError, zlib.error) as error:
         raise CalibrationError(
             f"{plan.dataset} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}",
-            hint=f"check the file, or the name of the dataset; '--calibration {BUNDLED}' needs no network",
+            hint=f"check the file, or the name of the dataset; '--calibration {BUNDLED}' works offline",
         ) from error
 
 
@@ -270,23 +274,20 @@ def fingerprint(ids: Tensor) -> str:
     return hashlib.sha256(ids.contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 
 
-TOKEN_IDS = ".npy"
-
-
 def dataset_file(dataset: str) -> Path | None:
-    """The file that a calibration set is; ``None`` for text that is known by its name alone."""
+    """Path of a calibration set that is a file; ``None`` for the bundled text, C4 and Hub datasets."""
     path = Path(dataset).expanduser()
     return path if path.suffix in (*FORMATS, TOKEN_IDS) else None
 
 
 def dataset_name(dataset: str) -> str:
-    """A calibration set as files name it that others may see: a file without the folders that it lies in."""
+    """Name of a calibration set for files that may be published: a file without its folders."""
     path = dataset_file(dataset)
     return dataset if path is None else path.name
 
 
 def dataset_digest(dataset: str) -> str | None:
-    """SHA-256 of a calibration file; ``None`` for what is no file, or is not there any more."""
+    """SHA-256 of a calibration file; ``None`` if the set is not a file, or the file no longer exists."""
     path = dataset_file(dataset)
     if path is None or not path.is_file():
         return None

@@ -1,1 +1,1 @@
-"""Checkpoints on disk: where they come from, one layer at a time in memory, and how the result is written."""
+"""Checkpoint files: reading a source, and writing a result, without loading the whole model into memory."""

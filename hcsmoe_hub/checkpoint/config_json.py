@@ -1,7 +1,7 @@
-"""Edits the raw ``config.json``: only the keys that the conversion owns, in the dialect that the source wrote.
+"""Edits the raw ``config.json``: only the keys that a conversion changes, under the names that the source uses.
 
-Saving the config through transformers would rename keys and add dozens of defaults, and other programs read the
-source's spelling. See the keys below for every name that a count goes by.
+Saving the config through transformers would rename keys and add dozens of defaults, but other programs read the
+source's spelling. The tuples below list every name that a count has.
 """
 
 import copy
@@ -26,21 +26,21 @@ TOP_K_KEYS = (
 )
 GROUP_KEYS = ("n_group", "num_expert_group")
 TOP_GROUP_KEYS = ("topk_group",)
-# Multi-token prediction layers: heads with experts of their own that no transformers model loads.
+# Multi-token prediction layers: heads with their own experts, which transformers models do not load.
 MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules", "mtp_num_layers")
-# Where a language model's own settings can be nested.
+# Sections in which a language model's settings can be nested.
 SECTIONS = ("text_config", "ffn_config")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoESettings:
-    """What a config says about its experts.
+    """Expert counts of a config.
 
     Attributes:
         experts: Routed experts per MoE layer.
-        experts_per_token: How many of them each token visits.
+        experts_per_token: Active experts per token, the router's top-k.
         groups: Number of groups for group-limited routing, 1 without.
-        groups_per_token: How many groups each token may choose from.
+        groups_per_token: Number of groups that the router may select a token's experts from.
     """
 
     experts: int
@@ -50,7 +50,7 @@ class MoESettings:
 
 
 def _sections(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The top level and every nested section that may hold our keys."""
+    """The top level and every nested section that may hold expert counts."""
     yield config  # type: ignore[misc]
     for name in SECTIONS:
         if isinstance(section := config.get(name), dict):
@@ -58,9 +58,9 @@ def _sections(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _built_value(config: PreTrainedConfig, keys: tuple[str, ...]) -> int | None:
-    """Value of the first key that a built config has, looking into its sections as well."""
+    """Value of the first key that a built config or one of its sections has."""
     for part in (config, *(getattr(config, name, None) for name in SECTIONS)):
-        # The name that the class itself gave the count goes before a key that merely stands in the file.
+        # The class's own name for the count takes precedence over a key that merely occurs in the file.
         own = {field.name for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else set()
         for key in sorted(keys, key=lambda key: key not in own):
             value = getattr(part, key, None)
@@ -70,7 +70,7 @@ def _built_value(config: PreTrainedConfig, keys: tuple[str, ...]) -> int | None:
 
 
 def has_expert_count(config: Mapping[str, Any]) -> bool:
-    """Whether a raw config names a number of experts at all."""
+    """Whether a raw config gives a number of experts at all."""
     return any(section.get(key) for section in _sections(config) for key in EXPERT_KEYS)
 
 
@@ -78,13 +78,13 @@ def read_settings(config: PreTrainedConfig) -> MoESettings:
     """Reads the expert counts of a built config, defaults included.
 
     Raises:
-        UnsupportedModelError: If there are no experts.
+        UnsupportedModelError: If the model is dense.
     """
     experts = _built_value(config, EXPERT_KEYS)
     top_k = _built_value(config, TOP_K_KEYS)
     if not experts or not top_k:
         raise UnsupportedModelError(
-            f"model_type {config.model_type!r} is a dense model: its config names no experts to merge.",
+            f"model_type {config.model_type!r} is a dense model: its config does not give a number of experts.",
             hint="pass a Mixture-of-Experts checkpoint; see 'hcsmoe architectures'",
         )
     groups = _built_value(config, GROUP_KEYS) or 1
@@ -97,7 +97,7 @@ def read_settings(config: PreTrainedConfig) -> MoESettings:
 
 
 def check_aliases(config: Mapping[str, Any], before: MoESettings) -> None:
-    """Checks that every name of the expert count, and of the count per token, says the same.
+    """Checks that all aliases of the expert count, and of the active experts per token, agree.
 
     Raises:
         SourceError: If two aliases disagree: programs would read different counts from the same file.
@@ -110,12 +110,12 @@ def check_aliases(config: Mapping[str, Any], before: MoESettings) -> None:
                 if isinstance(value, int) and value != count:
                     raise SourceError(
                         f"config.json says {key} = {value}, but the model is built with {count} {noun}.",
-                        hint="correct config.json; every name of a count must hold the same number",
+                        hint="correct config.json; all names of a count must have the same value",
                     )
 
 
 def _set_all(config: dict[str, Any], keys: tuple[str, ...], before: int, after: int) -> bool:
-    """Sets every alias that holds ``before``; tells whether there was one."""
+    """Sets every alias that holds ``before``; returns whether there was one."""
     found = False
     for section in _sections(config):
         for key in keys:
@@ -137,13 +137,13 @@ def edit(
 ) -> dict[str, Any]:
     """Returns a copy of a raw config for ``after`` experts.
 
-    Every alias of a count that is present is set, and none is added unless the source relied on a default of its class.
+    Sets every alias of a count that is present, and adds a key only where the source relies on a default of its class.
 
     Args:
         config: Raw config of the source.
         built: The same config as transformers builds it, for the names of defaults.
-        before: What the source says.
-        after: What the result has.
+        before: Counts of the source.
+        after: Counts of the result.
         without_mtp: Whether multi-token prediction layers were dropped.
         without_quantization: Whether the weights were dequantised.
     """
@@ -167,36 +167,36 @@ def edit(
 
 
 def _set_default(config: dict[str, Any], built: PreTrainedConfig, keys: tuple[str, ...], value: int) -> None:
-    """Writes down a count that the source left to the default of its config class."""
+    """Adds a count that the source left to the default of its config class."""
     text = config.get("text_config")
     section = text if isinstance(text, dict) else config
     name = next((key for key in keys if hasattr(built, key) and key not in built.attribute_map), None)
     if name is None:
         raise PlanError(
             f"config.json has none of the keys {', '.join(keys)}, so the new count cannot be written.",
-            hint="write the count into config.json under the name that its class uses",
+            hint="add the count to config.json under the name that its class uses",
         )
     section[name] = value
 
 
 def check_counts(before: MoESettings, *, experts: int, experts_per_token: int | None, label: str) -> MoESettings:
-    """Checks that the router can still choose from K experts.
+    """Checks that the router can select from K experts.
 
     Returns:
         The settings of the result; its groups are reset to one when K experts cannot be split into them.
 
     Raises:
-        PlanError: If K is no sensible count, or the router could not work with it.
+        PlanError: If K is out of range, or too small for the router's top-k or groups.
     """
     if not 2 <= experts <= before.experts:
-        why = f"it has only {before.experts}" if experts > before.experts else "a router needs a choice"
+        why = f"it has only {before.experts}" if experts > before.experts else "a router needs at least 2"
         raise PlanError(
             f"cannot keep {experts} experts per layer of {label}: {why}.",
             hint=f"use --experts with a number from 2 to {before.experts}",
         )
     top_k = before.experts_per_token if experts_per_token is None else experts_per_token
     if top_k < 1:
-        raise PlanError(f"a token cannot visit {top_k} experts.", hint="use --experts-per-token with 1 or more")
+        raise PlanError(f"a token cannot have {top_k} active experts.", hint="use --experts-per-token with 1 or more")
     if top_k > experts:
         chosen = "selects" if experts_per_token is None else "would select"
         fewer = f"lower the selection with --experts-per-token {experts}"
@@ -212,7 +212,7 @@ def check_counts(before: MoESettings, *, experts: int, experts_per_token: int | 
         needed = before.groups * max(2, -(-top_k // before.groups_per_token))
         raise PlanError(
             f"{experts} experts in {before.groups} groups are {per_group} per group, but the router of {label} scores "
-            f"a group by its best two experts and chooses {top_k} experts from {before.groups_per_token} groups.",
+            f"a group by its best two experts and selects {top_k} experts from {before.groups_per_token} groups.",
             hint=f"use --experts {needed} or more",
         )
     return MoESettings(
@@ -224,7 +224,7 @@ def check_counts(before: MoESettings, *, experts: int, experts_per_token: int | 
 
 
 def plain_config(raw_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy of a raw config without the map: the model of N router rows and N experts."""
+    """Returns a copy of a raw config without its expert map: the model with N router rows and N experts."""
     config = copy.deepcopy(dict(raw_config))
     for section in (config, config.get("text_config")):
         if isinstance(section, dict):

@@ -1,4 +1,4 @@
-"""Downloads what a pass over a checkpoint reads, ahead of the pass and in its order."""
+"""Downloads what a pass over a checkpoint reads, in order and ahead of the reader."""
 
 import os
 import threading
@@ -8,23 +8,23 @@ from pathlib import Path
 
 from hcsmoe_hub.checkpoint.pieces import Piece
 
-# One connection alone is slower than most lines.
+# A single connection is slower than most lines.
 THREADS = 4
-# The step that is read, and the one after it.
+# The current step and the next one.
 WINDOW = 2
 
 
 class Feed:
-    """Hands out the pieces of a pass as files, and downloads the next ones meanwhile.
+    """Provides the pieces of a pass as files, and downloads the next ones in the background.
 
-    With ``removes``, a piece is deleted as soon as each of its tensors was read, and none is asked for before the step
-    that comes two before its own is over. So what is on disk, unfinished files included, are pieces of two steps in a
-    row at most. Steps are read one after the other: whoever asks for a tensor says that the steps before it are over.
+    With ``removes``, a piece is deleted as soon as all of its tensors have been read, and the pieces of a step are
+    requested only when the last step but one is over. So the disk holds pieces of at most two consecutive steps,
+    unfinished files included. Steps are read in order: opening a tensor implies that all earlier steps are over.
 
     Args:
         steps: Pieces by step.
-        fetch: Brings a piece and returns its file; called in other threads. The event tells it to give up.
-        removes: Whether pieces are deleted once they were read; otherwise all of them are downloaded and stay.
+        fetch: Downloads a piece and returns its file; called in other threads, stops when the event is set.
+        removes: Whether pieces are deleted once they have been read; otherwise all are downloaded and stay.
     """
 
     def __init__(
@@ -44,26 +44,26 @@ class Feed:
         self._futures: dict[Piece, Future[Path]] = {}
         self._files: dict[Piece, int] = {}
         self._failed: Future[Path] | None = None
-        self._current = self._asked = 0
+        self._current = self._requested = 0
         self._stop = threading.Event()
         self._lock = threading.RLock()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="download")
         with self._lock:
-            self._ask()
+            self._request_pieces()
 
-    def _ask(self) -> None:
-        """Asks for the pieces of all steps that may be on disk by now."""
+    def _request_pieces(self) -> None:
+        """Requests the pieces of all steps that may be on disk."""
         while self._current < len(self._steps) and not any(self._unread[piece] for piece in self._steps[self._current]):
             self._current += 1
         end = min(len(self._steps), self._current + WINDOW) if self._removes else len(self._steps)
-        for step in self._steps[self._asked : end]:
-            # A step that was left out before anybody asked for it has nothing to wait for.
+        for step in self._steps[self._requested : end]:
+            # Pieces of a skipped step are not needed.
             for piece in (piece for piece in step if self._unread[piece]):
                 self._futures[piece] = future = self._pool.submit(self._fetch, piece, self._stop)
-                future.add_done_callback(self._note)
-        self._asked = max(self._asked, end)
+                future.add_done_callback(self._record_failure)
+        self._requested = max(self._requested, end)
 
-    def _note(self, future: Future[Path]) -> None:
+    def _record_failure(self, future: Future[Path]) -> None:
         if not future.cancelled() and future.exception() is not None:
             self._failed = future
 
@@ -74,11 +74,11 @@ class Feed:
             name: Its name.
 
         Returns:
-            An open file that holds its shard from some position on, and that position; ``None`` if its shard is no
-            part of the feed.
+            An open file that holds its shard from some position on, and that position; ``None`` if the feed does not
+            contain its shard.
 
         Raises:
-            SourceError: If its piece, or one that was asked for ahead, cannot be downloaded.
+            SourceError: If its piece, or one that was requested ahead of it, cannot be downloaded.
         """
         if name not in self._place:
             return None
@@ -88,7 +88,7 @@ class Feed:
             if self._removes:
                 self._skip_to(number)
         if self._failed is not None:
-            # Better told now than after the hours that it takes to get there.
+            # Fail now rather than hours later, when the pass reaches that piece.
             self._failed.result()
         path = self._futures[piece].result()
         with self._lock:
@@ -96,8 +96,8 @@ class Feed:
                 self._files[piece] = os.open(path, os.O_RDONLY)
             return self._files[piece], piece.start
 
-    def was_read(self, name: str) -> None:
-        """Takes note that nobody needs a tensor any more; of tensors of other shards too."""
+    def mark_read(self, name: str) -> None:
+        """Marks a tensor as read; ignores tensors that the feed does not contain."""
         if name not in self._place:
             return
         _, piece = self._place[name]
@@ -105,18 +105,18 @@ class Feed:
             self._unread[piece].discard(name)
             if not self._unread[piece]:
                 self._release(piece)
-                self._ask()
+                self._request_pieces()
 
     def _skip_to(self, number: int) -> None:
-        """Lets go of what earlier steps did not read."""
+        """Releases what earlier steps did not read."""
         for piece in (piece for step in self._steps[self._current : number] for piece in step):
             if self._unread[piece]:
                 self._unread[piece].clear()
                 self._release(piece)
-        self._ask()
+        self._request_pieces()
 
     def _release(self, piece: Piece) -> None:
-        """Closes a piece, then deletes it: an open file would keep its place on disk."""
+        """Closes a piece before deleting it: an open file would still occupy the disk."""
         if piece in self._files:
             os.close(self._files.pop(piece))
         future = self._futures.get(piece)
@@ -124,12 +124,12 @@ class Feed:
             future.result().unlink()
 
     def stop(self) -> None:
-        """Ends the downloads; who waits for one is told that it was cancelled."""
+        """Stops the downloads; threads that wait for one get ``CancelledError`` or the error of ``fetch``."""
         self._stop.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """Ends the downloads and waits until they have, and closes every file."""
+        """Stops the downloads, waits for them to end, and closes every file."""
         self.stop()
         self._pool.shutdown(wait=True)
         with self._lock:

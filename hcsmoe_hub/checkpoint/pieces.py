@@ -1,4 +1,4 @@
-"""Which stretches of which shards a pass over a checkpoint has to download, and in which order."""
+"""Which byte ranges of which shards a pass over a checkpoint downloads, and in which order."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from itertools import pairwise
 
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
 
-# Tensors that are read together: a decoder layer, what lies outside of the layers, or what no model loads.
+# Tensors that are read together: a decoder layer, everything outside the layers, or what the model does not load.
 Step = Sequence[StoredTensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A stretch of a shard that is downloaded as one.
+    """A byte range of a shard, downloaded as one file.
 
     Attributes:
         shard: Name of the file.
         start: Position of its first byte in the shard.
         end: Position after its last byte.
-        tensors: Names of the tensors in it that are read.
+        tensors: Names of the tensors in it that the pass reads.
     """
 
     shard: str
@@ -28,14 +28,14 @@ class Piece:
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Its size in bytes."""
         return self.end - self.start
 
 
 def reading_order(
     keys: Mapping[int | None, Iterable[str]], stored: Mapping[str, StoredTensor], unread: Iterable[str] = ()
 ) -> list[Step]:
-    """The steps of a pass: what lies outside of the layers, the layers, and what the model does not load.
+    """The steps of a pass: everything outside the layers, the layers, and what the model does not load.
 
     Args:
         keys: Stored keys by decoder layer; ``None`` is everything outside the layers.
@@ -47,11 +47,11 @@ def reading_order(
 
 
 def whole_shards(steps: Sequence[Step], sizes: Mapping[str, int]) -> list[list[Piece]]:
-    """Every shard as a whole, at the first step that reads from it.
+    """Whole shards, each at the first step that reads from it.
 
     Args:
         steps: A pass.
-        sizes: Shards that have to be downloaded, with their size.
+        sizes: Shards to download, with their sizes in bytes.
     """
     names: dict[str, list[str]] = {}
     for tensor in (tensor for step in steps for tensor in step if tensor.shard in sizes and tensor.nbytes):
@@ -66,14 +66,14 @@ def whole_shards(steps: Sequence[Step], sizes: Mapping[str, int]) -> list[list[P
 
 
 def layer_pieces(steps: Sequence[Step], sizes: Mapping[str, int]) -> list[list[Piece]]:
-    """At every step exactly the bytes that it reads.
+    """Exactly the bytes that each step reads.
 
-    Most checkpoints store a layer in one stretch or two. Wherever a tensor lies, no step needs what another one
-    downloads: what a step has read can go, and no byte comes twice.
+    Most checkpoints store a layer in one or two ranges. Steps do not share downloads, so what a step has read can be
+    deleted, and no byte is downloaded twice.
 
     Args:
         steps: A pass.
-        sizes: Shards that have to be downloaded, with their size.
+        sizes: Shards to download, with their sizes in bytes.
     """
     pieces = []
     for step in steps:
@@ -105,6 +105,6 @@ def download_bytes(steps: Iterable[Iterable[Piece]]) -> int:
 
 
 def largest_pair(steps: Sequence[Sequence[Piece]]) -> int:
-    """Bytes of the largest two steps in a row: all that is on disk where every step goes before the next but one."""
+    """Bytes of the largest two consecutive steps, the most that a feed that deletes what was read has on disk."""
     sizes = [download_bytes([step]) for step in steps]
     return max((sum(pair) for pair in pairwise(sizes)), default=sum(sizes))

@@ -1,4 +1,4 @@
-"""Reads stored tensors with plain file reads: each byte once, and none of it mapped into this process.
+"""Reads stored tensors with plain file reads, each byte once and without memory maps.
 
 A memory map would count the source's pages as resident for as long as any tensor of a shard lives, and a weight that
 transformers keeps as a view of the map would pin the shard. Reading into fresh memory makes the peak predictable.
@@ -28,7 +28,7 @@ class TensorReader:
 
     Args:
         source: What to read.
-        feed: Downloads ahead of this reader; what is no part of it is fetched when it is needed.
+        feed: Downloads ahead of this reader; shards that it does not contain are fetched when they are needed.
         emit: Called with such downloads.
     """
 
@@ -48,7 +48,7 @@ class TensorReader:
     def _file(self, shard: str) -> int:
         with self._lock:
             if shard not in self._files:
-                if not self._source.is_here(shard):
+                if not self._source.is_local(shard):
                     shards = self._source.shards
                     self._emit(Fetching(shard, shards.index(shard) + 1, len(shards)))
                 self._files[shard] = os.open(self._source.fetch(shard), os.O_RDONLY)
@@ -74,7 +74,7 @@ class TensorReader:
                 )
             position += count
         if self._feed is not None:
-            self._feed.was_read(tensor.name)
+            self._feed.mark_read(tensor.name)
         with self._lock:
             self.bytes_read += tensor.nbytes
         return content.view(tensor.dtype).view(tensor.shape)

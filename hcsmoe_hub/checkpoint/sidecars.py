@@ -1,4 +1,4 @@
-"""The small files that travel with the weights: tokenizer, chat template, generation defaults, licence."""
+"""The small files that accompany the weights: tokenizer, chat template, generation defaults, licence."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatch
@@ -29,15 +29,15 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model
 
 
 def sidecar_files(files: Iterable[str]) -> list[str]:
-    """The files that a result takes over byte for byte: programs load tokenizers by their own spelling."""
+    """The files that are copied into a result byte for byte, since programs load tokenizers as they were written."""
     return [file for file in files if any(_matches(file, pattern) for pattern in SIDECARS)]
 
 
 def has_tokenizer(files: Iterable[str]) -> bool:
-    """Whether a checkpoint brings a tokenizer."""
+    """Whether a checkpoint has a tokenizer."""
     return any(_matches(file, pattern) for file in files for pattern in TOKENIZER_FILES)
 
 
 def _matches(file: str, pattern: str) -> bool:
-    # To fnmatch a slash is a letter like any other, but what lies in another folder is none of ours.
+    # fnmatch lets * match a slash, but files in other folders are not sidecars.
     return file.count("/") == pattern.count("/") and fnmatch(file, pattern)

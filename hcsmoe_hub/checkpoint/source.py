@@ -29,9 +29,9 @@ from hcsmoe_hub.events import Listener, ignore
 
 # A large model has a hundred shards, and on the Hub each header is a request.
 HEADER_THREADS = 8
-# Enough of a tensor to tell two sets of weights apart.
+# Enough of a tensor to distinguish two sets of weights.
 PEEKED_BYTES = 4096
-# Weights in formats that are never opened: pickles can run code, and the others are not safetensors.
+# Weights in formats that are never opened: pickles can run code, the others are not safetensors.
 FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.gguf", "*.onnx")
 
 
@@ -39,15 +39,15 @@ class Source(ABC):
     """A checkpoint that can be planned from its headers and read shard by shard.
 
     Attributes:
-        name: Short name for a person and for the default output folder.
+        name: Short name for messages and for the default output folder.
         repo_id: Hub repository, or ``None`` for a folder.
         path: Local folder, or ``None`` for a repository.
         revision: Commit of the repository, or ``None`` for a folder.
-        renamed_from: Id that was asked for, if the repository bears another one by now.
-        gated: Whether the Hub hands it out to those only who have asked for access; ``None`` if it was not asked.
+        renamed_from: Requested id, if the repository has been renamed.
+        gated: Whether access must be requested on the Hub; ``None`` if unknown.
         cache: Folder that downloads go to, or ``None`` for a folder.
-        missing_hint: What to do about a shard that is not there.
-        weights_hint: What to do if there are no weights in the right format.
+        missing_hint: What to do about a missing shard.
+        weights_hint: What to do if there are no safetensors weights.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Source(ABC):
 
     @property
     def label(self) -> str:
-        """What a message calls this source."""
+        """Name of this source in messages."""
         return self.repo_id if self.repo_id is not None else str(self.path)
 
     @abstractmethod
@@ -71,11 +71,11 @@ class Source(ABC):
 
     @abstractmethod
     def fetch(self, file: str) -> Path:
-        """Local path of ``file``, downloaded when it has to be."""
+        """Local path of ``file``, downloaded if necessary."""
 
     @abstractmethod
-    def is_here(self, file: str) -> bool:
-        """Whether ``fetch`` will return without a download."""
+    def is_local(self, file: str) -> bool:
+        """Whether ``fetch`` returns without a download."""
 
     @abstractmethod
     def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
@@ -83,12 +83,12 @@ class Source(ABC):
 
     @abstractmethod
     def peek(self, tensor: StoredTensor, count: int) -> bytes:
-        """The first bytes of a stored tensor, at most ``count``, without downloading its shard."""
+        """At most ``count`` first bytes of a stored tensor, without downloading its shard."""
 
     def fingerprint(self, peeked: Iterable[StoredTensor]) -> str:
         """SHA-256 of the config, of the names, dtypes and shapes of all tensors, and of the first bytes of some.
 
-        The same wherever the checkpoint lies. On the Hub each peeked tensor is a request.
+        Does not depend on where the checkpoint is. On the Hub each peeked tensor is a request.
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for name, tensor in sorted(self.tensors.items()):
@@ -102,18 +102,18 @@ class Source(ABC):
 
         Args:
             steps: Tensors that are read together, in the order of the pass.
-            low_disk: Whether every step brings its own tensors alone, which are deleted after it.
+            low_disk: Whether every step downloads only its own tensors, which are deleted after it.
         """
         return [[] for _ in steps]
 
     @contextmanager
     def feed(self, steps: Sequence[Step], *, low_disk: bool = False, emit: Listener = ignore) -> Iterator[Feed | None]:
-        """Downloads what a pass reads, ahead of it; ``None`` if everything is on this machine.
+        """Downloads what a pass reads, ahead of the reader; ``None`` if everything is local.
 
         Args:
             steps: Tensors that are read together, in the order of the pass.
-            low_disk: Whether downloads are deleted as soon as they were read; otherwise they stay in the cache.
-            emit: Called with every shard that a download begins with, from several threads.
+            low_disk: Whether downloads are deleted as soon as they have been read; otherwise they stay in the cache.
+            emit: Called once per shard when its download starts, from several threads.
         """
         yield None
 
@@ -121,13 +121,13 @@ class Source(ABC):
         """Content of a small text file.
 
         Raises:
-            SourceError: If it is no text.
+            SourceError: If it is not UTF-8 text.
         """
         try:
             return self.fetch(file).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise SourceError(
-                f"{self.label}/{file} is no text: {error}.", hint="download the checkpoint again"
+                f"{self.label}/{file} is not UTF-8 text: {error}.", hint="download the checkpoint again"
             ) from None
 
     @cached_property
@@ -136,15 +136,15 @@ class Source(ABC):
         if "config.json" not in self.files():
             foreign = self._foreign_weights()
             raise SourceError(
-                f"{self.label} has no config.json{f' beside {foreign}' if foreign else ''}, "
-                "so it is no transformers checkpoint.",
+                f"{self.label} has no config.json{f', only {foreign}' if foreign else ''}, "
+                "so it is not a transformers checkpoint.",
                 hint="pass the folder or repository that holds config.json and the safetensors shards",
             )
         return parse_config(self.text("config.json"), where=f"{self.label}/config.json")
 
     @cached_property
     def weight_map(self) -> dict[str, str] | None:
-        """Tensor name to shard name as the index gives it, ``None`` for a single file."""
+        """Tensor name to shard name, from the index; ``None`` for a single file."""
         if SINGLE_FILE in self.files() or INDEX_FILE not in self.files():
             return None
         return read_index(self.text(INDEX_FILE), where=f"{self.label}/{INDEX_FILE}")
@@ -154,7 +154,7 @@ class Source(ABC):
         """Names of the safetensors files that hold the weights, sorted.
 
         Raises:
-            SourceError: If there are none, or one that the index names is missing.
+            SourceError: If there are none, or one that the index lists is missing.
         """
         files = self.files()
         if self.weight_map is None:
@@ -162,7 +162,7 @@ class Source(ABC):
                 return [SINGLE_FILE]
             foreign = self._foreign_weights()
             raise SourceError(
-                f"{self.label} holds {f'only {foreign}' if foreign else 'no weights at all'}: hcsmoe reads "
+                f"{self.label} holds {f'only {foreign}' if foreign else 'no weights'}: hcsmoe reads "
                 "safetensors and never opens a pickle.",
                 hint=self.weights_hint,
             )
@@ -170,14 +170,14 @@ class Source(ABC):
         missing = [shard for shard in shards if shard not in files]
         if missing:
             raise SourceError(
-                f"{self.label} lacks {len(missing)} of {len(shards)} shards that its index names: "
+                f"{self.label} lacks {len(missing)} of {len(shards)} shards that its index lists: "
                 f"{', '.join(missing[:3])}.",
                 hint=self.missing_hint,
             )
         return shards
 
     def _foreign_weights(self) -> str:
-        """Names of some weights that cannot be read, empty if there are none."""
+        """Names of some weight files that cannot be read; empty if there are none."""
         found = [file for file in self.files() if any(fnmatch(file, pattern) for pattern in FOREIGN_WEIGHTS)]
         return ", ".join(found[:3])
 
@@ -187,7 +187,7 @@ class Source(ABC):
         tensors: dict[str, StoredTensor] = {}
         first, *others = self.shards
         with ThreadPoolExecutor(HEADER_THREADS) as pool:
-            # The first one alone: it also asks for what the others share, such as the sizes of all shards.
+            # The first one alone: it also requests what the others share, such as the sizes of all shards.
             headers = [self.shard_tensors(first), *pool.map(self.shard_tensors, others)]
         for found in headers:
             twice = tensors.keys() & found.keys()
@@ -200,7 +200,7 @@ class Source(ABC):
 
 
 class LocalSource(Source):
-    """A checkpoint in a folder of this machine."""
+    """A checkpoint in a local folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -222,5 +222,5 @@ class LocalSource(Source):
     def peek(self, tensor: StoredTensor, count: int) -> bytes:
         return local_bytes(self.fetch(tensor.shard), tensor, count)
 
-    def is_here(self, file: str) -> bool:
+    def is_local(self, file: str) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Names, shapes and places of stored tensors, read from safetensors headers and from nothing else."""
+"""Names, shapes and positions of stored tensors, read from safetensors headers alone."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from hcsmoe_hub.errors import SourceError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-# Nearly every header fits into this, so that one read, or one request, is enough.
+# Nearly every header fits into this, so one read, or one request, is enough.
 FIRST_READ_BYTES = 100_000
 # The limit of the safetensors format itself.
 MAX_HEADER_BYTES = 100_000_000
@@ -75,7 +75,7 @@ def check_file_name(name: str, *, where: str) -> str:
     escapes = posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts)
     if escapes or not name.strip():
         raise SourceError(
-            f"{where} names the file {name!r}, which lies outside the checkpoint's own folder.",
+            f"{where} lists the file {name!r}, which is outside the checkpoint's own folder.",
             hint="do not use this checkpoint; its index is damaged or hostile",
         )
     return name
@@ -85,7 +85,7 @@ def read_index(text: str, *, where: str) -> dict[str, str]:
     """Reads ``weight_map`` of a safetensors index: tensor name to shard name.
 
     Raises:
-        SourceError: If it is no index, or names a file outside the folder.
+        SourceError: If it is not an index, or lists a file outside the folder.
     """
     index = _parse_json(text, where=where)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -102,10 +102,10 @@ def _parse_json(text: str, *, where: str) -> Any:
 
 
 def read_header(read: Callable[[int, int], bytes], *, shard: str) -> tuple[dict[str, Any], int]:
-    """Reads the header of a safetensors file, wherever the file is.
+    """Reads the header of a local or remote safetensors file.
 
     Args:
-        read: Returns the bytes from one position up to another; fewer if the file ends before.
+        read: Returns the bytes from one position up to another; fewer if the file ends earlier.
         shard: Name of the file.
 
     Returns:
@@ -125,7 +125,7 @@ def read_header(read: Callable[[int, int], bytes], *, shard: str) -> tuple[dict[
         header = None
     if not isinstance(header, dict):
         raise SourceError(
-            f"{shard} is no safetensors file, or it is truncated: no header of {header_bytes} bytes can be read.",
+            f"{shard} is not a safetensors file, or it is truncated: a header of {header_bytes} bytes cannot be read.",
             hint="download this shard again",
         )
     return header, 8 + header_bytes
@@ -143,7 +143,7 @@ def local_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def local_bytes(path: Path, tensor: StoredTensor, count: int) -> bytes:
-    """The first bytes of a tensor in a local safetensors file, at most ``count``."""
+    """At most ``count`` first bytes of a tensor in a local safetensors file."""
     with path.open("rb") as file:
         file.seek(tensor.offset)
         return file.read(min(count, tensor.nbytes))
@@ -152,7 +152,7 @@ def local_bytes(path: Path, tensor: StoredTensor, count: int) -> bytes:
 def stored_tensors(
     header: Mapping[str, Any], *, shard: str, data_start: int, file_bytes: int
 ) -> dict[str, StoredTensor]:
-    """Turns a header into tensors, trusting none of its values.
+    """Turns a header into tensors, and checks all of its values.
 
     Raises:
         SourceError: For an unknown dtype, or sizes that disagree with each other or with the file.
@@ -173,7 +173,7 @@ def stored_tensors(
         end_of_data += tensor.nbytes
     if end_of_data != file_bytes:
         raise SourceError(
-            f"{shard} is {file_bytes} bytes long, its header describes {end_of_data}: it is truncated or damaged.",
+            f"{shard} is {file_bytes} bytes long, but its header describes {end_of_data}: it is truncated or damaged.",
             hint="download this shard again",
         )
     return tensors
@@ -183,12 +183,12 @@ def _stored_tensor(name: str, entry: Mapping[str, Any], *, shard: str, data_star
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise SourceError(
-            f"{shard}: tensor {name!r} has the dtype {dtype}, which is not known.",
+            f"{shard}: tensor {name!r} has the unknown dtype {dtype}.",
             hint=f"known dtypes are {', '.join(DTYPES)}",
         )
     if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
         raise SourceError(
-            f"{shard}: tensor {name!r} has the shape {shape} and the offsets {offsets}, which are no sizes.",
+            f"{shard}: tensor {name!r} has the shape {shape} and the offsets {offsets}, which are not valid.",
             hint="download this shard again",
         )
     start, end = offsets
@@ -196,7 +196,7 @@ def _stored_tensor(name: str, entry: Mapping[str, Any], *, shard: str, data_star
     if end - start != tensor.nbytes:
         raise SourceError(
             f"{shard}: tensor {name!r} of shape {shape} needs {tensor.nbytes} bytes, "
-            f"its header reserves {end - start}.",
+            f"but its header reserves {end - start}.",
             hint="download this shard again",
         )
     return tensor
@@ -207,10 +207,10 @@ def _are_sizes(numbers: object) -> TypeGuard[list[int]]:
 
 
 def check_index(weight_map: Mapping[str, str], tensors: Mapping[str, StoredTensor]) -> None:
-    """Compares an index with the shards that it names.
+    """Compares an index with the shards that it lists.
 
     Raises:
-        SourceError: If a tensor is missing, or lies in another shard than the index says.
+        SourceError: If a tensor is missing, or is in a different shard.
     """
     for name, shard in weight_map.items():
         found = tensors.get(name)
@@ -234,5 +234,5 @@ def parse_config(text: str, *, where: str) -> dict[str, Any]:
     """
     config = _parse_json(text, where=where)
     if not isinstance(config, dict):
-        raise SourceError(f"{where} holds no JSON object.", hint="download the checkpoint again")
+        raise SourceError(f"{where} is not a JSON object.", hint="download the checkpoint again")
     return config

@@ -1,8 +1,8 @@
-"""Writes the planned shards while the layers pass: no shard is ever held in memory.
+"""Writes the planned shards layer by layer, without holding a shard in memory.
 
 The plan knows every name, dtype and shape beforehand, so each shard's header is written first and each tensor goes
-straight to its own place in the file. (safetensors itself can only save a shard that is complete in memory.)
-A shard bears a temporary name until its last tensor is in; the index comes last of all.
+straight to its own position in the file. (safetensors itself can only save a shard that is complete in memory.)
+A shard has a temporary name until its last tensor is written; the index is written last of all.
 """
 
 import json
@@ -21,17 +21,17 @@ from torch import Tensor
 from hcsmoe_hub.checkpoint.tensors import DTYPE_NAMES, INDEX_FILE, StoredTensor, total_bytes
 
 INCOMPLETE = ".incomplete"
-# Lies in the folder while a result is being written, locked by whoever writes it; a killed process leaves it behind.
+# Lock file in the folder while a result is being written; a killed process leaves it behind.
 UNFINISHED = f"hcsmoe{INCOMPLETE}"
 
 
 @dataclass(frozen=True, slots=True)
 class ShardLayout:
-    """Where every tensor of the result will lie.
+    """Position of every tensor in the shards of the result.
 
     Attributes:
         files: Shard name to its tensors, in the order of their bytes.
-        headers: Shard name to the bytes that come before the first tensor.
+        headers: Shard name to the bytes before its first tensor.
     """
 
     files: Mapping[str, tuple[StoredTensor, ...]]
@@ -39,12 +39,12 @@ class ShardLayout:
 
     @property
     def tensors(self) -> dict[str, StoredTensor]:
-        """Tensor name to its place."""
+        """Tensor name to its position."""
         return {tensor.name: tensor for shard in self.files.values() for tensor in shard}
 
     @property
     def file_bytes(self) -> int:
-        """Size of all shards together, headers included."""
+        """Total size of all shards in bytes, headers included."""
         return sum(len(header) for header in self.headers.values()) + total_bytes(self.tensors.values())
 
 
@@ -53,7 +53,7 @@ def lay_out(outputs: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], *, max_
 
     Args:
         outputs: Tensors of the result.
-        max_shard_size: Upper size of one shard, such as ``5GB``; one larger tensor gets a shard of its own.
+        max_shard_size: Maximum size of a shard, such as ``5GB``; a larger tensor gets a shard of its own.
     """
     specs = {
         name: StoredTensor(name=name, dtype=dtype, shape=shape, shard="", offset=0) for name, dtype, shape in outputs
@@ -66,7 +66,7 @@ def lay_out(outputs: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], *, max_
     )
     shards, headers = {}, {}
     for shard, names in split.filename_to_tensors.items():
-        # Widest dtypes first keeps every tensor aligned to its own element size, as safetensors' own writer does.
+        # Widest dtypes first keeps every tensor aligned to its element size, as safetensors' own writer does.
         ordered = sorted((specs[name] for name in names), key=lambda spec: -spec.dtype.itemsize)
         headers[shard], shards[shard] = _encode(shard, ordered)
     return ShardLayout(files=shards, headers=headers)
@@ -97,24 +97,24 @@ def _encode(shard: str, specs: Sequence[StoredTensor]) -> tuple[bytes, tuple[Sto
 
 
 class Recipient(Protocol):
-    """Whoever wants the shards as they are finished."""
+    """Receives each shard when it is complete."""
 
-    def make_room(self) -> None:
-        """Called before anything is written; may wait."""
+    def wait_for_space(self) -> None:
+        """Called before each tensor is written; may block."""
         ...
 
     def take(self, shard: Path) -> None:
-        """Called with a finished shard."""
+        """Called with each finished shard."""
         ...
 
 
 class ShardWriter:
-    """Puts tensors into their planned places, from any thread and in any order.
+    """Writes tensors to their planned positions, from any thread and in any order.
 
     Args:
-        folder: Where the shards go.
-        layout: Where every tensor goes.
-        recipient: Is given the finished shards.
+        folder: Folder of the shards.
+        layout: Position of every tensor.
+        recipient: Receives the finished shards.
     """
 
     def __init__(self, folder: Path, layout: ShardLayout, recipient: Recipient | None = None) -> None:
@@ -128,13 +128,13 @@ class ShardWriter:
         self.bytes_written = 0
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Writes one tensor; the shard gets its final name when this was its last one.
+        """Writes one tensor; its shard gets its final name with its last tensor.
 
         Raises:
-            AssertionError: If the tensor was not planned so, or was written before: a defect of the caller.
+            AssertionError: If the tensor differs from the plan or was written before, a defect of the caller.
         """
         if self._recipient is not None:
-            self._recipient.make_room()
+            self._recipient.wait_for_space()
         planned = self._tensors[name]
         assert name in self._missing[planned.shard], f"{name} was written before"
         assert (tensor.dtype, tensor.shape) == (planned.dtype, planned.shape), (name, tensor.dtype, tensor.shape)
@@ -165,10 +165,10 @@ class ShardWriter:
             self._recipient.take(self._folder / shard)
 
     def finish(self) -> None:
-        """Writes the index, the sign that the weights are complete.
+        """Writes the index, which marks the weights as complete.
 
         Raises:
-            AssertionError: If a planned tensor was never written: a defect of the caller.
+            AssertionError: If a planned tensor was never written, a defect of the caller.
         """
         missing = sorted(name for names in self._missing.values() for name in names)
         assert not missing, f"{len(missing)} planned tensors were not written, the first is {missing[0]}"
@@ -189,7 +189,7 @@ class ShardWriter:
 
 
 def is_occupied(folder: Path) -> bool:
-    """Whether a folder holds anything else than what a killed conversion left there."""
+    """Whether a folder holds anything other than what a killed conversion left there."""
     return folder.is_dir() and any(folder.iterdir()) and not (folder / UNFINISHED).exists()
 
 

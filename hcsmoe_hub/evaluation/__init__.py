@@ -1,1 +1,1 @@
-"""Measures what a checkpoint is worth: perplexity, choices, agreement with its source, loops, published tasks."""
+"""Measures the quality of a checkpoint: perplexity, choices, agreement with its source, loops, published tasks."""

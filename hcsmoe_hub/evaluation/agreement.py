@@ -1,4 +1,4 @@
-"""How far a model predicts what its base predicts. S positions, V vocabulary."""
+"""Agreement of a model's predictions with those of its base. S positions, V vocabulary."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,33 +6,33 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from hcsmoe_hub.evaluation.figures import DomainTally, by_domain
+from hcsmoe_hub.evaluation.tally import DomainTally, by_domain
 
 
 def divergence(logits_SV: Tensor, base_logits_SV: Tensor) -> Tensor:
     """Kullback-Leibler divergence of the model from its base, ``sum_v p_base(v) * log(p_base(v) / p_model(v))``.
 
     Args:
-        logits_SV: Of the model, ``[S, V]``.
-        base_logits_SV: Of the base, ``[S, V]``.
+        logits_SV: Logits of the model, ``[S, V]``.
+        base_logits_SV: Logits of the base, ``[S, V]``.
 
     Returns:
         ``[S]`` float64, in nats.
     """
-    # Near its base a model differs by less than what float32 rounds away.
+    # A model close to its base differs by less than float32 resolves.
     log_probs_SV, base_log_probs_SV = (F.log_softmax(logits.double(), dim=-1) for logits in (logits_SV, base_logits_SV))
     return F.kl_div(log_probs_SV, base_log_probs_SV, reduction="none", log_target=True).sum(-1)
 
 
 @dataclass(slots=True)
 class Agreement:
-    """KL(base || model), and how often both name the same most likely token, over the whole vocabulary."""
+    """KL(base || model) over the whole vocabulary, and how often both predict the same most likely token."""
 
     divergences: DomainTally = field(default_factory=DomainTally)
     matches: DomainTally = field(default_factory=DomainTally)
 
     def add(self, domain: str | None, logits_SV: Tensor, base_logits_SV: Tensor) -> None:
-        """Adds the predictions of one window by both."""
+        """Adds both predictions for one window."""
         same_S = logits_SV.argmax(-1) == base_logits_SV.argmax(-1)
         self.divergences.add(domain, float(divergence(logits_SV, base_logits_SV).sum()), len(same_S))
         self.matches.add(domain, float(same_S.sum()), len(same_S))

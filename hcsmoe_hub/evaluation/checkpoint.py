@@ -1,4 +1,4 @@
-"""A checkpoint that is evaluated: its skeleton, its sizes, and which bytes it is."""
+"""A checkpoint to evaluate: its skeleton, its sizes, and its identity."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,16 +22,16 @@ DTYPE = torch.float32
 
 
 class Checkpoint:
-    """A checkpoint that can be loaded, whole or layer by layer; nothing that it brings along is ever run.
+    """A checkpoint that can be loaded whole or layer by layer; code inside the checkpoint is never run.
 
-    A result in the mapped layout is run by the code of this package, not by the file that travels with it.
+    A result in the mapped layout is run by the code of this package, not by the modelling file in its folder.
 
     Args:
-        source: Where it is.
+        source: Folder or repository of the checkpoint.
 
     Attributes:
-        source: Where it is.
-        max_positions: Longest sequence that it takes, ``None`` if its config names no limit.
+        source: Folder or repository of the checkpoint.
+        max_positions: Maximum sequence length, ``None`` if the config does not state one.
         vocab_size: Number of logits.
         hidden_size: Width of the hidden states.
         nbytes: Size in float32.
@@ -56,7 +56,7 @@ class Checkpoint:
         )
 
     def skeleton(self) -> Skeleton:
-        """The model without weights; every call builds one.
+        """The model without weights; every call builds a new one.
 
         Raises:
             SourceError: If transformers cannot build a model from the config.
@@ -72,11 +72,11 @@ class Checkpoint:
 
     @contextmanager
     def loading(self, skeleton: Skeleton, device: torch.device, emit: Listener) -> Iterator[LayerLoader]:
-        """Brings weights into a skeleton of this checkpoint.
+        """Loads weights into a skeleton of this checkpoint.
 
         Args:
-            skeleton: What to fill.
-            device: Where decoder layers go; everything outside of them goes to the CPU.
+            skeleton: The skeleton to fill.
+            device: Device of the decoder layers; everything outside them is loaded to the CPU.
             emit: Called with downloads.
         """
         map_large_tensors()
@@ -97,5 +97,5 @@ class Checkpoint:
                 loader.close()
 
     def describe(self) -> dict[str, Any]:
-        """Which checkpoint this is, as results name it."""
+        """The checkpoint's identity, as result files record it."""
         return describe_source(self.source)

@@ -6,17 +6,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hcsmoe_hub.evaluation.figures import DomainTally, by_domain, proportion_error
 from hcsmoe_hub.evaluation.records import ChoiceItem
 from hcsmoe_hub.evaluation.scorer import Request, Scorer
+from hcsmoe_hub.evaluation.tally import DomainTally, by_domain, proportion_error
 from hcsmoe_hub.evaluation.tokens import Tokens
 
-# Token ids before a choice, and those of the choice.
+# Token ids before a choice, and token ids of the choice.
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def choice_pairs(item: ChoiceItem, tokens: Tokens) -> list[tuple[Pair, Pair]]:
-    """Every choice of an item after ``<bos> + context``, and after ``<bos>`` alone; context and choice apart."""
+    """Every choice of an item after ``<bos> + context``, and after ``<bos>`` alone, each as a pair."""
     alone = (tokens.first,)
     context = (*alone, *tokens.encode(item.context))
     return [((context, ids), (alone, ids)) for ids in (tuple(tokens.encode(text)) for text in item.choices)]
@@ -36,7 +36,7 @@ def mean_log_likelihoods(pairs: Sequence[Pair], scorer: Scorer, *, advance: Call
 
 
 def best(scores: Sequence[float]) -> int:
-    """Index of the highest score, the lowest one of equals."""
+    """Index of the highest score; the lowest index among equal scores."""
     return max(range(len(scores)), key=lambda index: scores[index])
 
 
@@ -50,17 +50,17 @@ def measure_choices(
     """Accuracy, overall and per domain.
 
     The score of a choice is its mean token log-likelihood after ``<bos> + context`` minus that after ``<bos>`` alone,
-    which is the pointwise mutual information of both per token; ``plain_accuracy`` leaves the second term out.
+    which is their pointwise mutual information per token; ``plain_accuracy`` omits the second term.
 
     Args:
         items: The questions.
-        pairs: What ``choice_pairs`` made of each.
-        scorer: What is measured.
+        pairs: The result of ``choice_pairs`` for each question.
+        scorer: The model to measure.
         advance: Called after each distinct sequence.
 
     Returns:
         ``{"overall": {"accuracy", "accuracy_stderr", "plain_accuracy", "plain_accuracy_stderr", "items"}, "domains":
-        {...}}``, shares from 0 to 1.
+        {...}}``; accuracies from 0 to 1.
     """
     found = mean_log_likelihoods(
         [pair for choices in pairs for both in choices for pair in both], scorer, advance=advance

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from hcsmoe_hub.errors import PlanError
-from hcsmoe_hub.evaluation.figures import DomainTally, by_domain, proportion_error
 from hcsmoe_hub.evaluation.records import TextRecord
 from hcsmoe_hub.evaluation.scorer import Scorer
+from hcsmoe_hub.evaluation.tally import DomainTally, by_domain, proportion_error
 from hcsmoe_hub.evaluation.tokens import Tokens
 
 PROMPT_TOKENS, CONTINUATION_TOKENS = 32, 128
-# A phrase has at least this many tokens, and a loop at least this many of it.
+# Minimum tokens of a phrase, and minimum repetitions of it in a loop.
 MIN_PHRASE, MIN_REPEATS = 2, 3
 NGRAM = 4
 
@@ -21,8 +21,8 @@ Prompt = tuple[str | None, list[int]]
 def is_loop(ids: Sequence[int]) -> bool:
     """Whether a text ends with the same phrase, of at least two tokens, three times or more.
 
-    The rule of Holtzman et al., "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751), for a degenerate
-    end. The text may stop anywhere within the phrase: any rotation of it is repeated as well.
+    This is the criterion of Holtzman et al., "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751). The
+    text may stop anywhere within the phrase, since every rotation of the phrase is repeated too.
     """
     for period in range(1, len(ids) // MIN_REPEATS + 1):
         span = MIN_REPEATS * max(period, MIN_PHRASE)
@@ -33,7 +33,7 @@ def is_loop(ids: Sequence[int]) -> bool:
 
 
 def repeated_ngrams(ids: Sequence[int], *, length: int = NGRAM) -> float:
-    """Share of n-grams that stood before in the same text, ``1 - distinct n-grams / n-grams``; 0 without n-grams.
+    """Share of n-grams that occurred earlier in the text, ``1 - distinct n-grams / n-grams``; 0 without n-grams.
 
     seq-rep-n of Welleck et al., "Neural Text Generation with Unlikelihood Training" (arXiv 1908.04319).
     """
@@ -42,12 +42,12 @@ def repeated_ngrams(ids: Sequence[int], *, length: int = NGRAM) -> float:
 
 
 def choose_prompts(records: Sequence[TextRecord], tokens: Tokens, *, count: int) -> list[Prompt]:
-    """Takes ``<bos>`` and the first tokens of records that are evenly spaced among those that are long enough.
+    """Makes prompts of ``<bos>`` and the first tokens of records, evenly spaced among the long enough ones.
 
     Args:
         records: The text.
         tokens: Tokenizer of the model.
-        count: Prompts that are wanted.
+        count: Number of prompts.
 
     Raises:
         PlanError: If the text has fewer records that are long enough.
@@ -56,22 +56,23 @@ def choose_prompts(records: Sequence[TextRecord], tokens: Tokens, *, count: int)
     usable = [(domain, [tokens.first, *ids]) for domain, ids in encoded if len(ids) == PROMPT_TOKENS]
     if count > len(usable):
         raise PlanError(
-            f"{count} prompts were asked for, but {len(usable)} of {len(records)} records have {PROMPT_TOKENS} tokens.",
+            f"{count} prompts were requested, but only {len(usable)} of {len(records)} records have {PROMPT_TOKENS} "
+            "tokens.",
             hint=f"use --generate {len(usable)} or less" if usable else "pass longer texts",
         )
     return [usable[number * len(usable) // count] for number in range(count)]
 
 
 def measure_loops(prompts: Sequence[Prompt], scorer: Scorer, *, last: int | None) -> dict[str, Any]:
-    """Continues prompts greedily and looks at the ends.
+    """Continues prompts greedily and measures how often the continuations loop.
 
     Args:
-        prompts: What to continue.
-        scorer: What is measured.
+        prompts: The prompts.
+        scorer: The model to measure.
         last: Id that ends a text, ``None`` if there is none.
 
     Returns:
-        ``{"overall": {"loop_rate", "loop_rate_stderr", "repeated_4grams", "prompts"}, "domains": {...}}``, shares from
+        ``{"overall": {"loop_rate", "loop_rate_stderr", "repeated_4grams", "prompts"}, "domains": {...}}``; rates from
         0 to 1.
     """
     loops, repeated = DomainTally(), DomainTally()

@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do."""
+"""Options of an evaluation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ class EvaluateOptions:
         perplexity: Text for perplexity, agreement and prompts: a ``.jsonl`` of ``{"text", "domain"}``.
         choices: Multiple choice: a ``.jsonl`` of ``{"context", "choices", "gold", "domain"}``.
         tasks: Tasks of lm-eval: names, the group ``hc-smoe``, task files, or folders of them.
-        generate: Prompts from the text that are continued greedily; 0 for none.
+        generate: Number of prompts from the text to continue greedily; 0 for none.
         window: Tokens of text that are predicted at once.
         device: Where the model runs.
         stream: Hold one decoder layer at a time even if the model fits into memory.
-        output: Result file; ``None`` puts it beside the model.
+        output: Result file; ``None`` puts it next to the model.
     """
 
     perplexity: Path | None = None
@@ -34,14 +34,14 @@ class EvaluateOptions:
     output: Path | None = None
 
     def check(self) -> None:
-        """Checks that the options ask for something that can be done.
+        """Checks the values, and that there is something to measure.
 
         Raises:
-            PlanError: If they do not.
+            PlanError: If a value is out of range, or nothing is to be measured.
         """
         if self.generate < 0 or self.window < 1:
             raise PlanError(
-                f"{self.generate} prompts and windows of {self.window} tokens were asked for.",
+                f"{self.generate} prompts and windows of {self.window} tokens were requested.",
                 hint="use --generate 0 or more, and --window 1 or more",
             )
         if self.generate and self.perplexity is None:
@@ -50,5 +50,5 @@ class EvaluateOptions:
             )
         if self.perplexity is None and self.choices is None and not self.tasks:
             raise PlanError(
-                "nothing was asked to be measured.", hint="add --perplexity FILE.jsonl, --choices FILE.jsonl or --tasks"
+                "there is nothing to measure.", hint="add --perplexity FILE.jsonl, --choices FILE.jsonl or --tasks"
             )

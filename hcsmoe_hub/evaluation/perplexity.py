@@ -1,4 +1,4 @@
-"""Perplexity of a text, and how far a model agrees with its base on it.
+"""Perplexity of a text, and agreement of a model with its base on it.
 
 S positions, V vocabulary.
 """
@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hcsmoe_hub.evaluation.agreement import Agreement
-from hcsmoe_hub.evaluation.figures import DomainTally, by_domain
 from hcsmoe_hub.evaluation.records import TextRecord
 from hcsmoe_hub.evaluation.scorer import Request, Scorer
+from hcsmoe_hub.evaluation.tally import DomainTally, by_domain
 from hcsmoe_hub.evaluation.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A piece of a document: every id but the first is predicted from those before it.
+    """A piece of a document: every id but the first is predicted from the ids before it.
 
     Attributes:
-        domain: Of the document.
-        ids: At most window + 1 token ids, at least two.
+        domain: Domain of the document.
+        ids: Between 2 and window + 1 token ids.
     """
 
     domain: str | None
@@ -78,12 +78,12 @@ class Perplexity:
 def measure_text(
     windows: Sequence[Window], model: Scorer, base: Scorer | None, *, advance: Callable[[], None]
 ) -> dict[str, Any]:
-    """Measures perplexity, and with a base its perplexity and the agreement, in one pass over the windows.
+    """Measures perplexity, and with a base also its perplexity and the agreement, in one pass over the windows.
 
     Args:
         windows: The text.
-        model: What is measured.
-        base: What it is compared with.
+        model: The model to measure.
+        base: The model to compare with.
         advance: Called after each window.
 
     Returns:
@@ -91,7 +91,7 @@ def measure_text(
     """
     requests = [Request(window.ids[:-1]) for window in windows]
     ours, theirs, agreement = Perplexity(), Perplexity(), Agreement()
-    # Both go through the windows in the same order, which depends on their lengths alone.
+    # Both process the windows in the same order, which depends only on their lengths.
     reference = None if base is None else base.logits(requests)
     for index, logits_SV in model.logits(requests):
         window = windows[index]

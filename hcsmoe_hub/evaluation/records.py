@@ -16,7 +16,7 @@ class TextRecord:
 
     Attributes:
         text: Its text.
-        domain: Its kind, ``None`` if the file names none.
+        domain: Its domain, ``None`` if the file does not name one.
     """
 
     text: str
@@ -28,10 +28,10 @@ class ChoiceItem:
     """One question.
 
     Attributes:
-        context: What comes before every choice.
+        context: Text before every choice.
         choices: The candidates, at least two.
-        gold: Index of the right one.
-        domain: Its kind, ``None`` if the file names none.
+        gold: Index of the correct choice.
+        domain: Its domain, ``None`` if the file does not name one.
     """
 
     context: str
@@ -42,12 +42,12 @@ class ChoiceItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
-    """Which file was measured.
+    """Identity of an evaluation file.
 
     Attributes:
         name: File name without its folder.
-        sha256: Of its bytes.
-        records: Its lines that hold something.
+        sha256: SHA-256 of its bytes.
+        records: Number of records used.
     """
 
     name: str
@@ -56,7 +56,7 @@ class FileRecord:
 
 
 def read_texts(path: Path) -> tuple[list[TextRecord], FileRecord]:
-    """Reads ``{"text", "domain"}`` records; documents without a letter are left out.
+    """Reads ``{"text", "domain"}`` records; blank documents are skipped.
 
     Raises:
         PlanError: If the file cannot be read, or holds no text.
@@ -88,14 +88,14 @@ def read_choices(path: Path) -> tuple[list[ChoiceItem], FileRecord]:
 def _choice_item(path: Path, line: int, row: dict[str, Any]) -> ChoiceItem:
     missing = [name for name in ("context", "choices", "gold") if name not in row]
     if missing:
-        _refuse(path, line, f"has no {' and no '.join(missing)}: its columns are {', '.join(row) or 'none'}")
+        _refuse(path, line, f"lacks {' and '.join(missing)}: its columns are {', '.join(row) or 'none'}")
     context, choices, gold = row["context"], row["choices"], row["gold"]
     if not isinstance(context, str):
-        _refuse(path, line, "has a context that is no text")
+        _refuse(path, line, "has a context that is not text")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(text, str) and text for text in choices):
-        _refuse(path, line, "has no list of two or more choices that are text")
+        _refuse(path, line, "needs choices that are a list of two or more texts")
     if type(gold) is not int or not 0 <= gold < len(choices):
-        _refuse(path, line, f"names {gold!r} as gold, but its choices are numbered 0 to {len(choices) - 1}")
+        _refuse(path, line, f"has gold {gold!r}, but its choices are numbered 0 to {len(choices) - 1}")
     return ChoiceItem(context=context, choices=tuple(choices), gold=gold, domain=_domain(path, line, row))
 
 
@@ -106,9 +106,9 @@ def _read(path: Path) -> bytes:
 
 
 def _rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers from 1, and the objects in them; blank lines are passed over."""
+    """Line numbers from 1, and the objects in them; blank lines are skipped."""
     is_empty = True
-    # Only newlines end a record: other separators may stand inside of a JSON string.
+    # Only newlines end a record: other line separators may occur inside a JSON string.
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -116,9 +116,9 @@ def _rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            _refuse(path, number, f"is no JSON ({error})")
+            _refuse(path, number, f"is not valid JSON ({error})")
         if not isinstance(row, dict):
-            _refuse(path, number, "is no JSON object")
+            _refuse(path, number, "is not a JSON object")
         yield number, row
     if is_empty:
         raise PlanError(f"{path} is empty.", hint="pass a .jsonl file with one JSON object per line")
@@ -127,12 +127,12 @@ def _rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
 def _domain(path: Path, line: int, row: dict[str, Any]) -> str | None:
     domain = row.get("domain")
     if not (domain is None or isinstance(domain, str)):
-        _refuse(path, line, f"has the domain {domain!r}, which is no text")
+        _refuse(path, line, f"has the domain {domain!r}, which is not text")
     return domain
 
 
 def _refuse(path: Path, line: int, reason: str) -> NoReturn:
-    raise PlanError(f"line {line} of {path} {reason}.", hint="correct that line; --help names what a file must hold")
+    raise PlanError(f"line {line} of {path} {reason}.", hint="correct that line; --help describes the file format")
 
 
 def _file_record(path: Path, content: bytes, records: int) -> FileRecord:

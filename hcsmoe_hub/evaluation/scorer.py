@@ -1,4 +1,4 @@
-"""Logits of a checkpoint for lists of token ids, whether the model fits into memory or not.
+"""Logits of a checkpoint for sequences of token ids, whether or not the model fits into memory.
 
 B sequences of a batch, S tokens each, H hidden size, V vocabulary.
 """
@@ -16,11 +16,11 @@ from hcsmoe_hub.model.skeleton import Skeleton
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Logits that are wanted.
+    """A request for logits.
 
     Attributes:
         ids: Token ids of one sequence, at least one.
-        start: First position whose logits are wanted; those of all later ones are, too.
+        start: First position whose logits are returned, along with those of all later positions.
     """
 
     ids: Sequence[int]
@@ -31,11 +31,11 @@ class Scorer(ABC):
     """Runs a checkpoint in float32 without gradients.
 
     Args:
-        checkpoint: What to run.
+        checkpoint: The checkpoint to run.
         batch_tokens: Tokens per batch, padding included; one sequence may be longer.
 
     Attributes:
-        checkpoint: What is run.
+        checkpoint: The checkpoint that is run.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, batch_tokens: int) -> None:
@@ -44,17 +44,17 @@ class Scorer(ABC):
 
     @abstractmethod
     def _hidden(self, ids_BS: Tensor) -> Tensor:
-        """States after the decoder's last norm, ``[B, S, H]`` float32, for ids ``[B, S]`` int64."""
+        """Hidden states after the decoder's last norm, ``[B, S, H]`` float32, for ids ``[B, S]`` int64."""
 
     @abstractmethod
     def _skeleton(self) -> Skeleton:
-        """A model whose head has its weights."""
+        """A skeleton whose head is loaded."""
 
     def logits(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
-        """Computes logits, shortest sequences first and equal ones in the order they came.
+        """Computes logits, shortest sequences first, in the given order among equal lengths.
 
-        Shorter sequences are padded on the right: no token looks ahead and routers look at single tokens, so what
-        stands there changes nothing.
+        Shorter sequences are padded on the right: attention is causal and routers see single tokens, so the padding
+        does not change any result.
 
         Args:
             requests: Sequences in any order.
@@ -90,7 +90,7 @@ class Scorer(ABC):
 
         Args:
             prompts: Token ids, all of one length.
-            tokens: Most tokens to add.
+            tokens: Maximum number of tokens to add.
             last: Id that ends a text; it is not returned. ``None`` if there is none.
 
         Returns:
@@ -99,10 +99,10 @@ class Scorer(ABC):
         added: list[list[int]] = [[] for _ in prompts]
         running = list(range(len(prompts)))
         for _ in range(tokens):
-            asked = [[*prompts[row], *added[row]] for row in running]
+            sequences = [[*prompts[row], *added[row]] for row in running]
             chosen = {
                 running[index]: int(logits_SV[-1].argmax())
-                for index, logits_SV in self.logits([Request(ids, len(ids) - 1) for ids in asked])
+                for index, logits_SV in self.logits([Request(ids, len(ids) - 1) for ids in sequences])
             }
             running = [row for row in running if chosen[row] != last]
             for row in running:
@@ -113,12 +113,12 @@ class Scorer(ABC):
 
 
 def decoder_of(skeleton: Skeleton) -> nn.Module:
-    """The part of a causal language model that turns ids into states; not every model names it as its base model."""
+    """The decoder of a causal language model; not every model declares it as its base model."""
     return skeleton.module.get_submodule(skeleton.layers_name.rpartition(".")[0])
 
 
 class _Decoded:
-    """Output of a decoder that has nothing but its states; models hand other parts on, and have use for none."""
+    """A decoder output with hidden states only; models pass its other attributes on, and accept ``None`` for them."""
 
     def __init__(self, hidden_BSH: Tensor) -> None:
         self.last_hidden_state = hidden_BSH
@@ -132,10 +132,10 @@ class _Decoded:
 
 
 def head(skeleton: Skeleton, hidden_SH: Tensor) -> Tensor:
-    """Applies what a causal language model does after its decoder: head, and scaling or capping if it has them.
+    """Applies what a causal language model does after its decoder: the head, and any scaling or capping.
 
     Args:
-        skeleton: Filled, or with no more than the weights of its head.
+        skeleton: A skeleton of which at least the head is loaded.
         hidden_SH: ``[S, H]`` states after the last norm.
 
     Returns:
@@ -144,7 +144,7 @@ def head(skeleton: Skeleton, hidden_SH: Tensor) -> Tensor:
     decoder, weight = decoder_of(skeleton), skeleton.module.get_output_embeddings().weight
     hidden_BSH = hidden_SH[None].to(weight.device)
     found = _Decoded(hidden_BSH)
-    # The model's own forward runs, so that nothing it does with the states is forgotten; only its decoder is skipped.
+    # The model's own forward runs with its decoder skipped, so that every step after the decoder is applied.
     vars(decoder)["forward"] = lambda *args, **kwargs: found
     try:
         ids_BS = torch.zeros(hidden_BSH.shape[:2], dtype=torch.long, device=weight.device)

@@ -1,4 +1,4 @@
-"""The two ways to run a checkpoint: all of it in memory, or one decoder layer at a time."""
+"""The two ways to run a checkpoint: entirely in memory, or one decoder layer at a time."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,23 +15,23 @@ from hcsmoe_hub.machine.device import default_batch_tokens
 from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.pipeline.stream import Visitor, make_batcher, stream
 
-# Of the memory that is free: the rest is for activations, logits and the other programs of this machine.
+# Share of the free memory for weights; the rest is for activations, logits and other programs.
 _SHARE = 0.8
-# Of the free memory, for the states of a pass; a layer's input and output live at once, and so do their copies.
+# Share of the free memory for the hidden states of a pass; a layer's input, its output and copies of both coexist.
 _STATES_SHARE, _COPIES = 0.2, 4
 _MIN_PASS_TOKENS, _MAX_PASS_TOKENS = 4096, 1 << 20
-# A conversion keeps its batches small because layers and statistics share the caches with them.
+# Micro-batches of a conversion per batch here, where statistics do not compete for the processor's caches.
 _BATCHES = 4
-# Prompts that are continued at once.
+# Prompts per generated batch.
 _PROMPTS = 32
 
 
 class LoadedScorer(Scorer):
-    """Holds the whole model.
+    """Holds the whole model in memory.
 
     Args:
-        checkpoint: What to run.
-        device: Where.
+        checkpoint: The checkpoint to run.
+        device: Where the model runs.
         emit: Called with downloads.
     """
 
@@ -44,7 +44,7 @@ class LoadedScorer(Scorer):
             for layer in range(len(skeleton.layers)):
                 loader.load(layer)
         skeleton.module.tie_weights()
-        # What was dequantised comes in bfloat16.
+        # Dequantised weights arrive in bfloat16.
         nn.Module.to(skeleton.module, device, DTYPE)
         self._filled = skeleton
 
@@ -60,7 +60,7 @@ class LoadedScorer(Scorer):
         settings = GenerationConfig(
             max_new_tokens=tokens, do_sample=False, use_cache=True, eos_token_id=last, pad_token_id=last
         )
-        # The defaults of the model would fill in what is left open here, such as an end of the text.
+        # Otherwise the model's defaults would fill in what is unset here, such as the end-of-text token.
         model: Any = self._filled.module
         model.generation_config = settings
         added: list[list[int]] = []
@@ -72,8 +72,8 @@ class LoadedScorer(Scorer):
         return [ids[: ids.index(last)] if last in ids else ids for ids in added]
 
 
-class _Widener(Visitor):
-    """Turns into float32 what was dequantised to bfloat16."""
+class _ToFloat32(Visitor):
+    """Casts weights that were dequantised to bfloat16 to float32."""
 
     def enter(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         nn.Module.to(module, DTYPE)
@@ -86,13 +86,13 @@ class _Widener(Visitor):
 
 
 class StreamedScorer(Scorer):
-    """Reads the checkpoint once per pass, and holds one decoder layer (and the next one) at a time.
+    """Reads the checkpoint once per pass, and holds only the current decoder layer and the next one.
 
     Args:
-        checkpoint: What to run.
+        checkpoint: The checkpoint to run.
         device: Where layers run.
         emit: Called with downloads.
-        pass_tokens: Tokens per pass; ``None`` for as many as a share of the free memory holds.
+        pass_tokens: Tokens per pass; ``None`` for as many as fit into a share of the free memory.
     """
 
     def __init__(
@@ -112,18 +112,18 @@ class StreamedScorer(Scorer):
         return self._passed
 
     def _hidden(self, ids_BS: Tensor) -> Tensor:
-        # A skeleton whose layers have been streamed is spent; the old one goes before the new one is filled.
+        # A streamed skeleton cannot be used again; it is freed before the new one is filled.
         self._passed = None
         skeleton = self.checkpoint.skeleton()
         states: list[Tensor] = []
         decoder_of(skeleton).register_forward_hook(lambda module, args, output: states.append(output[0]))
-        # Where a model runs as a whole, its logits for all sequences at once would outweigh everything else.
+        # The logits of all sequences at once would take more memory than everything else.
         last: Any = skeleton.module.get_output_embeddings()
         vars(last)["forward"] = lambda states_BSH: states_BSH[:, :1]
         size = default_batch_tokens(on_device=self._device.type != "cpu")
         batcher = make_batcher(skeleton, ids_BS, batch_tokens=size, device=self._device)
         with self.checkpoint.loading(skeleton, self._device, self._emit) as loader:
-            stream(skeleton, loader, _Widener(), ids_BS, batcher=batcher)
+            stream(skeleton, loader, _ToFloat32(), ids_BS, batcher=batcher)
         del vars(last)["forward"]
         last.to(self._device)
         self._passed = skeleton
@@ -131,23 +131,23 @@ class StreamedScorer(Scorer):
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of a device that is free."""
+    """Free memory of a device in bytes."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else int(psutil.virtual_memory().available)
 
 
 def make_scorers(
     checkpoints: Sequence[Checkpoint], device: torch.device, *, stream: bool, emit: Listener = ignore
 ) -> list[Scorer]:
-    """Runs checkpoints from memory if all of them fit, otherwise layer by layer.
+    """Makes scorers that run from memory if all checkpoints fit together, otherwise layer by layer.
 
     Args:
-        checkpoints: What will run side by side.
-        device: Where.
-        stream: Layer by layer in any case.
+        checkpoints: Checkpoints that run side by side.
+        device: Where they run.
+        stream: Whether to run layer by layer in any case.
         emit: Called with downloads.
 
     Returns:
-        A scorer for each, in their order.
+        A scorer for each checkpoint, in the same order.
     """
     needed = sum(checkpoint.nbytes for checkpoint in checkpoints)
     kind = StreamedScorer if stream or needed > _SHARE * free_bytes(device) else LoadedScorer

@@ -1,4 +1,4 @@
-"""Published tasks through lm-eval, an optional library."""
+"""Published tasks, run by lm-eval, an optional dependency."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ def find_tasks(wanted: Sequence[str]) -> tuple[Any, list[str]]:
         else:
             names += GROUPS.get(word, (word,))
     unique = list(dict.fromkeys(names))
-    # Reading the thousands of task files of lm-eval takes a while, and is not needed for one's own.
+    # Reading lm-eval's thousands of task files takes a while, and is not needed for the user's own tasks.
     local = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False)
     if set(unique) <= set(local.all_tasks):
         return local, unique
@@ -77,33 +77,33 @@ def _tasks_of(path: Path) -> list[str]:
         raise PlanError(f"there is no task file {path}.", hint="check the path")
     folder = path if path.is_dir() else path.parent
     index = TaskManager(include_path=str(folder), include_defaults=False).task_index
-    # A tag is only another name for tasks that are in the folder anyway.
+    # A tag is only another name for tasks in the folder.
     entries = {name: entry.yaml_path for name, entry in index.items() if entry.yaml_path is not None}
     names = [name for name, file in entries.items() if path.is_dir() or file.resolve() == path.resolve()]
     if not names:
-        raise PlanError(f"{path} defines no task.", hint="name it in the file with 'task: NAME'")
+        raise PlanError(f"{path} does not define a task.", hint="add 'task: NAME' to the file")
     return names
 
 
 def measure_tasks(manager: Any, names: Sequence[str], tokens: Tokens, scorer: Scorer) -> dict[str, Any]:
-    """Runs tasks zero-shot, or with as many examples as a task itself asks for.
+    """Runs tasks zero-shot, or with the number of examples that a task itself specifies.
 
     Args:
-        manager: What ``find_tasks`` gave.
-        names: Their names.
-        tokens: Tokenizer of what is measured.
-        scorer: What is measured.
+        manager: The task manager from ``find_tasks``.
+        names: The task names from ``find_tasks``.
+        tokens: Tokenizer of the model.
+        scorer: The model to measure.
 
     Returns:
         ``{"tasks": {name: {metric: value, metric_stderr: value or None}}, "average": mean of acc over the tasks}``;
         the average is ``None`` if a task has no acc.
 
     Raises:
-        PlanError: If the data of a task cannot be had, or it is of a kind that is not supported.
+        PlanError: If the data of a task cannot be loaded, or its type is not supported.
     """
     from lm_eval import simple_evaluate
 
-    from hcsmoe_hub.evaluation.harness import ScorerLM
+    from hcsmoe_hub.evaluation.lm_eval_model import ScorerLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     model = ScorerLM(scorer, tokens)
@@ -113,7 +113,7 @@ def measure_tasks(manager: Any, names: Sequence[str], tokens: Tokens, scorer: Sc
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PlanError(
             f"lm-eval cannot run {', '.join(names)}: {reason}",
-            hint="check the task files, and that their data is here or can be downloaded",
+            hint="check the task files, and that their data is local or can be downloaded",
         ) from error
     rows = found["results"] | found.get("groups", {})
     tasks = {name: _metrics(rows[name]) for name in names}
@@ -122,7 +122,7 @@ def measure_tasks(manager: Any, names: Sequence[str], tokens: Tokens, scorer: Sc
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """Metrics without the name of the filter that lm-eval appends; an error that it cannot name is ``None``."""
+    """Metrics without the filter name that lm-eval appends; ``None`` for a standard error that it does not compute."""
     found: dict[str, float | None] = {}
     for key, value in row.items():
         metric, _, chosen = key.partition(",")

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, as evaluations use it."""
+"""The tokenizer of a checkpoint, as used by evaluations."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,12 +15,12 @@ class Tokens:
         source: The checkpoint.
 
     Attributes:
-        first: Id that a text begins with: ``<bos>``, or ``<eos>`` where a tokenizer has none.
+        first: Id that a text begins with: ``<bos>``, or ``<eos>`` if the tokenizer has no ``<bos>``.
         last: Id that ends a text, ``None`` if there is none.
         tokenizer: The tokenizer of transformers.
 
     Raises:
-        PlanError: If the checkpoint has no tokenizer, or one that cannot be loaded or begin a text.
+        PlanError: If the checkpoint has no tokenizer, or its tokenizer cannot be loaded or has neither token.
     """
 
     def __init__(self, source: Source) -> None:
@@ -48,14 +48,14 @@ class Tokens:
         first = self.last if first is None else first
         if first is None:
             raise PlanError(
-                f"the tokenizer of {source.label} has no token that begins a text.",
-                hint="name a bos_token or an eos_token in tokenizer_config.json",
+                f"the tokenizer of {source.label} has neither a bos_token nor an eos_token to begin a text with.",
+                hint="set one of them in tokenizer_config.json",
             )
         self.first: int = first
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special tokens."""
-        # A document may exceed the model's context: it is cut by the caller, so the tokenizer need not warn.
+        # A document may exceed the model's context; the caller cuts it, so the tokenizer need not warn.
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
@@ -64,11 +64,11 @@ def check_same(ours: Tokens, theirs: Tokens, texts: Iterable[str]) -> None:
     """Checks that two checkpoints turn texts into the same ids.
 
     Raises:
-        PlanError: If they do not, so that figures per token cannot be compared.
+        PlanError: If they do not, in which case per-token figures are not comparable.
     """
     is_same = (ours.first, ours.last) == (theirs.first, theirs.last)
     if not is_same or any(ours.encode(text) != theirs.encode(text) for text in texts):
         raise PlanError(
-            "the model and its base turn the text into different tokens, so their figures cannot be compared.",
+            "the model and its base tokenize the text differently, so their figures cannot be compared.",
             hint="pass the checkpoint that the model was made from as --base",
         )

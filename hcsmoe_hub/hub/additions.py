@@ -1,4 +1,4 @@
-"""Files on their way into a commit: what the client needs of them, and how much of them was sent."""
+"""Files of a commit, and how many bytes of them have been sent."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ RemoteFile = RepoFile
 
 
 class _CountedFile(io.BufferedReader):
-    """A file that tells how many bytes of it are read."""
+    """A file that counts the bytes read from it."""
 
     def __init__(self, path: Path, count: Callable[[int], None]) -> None:
         super().__init__(io.FileIO(path))
@@ -33,7 +33,7 @@ class Addition(CommitOperationAdd):
     Args:
         path: The file.
         name: Its path in the repository.
-        count: Called with every number of bytes that is sent of it.
+        count: Called with the size of every block that is sent.
     """
 
     def __init__(self, path: Path, name: str, count: Callable[[int], None]) -> None:
@@ -49,15 +49,15 @@ class Addition(CommitOperationAdd):
         return size
 
     @property
-    def is_held(self) -> bool:
-        """Whether the Hub holds the content, so that the file itself is not needed any more."""
-        # The client lets go of a file that it has uploaded; a small one goes into the commit itself.
+    def is_uploaded(self) -> bool:
+        """Whether the Hub has the content, so that the local file is no longer needed."""
+        # The client drops the content of a file that it has uploaded; a small one is sent with the commit itself.
         return self.size > 0 and self.path_or_fileobj == b""
 
     @contextmanager
     def as_file(self, with_tqdm: bool = False) -> Iterator[BinaryIO]:
-        """The content, as the client reads it; with a progress bar, which is ours, it reads in order to send."""
-        if with_tqdm and not self.is_held:
+        """Opens the content for the client, which asks for a progress bar only when it sends the file."""
+        if with_tqdm and not self.is_uploaded:
             with _CountedFile(self.path, self._sent) as file:
                 yield file
         else:
@@ -68,10 +68,10 @@ class Addition(CommitOperationAdd):
         self.bytes_sent += count
         self._count(count)
 
-    def equals(self, remote: RemoteFile | None) -> bool:
+    def matches(self, remote: RemoteFile | None) -> bool:
         """Whether a file of the repository has the same content."""
         if remote is None or remote.size != self.size:
             return False
         if remote.lfs is not None:
             return bool(remote.lfs.sha256 == self.upload_info.sha256.hex())
-        return not self.is_held and bool(remote.blob_id == git_hash(self.path.read_bytes()))
+        return not self.is_uploaded and bool(remote.blob_id == git_hash(self.path.read_bytes()))

@@ -1,4 +1,4 @@
-"""A folder for downloads that one process has for itself, and that a later one finds again."""
+"""A download folder that belongs to one process at a time and can be resumed by a later one."""
 
 import shutil
 from collections.abc import Collection, Iterator
@@ -11,14 +11,14 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def download_folder(parent: Path, name: str, wanted: Collection[str]) -> Iterator[Path]:
-    """Claims a folder, with what an interrupted run left of the wanted files; everything else that was left is removed.
+    """Claims a folder and keeps the wanted files that an interrupted run left there; removes all other leftovers.
 
-    It is gone after a success. After a failure the next run goes on with it.
+    The folder is deleted on success. After a failure the next run resumes from it.
 
     Args:
-        parent: Where such folders lie, this one and those of other processes and revisions.
-        name: What the folder's files belong to, such as a commit.
-        wanted: Names of files to go on with.
+        parent: Parent folder, shared with other processes and revisions.
+        name: What the files belong to, such as a commit.
+        wanted: Names of files to resume.
     """
     parent.mkdir(parents=True, exist_ok=True)
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
@@ -36,7 +36,7 @@ def download_folder(parent: Path, name: str, wanted: Collection[str]) -> Iterato
 
 
 def _lock(parent: Path, name: str) -> FileLock | None:
-    """The lock of a folder, unless another process has it."""
+    """The lock of a folder, or ``None`` if another process holds it."""
     lock = FileLock(parent / f"{name}.lock")
     try:
         lock.acquire(timeout=0)
@@ -46,17 +46,17 @@ def _lock(parent: Path, name: str) -> FileLock | None:
 
 
 def _unlock(lock: FileLock, folder: Path) -> None:
-    """Gives a folder back; without it, nothing is left."""
+    """Releases a folder, and removes its lock file if the folder is gone."""
     if not folder.exists():
         Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
-    # Other processes may have folders of their own beside it.
+    # Other processes may have folders of their own next to it.
     with suppress(OSError):
         folder.parent.rmdir()
 
 
 def _clear(parent: Path, *, keep: Path) -> None:
-    """Removes the other folders of runs that are over."""
+    """Removes the folders of other runs that have ended."""
     for folder in [path.with_suffix("") for path in parent.glob("*.lock")]:
         lock = None if folder == keep else _lock(parent, folder.name)
         if lock is not None:

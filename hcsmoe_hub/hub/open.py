@@ -9,7 +9,7 @@ from hcsmoe_hub.errors import SourceError
 def open_source(
     source: str, *, revision: str | None = None, token: str | None = None, cache_dir: Path | None = None
 ) -> Source:
-    """Opens a local folder if there is one of that name, otherwise a Hub repository.
+    """Opens a local folder if one of that name exists, otherwise a Hub repository.
 
     Args:
         source: Folder, ``org/name``, ``hf://org/name`` or ``hf://org/name@revision``.

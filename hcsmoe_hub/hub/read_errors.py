@@ -1,4 +1,4 @@
-"""What is said when a repository of the Hub cannot be read: one message for each reason, with what mends it."""
+"""User-facing messages and hints for Hub read errors."""
 
 import errno
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from hcsmoe_hub.hub.retry import describe, root_cause
 EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         errors.GatedRepoError,
-        "{repo} is gated and this login has no access to it",
-        "ask for access on https://huggingface.co/{repo}, or pass the --token of somebody who has it",
+        "{repo} is gated and this login does not have access to it",
+        "request access on https://huggingface.co/{repo}, or pass a --token that has access",
     ),
     (
         errors.DisabledRepoError,
@@ -24,22 +24,23 @@ EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     ),
     (
         errors.RepositoryNotFoundError,
-        "there is no folder {repo} here and no such repository on the Hub, or it is private and not for this login",
-        "check the spelling; for a private repository pass a --token that may read it",
+        "neither a local folder nor a Hub repository named {repo} was found, or it is private and this login cannot "
+        "read it",
+        "check the spelling; for a private repository pass a --token that can read it",
     ),
     (
         errors.RevisionNotFoundError,
         "{repo} has no revision {revision}",
-        "drop --revision, or look up the branches and tags on https://huggingface.co/{repo}/tree/main",
+        "drop --revision, or see the branches and tags on https://huggingface.co/{repo}/tree/main",
     ),
     (
         errors.HFValidationError,
-        "{repo!r} is neither a folder here nor a valid repository id",
+        "{repo!r} is neither a local folder nor a valid repository id",
         "write it as org/name",
     ),
     (
         errors.OfflineModeIsEnabled,
-        "the Hub is switched off (HF_HUB_OFFLINE) and {repo} is not complete in the local cache",
+        "offline mode is on (HF_HUB_OFFLINE) and {repo} is not complete in the local cache",
         "unset HF_HUB_OFFLINE, or download the model first with 'hf download {repo}'",
     ),
     (
@@ -49,8 +50,8 @@ EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     ),
     (
         errors.EntryNotFoundError,
-        "{repo} lacks a file that its index names",
-        "tell the owners of the repository, or pass another --revision",
+        "{repo} lacks a file that its index lists",
+        "report this to the owners of the repository, or pass another --revision",
     ),
     (errors.HfHubHTTPError, "the Hub refused a request for {repo}: {error}", "try again later"),
     (
@@ -70,14 +71,15 @@ TOKEN_REFUSED = (
     "the Hub refused the access token for {repo}: {error}",
     "run 'hf auth login' again, or pass another --token",
 )
-# Reasons that the Hub words in the same way whether or not somebody has logged in.
+# Errors that the Hub reports in the same way with and without a login.
 NO_LOGIN: dict[type[Exception], tuple[str, str]] = {
     errors.GatedRepoError: (
-        "{repo} is gated and nobody is logged in",
-        "ask for access on https://huggingface.co/{repo}, then run 'hf auth login' or pass --token",
+        "{repo} is gated and you are not logged in",
+        "request access on https://huggingface.co/{repo}, then run 'hf auth login' or pass --token",
     ),
     errors.RepositoryNotFoundError: (
-        "there is no folder {repo} here and no such repository on the Hub, or it is private and nobody is logged in",
+        "neither a local folder nor a Hub repository named {repo} was found, or it is private and you are not logged "
+        "in",
         "check the spelling; for a private repository run 'hf auth login' or pass --token",
     ),
 }
@@ -101,8 +103,8 @@ def _explanation(error: BaseException) -> tuple[str, str]:
 
 
 @contextmanager
-def translate_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turns the Hub client's errors into one message each.
+def translate_read_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Translates read errors of the Hub client.
 
     Raises:
         SourceError: In place of every known error of the client.

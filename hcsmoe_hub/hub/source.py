@@ -23,25 +23,25 @@ from hcsmoe_hub.checkpoint.tensors import StoredTensor, local_bytes, local_heade
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Fetching, Listener, ignore
 from hcsmoe_hub.hub.download_folder import download_folder
-from hcsmoe_hub.hub.read_errors import translate_errors
+from hcsmoe_hub.hub.read_errors import translate_read_errors
 from hcsmoe_hub.hub.retry import REQUEST_ERRORS, with_retries
 from hcsmoe_hub.hub.transfer import receive
 
-# What a conversion may read: a snapshot in the cache is complete with these, whatever else the repository holds.
+# What a conversion may read: a cached snapshot with these is complete, whatever else the repository holds.
 READ_FILES = ("config.json", "model*.safetensors*", *SIDECARS)
-# Where unfinished downloads lie, in the folder of the cache for a repository: what cleans the cache takes them too.
+# Folder of unfinished downloads inside the repository's cache folder, so that cleaning the cache removes them too.
 DOWNLOADS = "hcsmoe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """What the Hub says of a repository.
+    """A repository as the Hub, or the cache in offline mode, describes it.
 
     Attributes:
-        repo_id: Its id by now.
-        commit: The commit that a revision leads to.
+        repo_id: Its current id.
+        commit: The commit that a revision resolves to.
         files: Names of its files at that commit.
-        gated: Whether it is gated; ``None`` if the Hub was not asked.
+        gated: Whether it is gated; ``None`` in offline mode.
     """
 
     repo_id: str
@@ -64,14 +64,12 @@ class HubSource(Source):
         self._files = found.files
         self._token = token
         self._api = HfApi(token=token)
-        # Name under which the cache keeps the content of a shard, whichever commits it is a part of.
+        # Name under which the cache keeps the content of a shard, for every commit that contains it.
         self._blobs: dict[str, str] = {}
         if constants.HF_HUB_OFFLINE:
-            self.missing_hint = (
-                f"the Hub is switched off: unset HF_HUB_OFFLINE, or run 'hf download {found.repo_id}' first"
-            )
+            self.missing_hint = f"offline mode is on: unset HF_HUB_OFFLINE, or run 'hf download {found.repo_id}' first"
         else:
-            self.missing_hint = "tell the owners of the repository, or pass another --revision"
+            self.missing_hint = "report this to the owners of the repository, or pass another --revision"
         self.weights_hint = (
             "convert the weights to safetensors first, or pass a --revision that has them: pull requests are "
             f"revisions too, see https://huggingface.co/{found.repo_id}/discussions"
@@ -89,13 +87,13 @@ class HubSource(Source):
         blob = self._folder / "blobs" / self._blobs[file] if file in self._blobs else None
         return blob if blob is not None and blob.is_file() else None
 
-    def is_here(self, file: str) -> bool:
+    def is_local(self, file: str) -> bool:
         return self.cached(file) is not None
 
     def fetch(self, file: str) -> Path:
-        if file in self._blobs and not self.is_here(file):
+        if file in self._blobs and not self.is_local(file):
             self._download(file)
-        with translate_errors(self.label, self.revision):
+        with translate_read_errors(self.label, self.revision):
             path = with_retries(
                 lambda: huggingface_hub.hf_hub_download(
                     self.label, file, revision=self.revision, token=self._token, cache_dir=self.cache
@@ -104,7 +102,7 @@ class HubSource(Source):
         return Path(path)
 
     def _download(self, shard: str) -> None:
-        """Brings a shard into the cache, going on with what an earlier run left of it."""
+        """Downloads a shard into the cache, resuming what an earlier run left of it."""
         tensors = [tensor for tensor in self.tensors.values() if tensor.shard == shard and tensor.nbytes]
         with self.feed([tensors]) as feed:
             if feed is not None:
@@ -116,7 +114,7 @@ class HubSource(Source):
         sizes = {shard: path.stat().st_size for shard in self.shards if (path := self.cached(shard))}
         missing = [shard for shard in self.shards if shard not in sizes]
         if missing:
-            with translate_errors(self.label, self.revision):
+            with translate_read_errors(self.label, self.revision):
                 entries: Sequence[Any] = with_retries(
                     lambda: self._api.get_paths_info(self.label, missing, revision=self.revision)
                 )
@@ -144,11 +142,11 @@ class HubSource(Source):
         return self._read_remote(tensor.shard, tensor.offset, tensor.offset + min(count, tensor.nbytes))
 
     def _read_remote(self, file: str, start: int, end: int) -> bytes:
-        """Bytes of a file that is not on this machine."""
+        """Downloads a byte range of a file."""
         if start >= end:
             return b""
         headers = {**self._headers(), "Range": f"bytes={start}-{end - 1}"}
-        with translate_errors(self.label, self.revision):
+        with translate_read_errors(self.label, self.revision):
             response = http_backoff("GET", self._url(file), headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             hf_raise_for_status(response)
         # A mirror may ignore the range and answer with the whole file.
@@ -162,7 +160,7 @@ class HubSource(Source):
 
     def pieces(self, steps: Sequence[Step], *, low_disk: bool) -> list[list[Piece]]:
         shards = {tensor.shard for step in steps for tensor in step}
-        sizes = {shard: self.shard_bytes[shard] for shard in shards if not self.is_here(shard)}
+        sizes = {shard: self.shard_bytes[shard] for shard in shards if not self.is_local(shard)}
         return layer_pieces(steps, sizes) if low_disk else whole_shards(steps, sizes)
 
     @contextmanager
@@ -174,48 +172,49 @@ class HubSource(Source):
         lost = sorted({piece.shard for step in pieces for piece in step} - self._blobs.keys())
         if lost:
             raise SourceError(
-                f"{lost[0]} of {self.label} was in the cache when its headers were read, and is not any more.",
+                f"{lost[0]} of {self.label} has left the cache since its header was read.",
                 hint="run the same command again",
             )
-        # What an earlier run left in the middle of its pass would lie there until this one comes by.
+        # Leftovers from the middle of an earlier pass would take up disk space until this one reaches them.
         first = pieces[:2] if low_disk else pieces
         wanted = [_file_name(piece) for step in first for piece in step]
-        begun: set[str] = set()
+        started: set[str] = set()
         with ExitStack() as stack:
-            with translate_errors(self.label, self.revision):
+            with translate_read_errors(self.label, self.revision):
                 folder = stack.enter_context(download_folder(self._folder / DOWNLOADS, str(self.revision), wanted))
 
             def fetch(piece: Piece, stop: threading.Event) -> Path:
-                if piece.shard not in begun:
-                    begun.add(piece.shard)
+                if piece.shard not in started:
+                    started.add(piece.shard)
                     emit(Fetching(piece.shard, self.shards.index(piece.shard) + 1, len(self.shards)))
                 path = self._receive(piece, folder / _file_name(piece), stop)
-                return path if low_disk else self._keep(piece.shard, path)
+                return path if low_disk else self._move_to_cache(piece.shard, path)
 
             feed = Feed(pieces, fetch, removes=low_disk)
             stack.callback(feed.close)
             yield feed
 
     def _receive(self, piece: Piece, path: Path, stop: threading.Event) -> Path:
-        """Brings a piece, going on with what an earlier run left of it."""
+        """Downloads a piece, resuming what an earlier run left of it."""
         is_continued = path.exists()
-        with translate_errors(self.label, self.revision):
+        with translate_read_errors(self.label, self.revision):
             receive(self._url(piece.shard), path, start=piece.start, end=piece.end, headers=self._headers(), stop=stop)
-            if is_continued and piece.nbytes == self.shard_bytes[piece.shard] and not self._is_sound(piece.shard, path):
-                # Whatever ended the earlier run, it was no clean end.
+            is_whole = piece.nbytes == self.shard_bytes[piece.shard]
+            if is_continued and is_whole and not self._has_expected_hash(piece.shard, path):
+                # The earlier run did not end cleanly.
                 path.unlink()
                 self._receive(piece, path, stop)
         return path
 
-    def _is_sound(self, shard: str, path: Path) -> bool:
-        """Whether a shard is what the Hub holds; only of large files does it tell the hash of the content."""
+    def _has_expected_hash(self, shard: str, path: Path) -> bool:
+        """Whether a shard has the Hub's hash; True for small files, for which the Hub has no SHA-256."""
         expected = self._blobs[shard]
         with path.open("rb") as file:
             return len(expected) != 64 or file_digest(file, "sha256").hexdigest() == expected
 
-    def _keep(self, shard: str, path: Path) -> Path:
-        """Puts a shard into the cache, whose own client then gives it its name."""
-        with translate_errors(self.label, self.revision):
+    def _move_to_cache(self, shard: str, path: Path) -> Path:
+        """Moves a shard into the cache, where the client then links its name to it."""
+        with translate_read_errors(self.label, self.revision):
             blob = self._folder / "blobs" / self._blobs[shard]
             blob.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, blob)
@@ -223,22 +222,22 @@ class HubSource(Source):
 
 
 def _file_name(piece: Piece) -> str:
-    """Name of a piece in a folder of downloads."""
+    """Name of a piece in the download folder."""
     return f"{piece.shard.replace('/', '--')}.{piece.start}-{piece.end}"
 
 
 def _resolve(repo_id: str, revision: str | None, api: HfApi, cache_dir: Path | None) -> Resolved:
-    """What a repository holds at a revision; from the cache when the Hub is switched off."""
+    """What a repository holds at a revision; from the cache in offline mode."""
     if not constants.HF_HUB_OFFLINE:
 
         def commit_of(repo_id: str) -> str:
-            # This also leaves the name of the revision in the cache, without which offline mode finds nothing there.
+            # Also stores the revision's name in the cache, without which offline mode would not find the commit.
             return api.resolve_revision(repo_id, revision=revision, cache_dir=cache_dir).resolved
 
         commit = with_retries(lambda: commit_of(repo_id), is_first=True)
         info = with_retries(lambda: api.model_info(repo_id, revision=commit))
         if info.id != repo_id:
-            # The Hub answers for a former name as well; the cache does not.
+            # The Hub redirects a former name; the cache does not.
             with_retries(lambda: commit_of(info.id))
         files = sorted(sibling.rfilename for sibling in info.siblings or ())
         return Resolved(repo_id=info.id, commit=commit, files=files, gated=bool(info.gated))
@@ -254,8 +253,8 @@ def _resolve(repo_id: str, revision: str | None, api: HfApi, cache_dir: Path | N
     return Resolved(repo_id=repo_id, commit=snapshot.name, files=sorted(files))
 
 
-def _other_kind(repo_id: str, api: HfApi) -> str | None:
-    """Whether an id that no model bears is that of something else."""
+def _other_repo_type(repo_id: str, api: HfApi) -> str | None:
+    """``dataset`` or ``space`` if the id belongs to one, otherwise ``None``."""
     for kind in ("dataset", "space"):
         try:
             api.repo_info(repo_id, repo_type=kind)
@@ -273,7 +272,7 @@ def open_hub_source(source: str, *, revision: str | None, token: str | None, cac
         revision: Branch, tag or commit; must agree with one written into ``source``.
 
     Raises:
-        SourceError: If the repository cannot be reached, two revisions were given, or the token is none.
+        SourceError: If the repository cannot be reached, two revisions were given, or the token is malformed.
     """
     repo_id, _, written = source.removeprefix("hf://").partition("@")
     if written and revision is not None and written != revision:
@@ -283,22 +282,22 @@ def open_hub_source(source: str, *, revision: str | None, token: str | None, cac
     if not sent.isascii() or not sent.isprintable() or " " in sent:
         # Refused here: the transport's own error would repeat the token.
         raise SourceError(
-            "the access token holds characters that no token has.",
+            "the access token contains invalid characters.",
             hint="copy it again from https://huggingface.co/settings/tokens",
         )
     api = HfApi(token=token)
-    with translate_errors(repo_id, revision):
+    with translate_read_errors(repo_id, revision):
         try:
             found = _resolve(repo_id, revision, api, cache_dir)
         except errors.RepositoryNotFoundError as error:
             kind = (
                 None
                 if isinstance(error, (errors.GatedRepoError, errors.DisabledRepoError))
-                else _other_kind(repo_id, api)
+                else _other_repo_type(repo_id, api)
             )
             if kind is None:
                 raise
             raise SourceError(
-                f"{repo_id} is a {kind} on the Hub, and no model.", hint="pass the id of a model repository"
+                f"{repo_id} is a {kind} on the Hub, not a model.", hint="pass the id of a model repository"
             ) from error
     return HubSource(found, asked=repo_id, token=token, cache_dir=cache_dir)

@@ -1,6 +1,6 @@
-"""Brings a stretch of a remote file to this machine; goes on where it broke off, in this process or an earlier one.
+"""Downloads a byte range of a remote file, and resumes a download that this process or an earlier one began.
 
-The client's own downloads begin anew in every process, and cannot be stopped.
+The client's own downloads start over in every process, and cannot be stopped.
 """
 
 from collections.abc import Mapping
@@ -13,29 +13,29 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from hcsmoe_hub.hub import retry
 
-# Content delivery networks refuse to send more than 50 GB at once.
+# Content delivery networks refuse to send more than 50 GB per request.
 MAX_REQUEST_BYTES = 10_000_000_000
 
 
 class Stopped(Exception):
-    """Nobody waits for a download any more."""
+    """A download was stopped because its result is no longer needed."""
 
 
 def receive(url: str, path: Path, *, start: int, end: int, headers: Mapping[str, str], stop: Event) -> None:
-    """Fills ``path`` with the bytes from ``start`` up to ``end``; what it holds already is not asked for again.
+    """Fills ``path`` with the bytes from ``start`` up to ``end``; bytes that it already holds are not requested again.
 
     Args:
-        url: The remote file; it may lead elsewhere.
+        url: The remote file; redirects are followed.
         path: The local file; its folder exists.
-        start: First byte of the stretch.
+        start: First byte of the range.
         end: The byte after the last one.
-        headers: What every request bears, such as a token.
-        stop: Ends the download from another thread.
+        headers: Sent with every request, such as a token.
+        stop: Ends the download when set by another thread.
 
     Raises:
-        Stopped: If that happened.
+        Stopped: If ``stop`` was set.
         HTTPError: If the server refuses, or keeps failing without sending anything.
-        OSError: If the disk fails.
+        OSError: If the file cannot be written.
     """
     if path.exists() and path.stat().st_size > end - start:
         path.unlink()
@@ -48,20 +48,20 @@ def receive(url: str, path: Path, *, start: int, end: int, headers: Mapping[str,
             if start + path.stat().st_size > position:
                 pauses = iter(retry.PAUSES_SECONDS)
             pause = next(pauses, None)
-            if pause is None or not retry.is_passing(error):
+            if pause is None or not retry.is_transient(error):
                 raise
             if stop.wait(max(pause, retry.retry_after(error))):
                 raise Stopped from None
 
 
 def _append(url: str, path: Path, position: int, end: int, headers: Mapping[str, str], stop: Event) -> None:
-    """Makes one request, and appends what it is answered."""
-    # Bytes are counted as they are stored, so nothing may be compressed on the way.
-    asked = {**headers, "Range": f"bytes={position}-{end - 1}", "Accept-Encoding": "identity"}
+    """Makes one request and appends the response."""
+    # Positions count stored bytes, so the response must not be compressed.
+    range_headers = {**headers, "Range": f"bytes={position}-{end - 1}", "Accept-Encoding": "identity"}
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with (
         path.open("ab") as file,
-        get_session().stream("GET", url, headers=asked, timeout=timeout, follow_redirects=True) as response,
+        get_session().stream("GET", url, headers=range_headers, timeout=timeout, follow_redirects=True) as response,
     ):
         hf_raise_for_status(response)
         # A mirror may ignore the range and answer with the whole file.
@@ -74,4 +74,4 @@ def _append(url: str, path: Path, position: int, end: int, headers: Mapping[str,
             missing -= file.write(wanted)
             if not missing:
                 return
-    raise httpx2.RemoteProtocolError(f"the answer ended {missing} bytes too early")
+    raise httpx2.RemoteProtocolError(f"the response ended {missing} bytes early")

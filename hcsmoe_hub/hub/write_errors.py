@@ -1,4 +1,4 @@
-"""What can go wrong with a push, and what is said about it."""
+"""User-facing messages and hints for Hub write errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,26 +7,26 @@ import httpx2
 from huggingface_hub import errors
 
 from hcsmoe_hub.errors import HcsmoeError
-from hcsmoe_hub.hub.retry import PASSING_ERRORS, PASSING_STATUSES, REQUEST_ERRORS, describe, first_line
+from hcsmoe_hub.hub.retry import REQUEST_ERRORS, TRANSIENT_ERRORS, TRANSIENT_STATUSES, describe, first_line
 
 CHANGED_STATUS = 412
 FULL_STATUSES = frozenset({402, 413, 507})
 FULL_WORDS = ("storage", "quota", "too large")
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
-AGAIN = "run the same command again: what the Hub holds already is not sent again"
+RESUME_HINT = "run the same command again: files that the Hub already has are not sent again"
 
 
 class PushError(HcsmoeError):
-    """A result cannot be pushed, or not as it was asked for."""
+    """A result cannot be pushed as requested."""
 
 
 @contextmanager
-def translate_errors(repo_id: str, branch: str) -> Iterator[None]:
-    """Turns errors of the client into one message each.
+def translate_write_errors(repo_id: str, branch: str) -> Iterator[None]:
+    """Translates write errors of the Hub client; errors of the local file system pass through.
 
     Raises:
-        PushError: In place of every error that a request may end with.
+        PushError: In place of every error of a request.
     """
     try:
         yield
@@ -40,7 +40,7 @@ def translate_errors(repo_id: str, branch: str) -> Iterator[None]:
 
 
 def _is_local(error: Exception) -> bool:
-    """Whether it is a failure of this machine: those of the client are OSErrors as well, but have no number."""
+    """Whether an error comes from the local file system; the client's own OSErrors have no error number."""
     is_remote = isinstance(error, (httpx2.HTTPError, ConnectionError, TimeoutError))
     return isinstance(error, OSError) and error.errno is not None and not is_remote
 
@@ -52,27 +52,27 @@ def _explanation(error: Exception, repo_id: str, branch: str) -> tuple[str, str]
     if isinstance(error, httpx2.ConnectError):
         return (
             f"the Hub cannot be reached for {repo_id}: {describe(error)}.",
-            f"check the network, or HF_ENDPOINT; {AGAIN}",
+            f"check the network, or HF_ENDPOINT; {RESUME_HINT}",
         )
-    if isinstance(error, PASSING_ERRORS):
-        return f"the connection to the Hub was lost on the way to {repo_id}: {describe(error)}.", AGAIN
+    if isinstance(error, TRANSIENT_ERRORS):
+        return f"the connection to the Hub was lost during the push to {repo_id}: {describe(error)}.", RESUME_HINT
     text = str(error)
     if "README.md" in text:
         lines = [line.strip("- ") for line in text.splitlines() if line.strip()]
-        return f"the Hub refuses the front matter of README.md: {lines[-1].rstrip('.')}.", "correct it and push again"
+        return f"the Hub rejects the front matter of README.md: {lines[-1].rstrip('.')}.", "correct it and push again"
     if any(word in text.lower() for word in FULL_WORDS):
         return _full(repo_id, first_line(text.partition("`")[2]) or describe(error))
-    return f"{repo_id} cannot be pushed to: {describe(error)}.", f"{AGAIN}; HF_HUB_DISABLE_XET=1 sends without Xet"
+    return f"the push to {repo_id} failed: {describe(error)}.", f"{RESUME_HINT}; HF_HUB_DISABLE_XET=1 sends without Xet"
 
 
 def _http_explanation(error: errors.HfHubHTTPError, repo_id: str, branch: str) -> tuple[str, str]:
-    """Message and hint for an answer of the Hub."""
+    """Message and hint for an HTTP error of the Hub."""
     status, text = error.response.status_code, describe(error)
     if isinstance(error, errors.DisabledRepoError):
         return f"{repo_id} was disabled on the Hub.", "push to another repository"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"there is no repository {repo_id}, or this login may not see it.",
+            f"{repo_id} does not exist on the Hub, or this login cannot see it.",
             f"check the spelling, or use a token with access to it: {TOKENS_PAGE}, then 'hf auth login'",
         )
     if isinstance(error, errors.RevisionNotFoundError):
@@ -80,26 +80,27 @@ def _http_explanation(error: errors.HfHubHTTPError, repo_id: str, branch: str) -
     if status == 401:
         return f"the Hub refused the access token for {repo_id}.", "run 'hf auth login' again, or pass another --token"
     if status == CHANGED_STATUS:
-        return changed(repo_id)
+        return changed_meanwhile(repo_id)
     if status in FULL_STATUSES or (status == 403 and any(word in text.lower() for word in FULL_WORDS)):
         return _full(repo_id, text)
     if status == 403:
         return (
-            f"this login may not write to {repo_id}: {text}.",
-            f"use a token with write access to it: {TOKENS_PAGE}, then 'hf auth login'; or propose it with --create-pr",
+            f"this login cannot write to {repo_id}: {text}.",
+            f"use a token with write access: {TOKENS_PAGE}, then 'hf auth login'; or open a pull request with "
+            "--create-pr",
         )
-    if status in PASSING_STATUSES:
-        return f"the Hub cannot take {repo_id} at the moment: {text}.", AGAIN
-    return f"the Hub refuses {repo_id}: {text}.", "look at the message of the Hub, and run the command again"
+    if status in TRANSIENT_STATUSES:
+        return f"the Hub is temporarily unable to accept {repo_id}: {text}.", RESUME_HINT
+    return f"the Hub rejects {repo_id}: {text}.", "follow the Hub's message, and run the command again"
 
 
-def changed(repo_id: str) -> tuple[str, str]:
-    """Message and hint if someone else was faster."""
-    return f"{repo_id} was changed by someone else during the push; nothing was committed.", AGAIN
+def changed_meanwhile(repo_id: str) -> tuple[str, str]:
+    """Message and hint for a branch that moved during the push."""
+    return f"{repo_id} was changed by someone else during the push; nothing was committed.", RESUME_HINT
 
 
 def _full(repo_id: str, text: str) -> tuple[str, str]:
     return (
-        f"the Hub has no room for {repo_id}: {text}.",
+        f"not enough storage on the Hub for {repo_id}: {text}.",
         "free some space or get more on https://huggingface.co/settings/billing, then run the same command again",
     )

@@ -1,8 +1,8 @@
-"""Keeps the resident memory of a long run at what is really in use.
+"""Keeps the resident memory of a long run close to what is in use.
 
-The C library's heap grows with every layer: the gaps that one layer's tensors leave seldom fit the next one's. Large
-tensors are therefore mapped one by one, so that freeing them gives their pages back, and the heap is trimmed between
-layers. Both calls exist in glibc only; elsewhere nothing is done.
+The C library's heap grows with every layer, because the gaps that one layer's tensors leave seldom fit the next one's.
+Large tensors are therefore mapped one by one, so that freeing them returns their pages, and the heap is trimmed
+between layers. Both calls exist only in glibc; elsewhere they do nothing.
 """
 
 import ctypes
@@ -14,10 +14,10 @@ from torch import Tensor
 
 # From malloc.h: parameters of mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-# Above the buffers that every micro-batch needs anew, which are cheaper to keep; below a layer's weights.
+# Above the buffers that each micro-batch allocates again, which are cheaper to keep; below a layer's weights.
 _MAPPED_BYTES = 16_000_000
 _KEPT_BYTES = 64_000_000
-# Smaller than one huge page there is nothing to gain.
+# Below the size of one huge page there is nothing to gain.
 _HUGE_PAGE_BYTES = 2 << 20
 
 
@@ -26,7 +26,7 @@ def _libc_function(name: str) -> Callable[..., int] | None:
 
 
 def map_large_tensors() -> None:
-    """Lets the allocator map large tensors, for the rest of the process."""
+    """Makes the allocator map large tensors, for the rest of the process."""
     mallopt = _libc_function("mallopt")
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)
@@ -34,14 +34,14 @@ def map_large_tensors() -> None:
 
 
 def return_freed_memory() -> None:
-    """Gives freed memory back to the system."""
+    """Returns freed memory to the system."""
     trim = _libc_function("malloc_trim")
     if trim is not None:
         trim(0)
 
 
 def mapped_tensor(nbytes: int) -> tuple[Tensor, memoryview]:
-    """Fresh anonymous memory that goes back to the system with its last tensor.
+    """Fresh anonymous memory that is returned to the system with its last tensor.
 
     Args:
         nbytes: At least 1.

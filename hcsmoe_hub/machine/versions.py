@@ -1,4 +1,4 @@
-"""Who made a result, and with which libraries."""
+"""Versions of this program and of the libraries that it uses."""
 
 import platform
 from importlib.metadata import version
@@ -13,7 +13,7 @@ def tool() -> dict[str, str]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide the bytes of a result."""
+    """Versions of Python and of the libraries that affect the bytes of a result."""
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 

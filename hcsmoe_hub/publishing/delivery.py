@@ -1,4 +1,4 @@
-"""Sends the shards of a result while the conversion goes on, and makes room for the next ones."""
+"""Sends the shards of a result while the conversion goes on, and frees their disk space."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,16 +14,16 @@ from hcsmoe_hub.report import Pushed
 
 
 class Delivery:
-    """Takes finished shards from a writer and sends them one after the other, on a thread of its own.
+    """Receives finished shards from a writer and uploads them one after the other, on its own thread.
 
     Args:
-        publisher: An opened one.
-        deletes: Delete each shard that the Hub holds, and let the writer wait until it does. Otherwise a failure to
-            send is no reason to end the conversion: everything is tried again with the commit.
-        listener: Told of such a failure.
+        publisher: An open publisher.
+        deletes: Delete each shard once it is uploaded, and make the writer wait until then. Otherwise a failed upload
+            does not end the conversion: everything is retried with the commit.
+        listener: Called with a warning after such a failure.
 
     Attributes:
-        sent: Tensors of the deleted shards, as their headers named them.
+        sent: Tensors of the deleted shards, from their headers.
     """
 
     def __init__(self, publisher: Publisher, *, deletes: bool, listener: Listener = ignore) -> None:
@@ -36,14 +36,14 @@ class Delivery:
         self.sent: dict[str, Mapping[str, StoredTensor]] = {}
 
     def take(self, shard: Path) -> None:
-        """Begins to send a finished shard."""
+        """Starts to upload a finished shard."""
         self._tasks.append(self._pool.submit(self._send, shard))
 
-    def make_room(self) -> None:
-        """Waits until no finished shard lies on the disk, if they are to be deleted.
+    def wait_for_space(self) -> None:
+        """Waits until no finished shard is left on the disk, if shards are deleted.
 
         Raises:
-            PushError: If one cannot be sent.
+            PushError: If one cannot be uploaded.
         """
         if self._deletes:
             for task in self._tasks:
@@ -58,7 +58,7 @@ class Delivery:
             self._has_failed = True
             if self._deletes:
                 raise
-            self._emit(Warned(f"{error.message} The conversion goes on, and sends again at its end."))
+            self._emit(Warned(f"{error.message} The conversion continues; the upload is retried at the end."))
             return
         if self._deletes and held:
             header, data_start = local_header(shard)
@@ -67,13 +67,13 @@ class Delivery:
             shard.unlink()
 
     def commit(self, files: Sequence[Path]) -> Pushed:
-        """Sends what is left and makes everything visible.
+        """Uploads the remaining files and commits everything.
 
         Args:
             files: Every file of the result that is still in its folder.
 
         Raises:
-            PushError: If something cannot be sent; then nothing has changed that anybody sees.
+            PushError: If a file cannot be uploaded; the branch is then unchanged.
         """
         for task in self._tasks:
             task.result()

@@ -1,4 +1,4 @@
-"""Which files make a result, in a folder and in a repository."""
+"""Which files belong to a result, in a folder and in a repository."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -8,12 +8,12 @@ from hcsmoe_hub.checkpoint.source import LocalSource, Source
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
 from hcsmoe_hub.hub.write_errors import PushError
 from hcsmoe_hub.report import EVALUATION_FILE, FIGURE_FILE, REPORT_FILE
+from hcsmoe_hub.result.source_card import CARD_FILE
 from hcsmoe_hub.result.verify import check_structure
 
-CARD_FILE = "README.md"
 REPORTS = (REPORT_FILE, EVALUATION_FILE, FIGURE_FILE)
 EVALUATIONS = ".eval_results/*.yaml"
-# Of any checkpoint that transformers would load, or half-load, in place of the one that is pushed.
+# Files of other checkpoints that transformers might load instead of the pushed one.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 # Caches and histories that other programs keep in a folder.
 HIDDEN = (".cache/*", ".git/*", ".DS_Store", "__pycache__/*")
@@ -26,22 +26,22 @@ def check_result(folder: Path) -> Source:
         folder: Folder that ``hcsmoe convert`` wrote.
 
     Raises:
-        PushError: If the folder is none, or holds no result.
+        PushError: If there is no such folder, or it does not hold a result.
         VerificationError: If the result is not complete, or its parts disagree.
-        SourceError: If it is no readable checkpoint.
+        SourceError: If it is not a readable checkpoint.
     """
     if not folder.is_dir():
         raise PushError(f"there is no folder {folder}.", hint="pass the folder that 'hcsmoe convert' wrote")
     if not (folder / REPORT_FILE).is_file():
         raise PushError(
-            f"{folder} holds no {REPORT_FILE}, so it is no result of 'hcsmoe convert'.",
-            hint="pass the folder that 'hcsmoe convert' wrote; 'hf upload' takes any other",
+            f"{folder} has no {REPORT_FILE}, so it is not a result of 'hcsmoe convert'.",
+            hint="pass the folder that 'hcsmoe convert' wrote; for other folders use 'hf upload'",
         )
     return check_structure(folder).source
 
 
 def checkpoint_files(source: Source) -> list[Path]:
-    """The files of a checked result that are in its folder: weights, what they need, and what tells of them.
+    """The files of a checked result that are in its folder: weights, config, sidecars, card and reports.
 
     Args:
         source: A checked result.
@@ -59,13 +59,13 @@ def checkpoint_files(source: Source) -> list[Path]:
 
 
 def other_files(folder: Path, files: list[Path]) -> list[str]:
-    """Names of the files of a folder that are not among some; what programs hide there is left out."""
+    """Names of the other files in a folder, without the hidden files of other programs."""
     names = set(LocalSource(folder).files()) - {file.relative_to(folder).as_posix() for file in files}
     return sorted(name for name in names if not any(fnmatch(name, pattern) for pattern in HIDDEN))
 
 
-def is_of_a_checkpoint(name: str) -> bool:
-    """Whether a file of a repository is part of the checkpoint there; a card may be the user's, and is not."""
+def is_checkpoint_file(name: str) -> bool:
+    """Whether a repository file is part of a checkpoint; False for the card, which the user may have written."""
     if name in ("config.json", *REPORTS) or sidecar_files([name]):
         return True
     return "/" not in name and any(fnmatch(name, pattern) for pattern in WEIGHTS)

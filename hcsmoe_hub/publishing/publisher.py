@@ -1,4 +1,4 @@
-"""One push: what is there, what may be replaced, what was sent, and the commit that shows it."""
+"""One push: checks what may be replaced, uploads files, and commits them."""
 
 import json
 import threading
@@ -9,20 +9,20 @@ from typing import Any
 from hcsmoe_hub.events import Delivered, Listener, Sending, Warned, ignore
 from hcsmoe_hub.hub.additions import Addition, RemoteFile
 from hcsmoe_hub.hub.repository import HubRepository, sends_over_xet
-from hcsmoe_hub.hub.write_errors import AGAIN, PushError
+from hcsmoe_hub.hub.write_errors import RESUME_HINT, PushError
 from hcsmoe_hub.machine.versions import tool
 from hcsmoe_hub.options import PushOptions
 from hcsmoe_hub.report import REPORT_FILE, Pushed
 
-# What the Hub, or a person who makes a repository there, puts into one that is still empty.
+# Files that an otherwise empty repository may have.
 OWN_FILES = frozenset({".gitattributes", "README.md"})
-# Larger files are weights, and hold no text in which a token could be.
+# Larger files are weights, which cannot contain a token.
 MAX_TEXT_BYTES = 10_000_000
 EVENT_BYTES = 1 << 20
 
 
 class Publisher:
-    """Sends files of one folder as they are finished, and shows them all at once.
+    """Uploads the files of one folder as they are finished, and commits them all at once.
 
         publisher = Publisher(folder, options)
         publisher.open()
@@ -31,17 +31,17 @@ class Publisher:
                 held.unlink()
         publisher.commit(folder / "config.json")
 
-    A push that ends before its commit leaves nothing that anybody sees. Another one with the same files goes on: the
-    Hub knows large files by their content. One thread at a time may call.
+    A push that ends before its commit leaves the repository unchanged. Another push of the same files resumes it: the
+    Hub knows large files by their content. Only one thread at a time may call the methods.
 
     Args:
-        folder: The files lie in it, by the names that they will have in the repository.
-        options: Where they go.
+        folder: Folder of the files, under the names that they will have in the repository.
+        options: Target repository and branch.
         token: Access token; ``None`` uses the stored login.
         listener: Called with ``Sending`` and ``Delivered``, from several threads.
 
     Raises:
-        PushError: If the name of the repository is none, the Hub is switched off, or there is no token.
+        PushError: If the repository id is not valid, offline mode is on, or there is no token.
     """
 
     def __init__(
@@ -59,16 +59,15 @@ class Publisher:
         self._is_cancelled = False
 
     def open(self, expected: Sequence[Path] = (), *, recipe: Mapping[str, Any] | None = None) -> None:
-        """Finds or makes the repository and the branch, and refuses whatever must not be written to.
+        """Finds or creates the repository and the branch, and checks that they may be written to.
 
         Args:
-            expected: The files that will be pushed, if they are known: a repository that holds nothing else is no
-                reason for a refusal.
-            recipe: What ``hcsmoe.json`` will say of the making, if the files are not known yet: a repository that holds
-                a result of the same making is no reason either.
+            expected: The files to push, if they are known; a repository that holds exactly these is accepted.
+            recipe: Provenance that ``hcsmoe.json`` will record, if the files are not known yet; a repository that holds
+                a result with the same provenance is accepted.
 
         Raises:
-            PushError: Every refusal that is not due to the files themselves happens here.
+            PushError: For every reason that does not depend on the files' content.
         """
         options, hub = self._options, self._hub
         is_private = hub.is_private()
@@ -79,19 +78,19 @@ class Publisher:
             hub.check_write()
         if options.private and not is_private:
             raise PushError(
-                f"{options.repo_id} is public, but --private was asked for.",
+                f"{options.repo_id} is public, but --private was given.",
                 hint=f"run 'hf repos settings {options.repo_id} --private' first, or drop --private",
             )
         self._is_private = bool(is_private)
         head = self._find_head()
         self._head = head or hub.first_commit()
         self._files = hub.files(self._head)
-        self._check_room(expected, recipe)
+        self._check_overwrite(expected, recipe)
         if head is None:
             hub.create_branch(at=self._head)
 
     def _find_head(self) -> str | None:
-        """Commit of the branch; ``None`` if there is no such branch yet.
+        """Commit of the branch; ``None`` if the branch does not exist yet.
 
         Raises:
             PushError: If the name is not that of a branch.
@@ -102,46 +101,46 @@ class Publisher:
             return found
         is_commit = len(branch) == 40 and all(letter in "0123456789abcdef" for letter in branch)
         if branch in refs.tags or is_commit or branch.startswith("refs/"):
-            kind = "a tag" if branch in refs.tags else "a commit" if is_commit else "no branch"
+            kind = "a tag" if branch in refs.tags else "a commit" if is_commit else "not a branch"
             raise PushError(
-                f"{branch} is {kind} of {self._options.repo_id}, and a push goes to a branch.",
-                hint="drop --revision, or name a branch; one that is not there is made",
+                f"{branch} is {kind} of {self._options.repo_id}; results can only be pushed to branches.",
+                hint="drop --revision, or name a branch; a missing one is created",
             )
         return None
 
-    def _check_room(self, expected: Sequence[Path], recipe: Mapping[str, Any] | None) -> None:
-        """Refuses to mix a result with other files, unless it may replace them.
+    def _check_overwrite(self, expected: Sequence[Path], recipe: Mapping[str, Any] | None) -> None:
+        """Checks that a push would not mix a result with other files, or may replace them.
 
         Raises:
-            PushError: If there are files that nobody allowed to replace.
+            PushError: If the branch holds other files and ``overwrite`` is not set.
         """
         foreign = self._files.keys() - OWN_FILES
-        if not foreign or self._options.overwrite or self._holds(expected) or self._is_made_by(recipe):
+        if not foreign or self._options.overwrite or self._has_exactly(expected) or self._has_recipe(recipe):
             return
         names = ", ".join(sorted(foreign)[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         branch = "" if self._options.revision is None else f" (branch {self._options.branch})"
         count = "1 file" if len(foreign) == 1 else f"{len(foreign)} files"
         raise PushError(
-            f"{self._options.repo_id}{branch} holds {count} already: {names}.",
+            f"{self._options.repo_id}{branch} already holds {count}: {names}.",
             hint="pass --overwrite to replace the checkpoint there, or push to another repository or --revision",
         )
 
-    def _holds(self, expected: Sequence[Path]) -> bool:
-        """Whether the repository holds these very files: then a push before this one has succeeded."""
+    def _has_exactly(self, expected: Sequence[Path]) -> bool:
+        """Whether the repository holds exactly these files, as after an earlier push of the same result."""
         additions = [self._addition(path) for path in expected]
         if self._files.keys() - OWN_FILES - {addition.path_in_repo for addition in additions}:
             return False
-        # The small files first: a difference there saves reading the shards.
+        # Small files first: a difference there saves hashing the shards.
         additions.sort(key=lambda addition: addition.size)
-        return all(addition.equals(self._files.get(addition.path_in_repo)) for addition in additions)
+        return all(addition.matches(self._files.get(addition.path_in_repo)) for addition in additions)
 
-    def _is_made_by(self, recipe: Mapping[str, Any] | None) -> bool:
-        """Whether the repository holds a result of just this making, and nothing else: then it was pushed before."""
+    def _has_recipe(self, recipe: Mapping[str, Any] | None) -> bool:
+        """Whether the repository holds only a result with this provenance, as after an earlier push."""
         if recipe is None or REPORT_FILE not in self._files:
             return False
-        from hcsmoe_hub.publishing.files import is_of_a_checkpoint
+        from hcsmoe_hub.publishing.files import is_checkpoint_file
 
-        if not all(is_of_a_checkpoint(name) for name in self._files.keys() - OWN_FILES):
+        if not all(is_checkpoint_file(name) for name in self._files.keys() - OWN_FILES):
             return False
         try:
             report = json.loads(self._hub.read(REPORT_FILE, revision=self._head))
@@ -150,30 +149,30 @@ class Publisher:
         return isinstance(report, dict) and all(report.get(key) == value for key, value in recipe.items())
 
     def cancel(self) -> None:
-        """Ends an upload that is under way on another thread as soon as it sends the next bytes."""
+        """Cancels an upload on another thread as soon as it sends the next bytes."""
         self._is_cancelled = True
 
     def upload(self, *paths: Path) -> list[Path]:
-        """Sends finished files that are large; small ones wait for the commit.
+        """Uploads large files; small ones are sent with the commit.
 
         Args:
-            paths: Files that will not change any more.
+            paths: Finished files, which must not change after this call.
 
         Returns:
-            Those that the Hub holds, and that are not needed here any more.
+            The uploaded files, which are no longer needed locally.
 
         Raises:
-            PushError: If they cannot be sent.
+            PushError: If the upload fails.
         """
         additions = [self._addition(path) for path in paths]
         for addition in additions:
             self._refuse_secrets(addition)
         self._hub.upload(additions)
-        held = [addition for addition in additions if addition.is_held]
-        for addition in held:
+        uploaded = [addition for addition in additions if addition.is_uploaded]
+        for addition in uploaded:
             sent = None if sends_over_xet() else addition.bytes_sent
             self._emit(Delivered(addition.path_in_repo, addition.size, sent))
-        return [addition.path for addition in held]
+        return [addition.path for addition in uploaded]
 
     def _addition(self, path: Path) -> Addition:
         name = path.relative_to(self._folder).as_posix()
@@ -182,55 +181,55 @@ class Publisher:
         return self._additions[name]
 
     def _counter(self, name: str, file_bytes: int) -> Callable[[int], None]:
-        """Counts the bytes of a file that are sent, and tells of every megabyte."""
-        sent = told = 0
+        """Counts the bytes of a file that are sent, and reports every megabyte."""
+        sent = reported = 0
 
         def count(more: int) -> None:
-            nonlocal sent, told
+            nonlocal sent, reported
             if self._is_cancelled:
-                raise PushError("the push was cancelled.", hint=AGAIN)
+                raise PushError("the push was cancelled.", hint=RESUME_HINT)
             with self._lock:
                 sent += more
-                if sent - told < EVENT_BYTES:
+                if sent - reported < EVENT_BYTES:
                     return
-                told = sent
+                reported = sent
             self._emit(Sending(name, file_bytes, sent))
 
         return count
 
     def _refuse_secrets(self, addition: Addition) -> None:
-        """Refuses to publish the token that everything is published with.
+        """Refuses to publish the access token.
 
         Raises:
-            PushError: If a file holds it.
+            PushError: If a text file contains it.
         """
         is_text = addition.size <= MAX_TEXT_BYTES and addition.path.suffix != ".safetensors"
-        if is_text and not addition.is_held and self._hub.token.encode() in addition.path.read_bytes():
+        if is_text and not addition.is_uploaded and self._hub.token.encode() in addition.path.read_bytes():
             raise PushError(
-                f"{addition.path} holds your access token, which would be published with it.",
-                hint="remove it from the file, and push again",
+                f"{addition.path} contains your access token, which would be published with it.",
+                hint="remove the token from the file, and push again",
             )
 
     def commit(self, *paths: Path) -> Pushed:
-        """Sends the last files and makes everything visible in one commit.
+        """Uploads the remaining files and commits everything at once.
 
         Args:
-            paths: Files beside those that were uploaded; files that were may be named once more.
+            paths: Files to add to those that were uploaded; uploaded ones may be named again.
 
         Raises:
-            PushError: If the commit fails; then nothing has changed that anybody sees.
+            PushError: If the commit fails; the branch is then unchanged.
         """
-        self.upload(*(path for path in paths if not self._addition(path).is_held))
+        self.upload(*(path for path in paths if not self._addition(path).is_uploaded))
         additions = list(self._additions.values())
         names = {addition.path_in_repo for addition in additions}
-        deleted = self._stale(names)
-        new = [addition for addition in additions if not addition.equals(self._files.get(addition.path_in_repo))]
-        done = self._hub.commit(additions, deleted, parent=self._head, title=f"Upload a model made by {_maker()}")
+        deleted = self._files_to_delete(names)
+        new = [addition for addition in additions if not addition.matches(self._files.get(addition.path_in_repo))]
+        done = self._hub.commit(additions, deleted, parent=self._head, title=f"Upload a model made by {_tool_name()}")
         for remark in done.remarks:
             self._emit(Warned(remark))
-        large = sum(addition.bytes_sent for addition in additions if addition.is_held)
-        small = sum(addition.size for addition in new if not addition.is_held)
-        is_known = not (sends_over_xet() and any(addition.is_held for addition in additions))
+        large = sum(addition.bytes_sent for addition in additions if addition.is_uploaded)
+        small = sum(addition.size for addition in new if not addition.is_uploaded)
+        is_known = not (sends_over_xet() and any(addition.is_uploaded for addition in additions))
         return Pushed(
             repo_id=self._options.repo_id,
             private=self._is_private,
@@ -246,15 +245,15 @@ class Publisher:
             left_out=[],
         )
 
-    def _stale(self, names: set[str]) -> list[str]:
-        """Files of the checkpoint that is replaced which the new one has not."""
+    def _files_to_delete(self, names: set[str]) -> list[str]:
+        """Files of the replaced checkpoint that the new one does not have."""
         foreign = sorted(self._files.keys() - OWN_FILES - names)
         if not foreign:
             return []
-        from hcsmoe_hub.publishing.files import is_of_a_checkpoint
+        from hcsmoe_hub.publishing.files import is_checkpoint_file
 
-        return [name for name in foreign if is_of_a_checkpoint(name)]
+        return [name for name in foreign if is_checkpoint_file(name)]
 
 
-def _maker() -> str:
+def _tool_name() -> str:
     return " ".join(tool().values())

@@ -1,4 +1,4 @@
-"""A result that is pushed while it is made: the repository before, the commit after."""
+"""Pushes a result while it is converted: opens the repository before, commits after."""
 
 import shlex
 from collections.abc import Mapping
@@ -18,35 +18,35 @@ from hcsmoe_hub.report import Pushed
 def open_delivery(
     plan: ConversionPlan, options: PushOptions, making: Mapping[str, Any], *, token: str | None, listener: Listener
 ) -> Delivery:
-    """Finds or makes the repository that a result goes to.
+    """Finds or creates the repository of a result.
 
     Args:
         plan: The conversion.
-        options: Where its result goes.
-        making: What the report will say of how it was made.
+        options: Target repository and branch.
+        making: Provenance that the report will record.
         token: Access token; ``None`` uses the stored login.
-        listener: Called with what is sent, from several threads.
+        listener: Called with the progress of the upload, from several threads.
 
     Raises:
         PushError: If the repository must not be written to.
     """
     publisher = Publisher(plan.output, options, token=token, listener=listener)
     publisher.open(recipe=making)
-    # A result of one shard is on the disk as a whole in any case.
+    # A result of one shard needs the disk space for all of it anyway.
     return Delivery(publisher, deletes=plan.sends_away and len(plan.shards.files) > 1, listener=listener)
 
 
 def push_result(plan: ConversionPlan, options: PushOptions, delivery: Delivery, result: Source) -> Pushed:
-    """Commits what was sent.
+    """Commits what was uploaded.
 
     Args:
         plan: The conversion.
-        options: Where its result goes.
-        delivery: Has sent the shards.
+        options: Target repository and branch.
+        delivery: The delivery that has uploaded the shards.
         result: The checked result.
 
     Raises:
-        PushError: If that fails.
+        PushError: If the commit fails.
     """
     try:
         return delivery.commit(checkpoint_files(result))

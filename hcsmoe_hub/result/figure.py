@@ -1,6 +1,6 @@
-"""A figure of a conversion: how tokens were routed, how far experts are apart, and which became one.
+"""Draws a figure of a conversion: tokens routed, distances between experts, and clusters.
 
-matplotlib is an optional library, so only the functions that draw import it.
+matplotlib is an optional dependency, so only the functions that draw import it.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-# The "muted" scheme of Paul Tol: told apart with any colour vision, and dark enough for white.
+# Paul Tol's "muted" scheme: distinguishable with any colour vision, and dark enough on white.
 PALETTE = ("#332288", "#CC6677", "#117733", "#DDCC77", "#882255", "#88CCEE", "#999933", "#AA4499", "#44AA99")
 PRUNED, ACROSS, INK, FAINT = "#C8C8C8", "#8A8A8A", "#222222", "#666666"
 MAX_LAYERS, MAX_ROWS, MAX_NAMED_EXPERTS = 12, 6, 16
-# Inches. At 200 dots per inch the picture is twice as wide as the 800 pixels of a model card.
+# Inches. At 200 dots per inch the picture is twice the 800 pixels of a model card.
 WIDTH, DPI, MARGIN, LINE, STRIP = 8.0, 200, 0.12, 0.19, 0.05
-# Points: a gap between thinner bars would not be seen.
+# Points: gaps between thinner bars would not be visible.
 MIN_GAPPED_CELL = 1.2
-# Near and far. Few levels, because a matrix of noise in many is megabytes.
+# Near and far. Few levels, because a noisy matrix with many levels takes megabytes.
 SHADES, LEVELS = ("#FFFFFF", "#4A4A4A"), 16
 _MIXED = -2
 _TICKS = {"labelsize": 7, "color": FAINT, "labelcolor": INK, "major.width": 0.6, "major.size": 2, "major.pad": 2}
@@ -48,7 +48,7 @@ _STYLE: dict[str, Any] = {f"{axis}tick.{key}": value for axis in "xy" for key, v
 
 
 def shown_layers(layers: Sequence[LayerPicture]) -> list[LayerPicture]:
-    """At most ``MAX_LAYERS`` of the layers, evenly spaced, the first and the last among them."""
+    """At most ``MAX_LAYERS`` layers, evenly spaced, including the first and the last."""
     places = np.linspace(0, len(layers) - 1, min(len(layers), MAX_LAYERS)).round().astype(int)
     return [layers[place] for place in places]
 
@@ -60,8 +60,8 @@ def expert_order(picture: LayerPicture) -> list[int]:
         picture: A layer of E experts.
 
     Returns:
-        The E experts as the leaves of the dendrogram stand; without one, by cluster, pruned experts last; if
-        nothing was merged, by falling usage. Ties go to the lower number.
+        The E experts in the order of the dendrogram's leaves; without a dendrogram, by cluster, pruned experts last;
+        if nothing was merged, by decreasing usage. Ties go to the lower number.
     """
     if picture.dendrogram is not None:
         return [int(leaf) for leaf in hierarchy.leaves_list(picture.dendrogram)]
@@ -74,8 +74,8 @@ def expert_order(picture: LayerPicture) -> list[int]:
 def cluster_colours(picture: LayerPicture) -> dict[int, str]:
     """The colour of every cluster, and of ``DROPPED``.
 
-    Colours follow the order of :func:`expert_order`. Where there are more clusters than colours these repeat, but
-    never side by side. If nothing was merged, all experts that were kept have one colour.
+    Colours follow the order of :func:`expert_order`. If there are more clusters than colours, they repeat, but never
+    side by side. If nothing was merged, all kept experts have the same colour.
     """
     drawn = dict.fromkeys(int(picture.labels[expert]) for expert in expert_order(picture))
     drawn.pop(DROPPED, None)
@@ -92,15 +92,15 @@ def _node_labels(tree: NDArray[Any], labels: Sequence[int]) -> list[int]:
 
 
 def cut_height(tree: NDArray[Any], labels: Sequence[int]) -> float | None:
-    """The height at which a horizontal cut through a tree gives some clusters.
+    """The height at which a horizontal cut through a tree gives the clusters.
 
     Args:
         tree: Linkage matrix ``[E - 1, 4]``.
         labels: Cluster of each of the E experts.
 
     Returns:
-        The middle between the last merge within a cluster and the first between two; ``None`` if no cut gives these
-        clusters, as under a limit on their size, or if there is one cluster only.
+        The midpoint between the last merge within a cluster and the first across clusters; ``None`` if no cut gives
+        these clusters, as with a size limit, or if there is only one cluster.
     """
     is_mixed = np.array(_node_labels(tree, labels)[len(labels) :], dtype=int) == _MIXED
     within, across = tree[~is_mixed, 2], tree[is_mixed, 2]
@@ -116,14 +116,14 @@ def _cell(axes: "Axes", picture: LayerPicture) -> float:
 
 
 def _label_experts(axis: "Axis", order: Sequence[int], *, is_named: bool) -> None:
-    """Names the experts along an axis, if there is room for that."""
+    """Labels the experts along an axis, if there is room."""
     ticks = range(len(order)) if is_named else ()
     axis.set_ticks(ticks, labels=[str(order[tick]) for tick in ticks])
     axis.set_tick_params(length=0, labelsize=7 if len(order) <= 10 else 6)
 
 
 def _label_heights(axes: "Axes") -> None:
-    """Gives a vertical axis of distances a few whole labels: a common factor above it would meet the heading."""
+    """Labels a vertical axis of distances with full numbers: a common factor above it would overlap the heading."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
@@ -138,7 +138,7 @@ def _draw_usage(axes: "Axes", picture: LayerPicture, *, is_named: bool) -> None:
     has_gaps = _cell(axes, picture) > MIN_GAPPED_CELL
     heights = [picture.usage[expert] for expert in order]
     bars = [colours[int(picture.labels[expert])] for expert in order]
-    # Bars thinner than a pixel would come and go if they had to fill whole ones.
+    # Snapped to whole pixels, bars thinner than one would disappear at random.
     axes.bar(range(len(order)), heights, width=0.8 if has_gaps else 1.0, color=bars, linewidth=0, snap=has_gaps)
     axes.set_xlim(-0.5, len(order) - 0.5)
     axes.set_ylim(0, max(1, *picture.usage) * 1.04)
@@ -178,7 +178,7 @@ def _draw_distances(axes: "Axes", picture: LayerPicture, distances_EE: NDArray[A
 
 
 def _draw_tree(axes: "Axes", picture: LayerPicture, tree: NDArray[Any], *, is_named: bool) -> None:
-    """The dendrogram, with the merges that happened in the colours of the clusters and a line where it was cut."""
+    """The dendrogram, with the merges inside clusters in their colours and a line at the cut."""
     from matplotlib.collections import LineCollection
 
     order, nodes = expert_order(picture), _node_labels(tree, picture.labels)
@@ -189,7 +189,7 @@ def _draw_tree(axes: "Axes", picture: LayerPicture, tree: NDArray[Any], *, is_na
     width = float(np.clip(_cell(axes, picture) / 4, 0.3, 1.1))
     axes.add_collection(LineCollection(list(links), colors=found["color_list"], linewidths=width))
     low, high = tree[:, 2].min(), tree[:, 2].max()
-    # Experts that are all far apart would leave nothing but their stems to see.
+    # If all experts are far apart, an axis from zero would show little but their stems.
     bottom = low - 0.25 * (high - low) if high / 3 < low < high else 0.0
     axes.set_xlim(-0.5, len(order) - 0.5)
     axes.set_ylim(bottom, bottom + ((high - bottom) * 1.05 or 1.0))
@@ -224,7 +224,7 @@ class _Page:
 
 
 def _caption(layers: Sequence[LayerPicture], shown: Sequence[LayerPicture]) -> str:
-    """What the reader has to know: which layers are shown, and what order, colours, shades and lines mean."""
+    """The caption: which layers are shown, and the meaning of order, colours, shades and lines."""
     is_merged = any(picture.is_merged for picture in shown)
     has_distances, has_tree = _panels(shown)
     cuts = [cut_height(picture.dendrogram, picture.labels) for picture in shown if picture.dendrogram is not None]
@@ -249,9 +249,11 @@ def _panels(shown: Sequence[LayerPicture]) -> tuple[bool, bool]:
 
 
 def _rows(shown: Sequence[LayerPicture], start: float) -> tuple[float, Callable[[_Page], None]]:
-    """One row for every layer, its panels side by side: where the last row ends, and what draws them.
+    """Lays out one row per layer, its panels side by side.
 
-    Rows begin at ``start``; both are inches from the top.
+    Returns:
+        Where the last row ends, and the function that draws the rows. Rows begin at ``start``; both positions are in
+        inches from the top.
     """
     has_distances, has_tree = _panels(shown)
     height = 1.75 if has_distances else 1.3 if has_tree else 1.0
@@ -286,7 +288,7 @@ def _rows(shown: Sequence[LayerPicture], start: float) -> tuple[float, Callable[
 
 
 def _cards(shown: Sequence[LayerPicture], start: float) -> tuple[float, Callable[[_Page], None]]:
-    """A grid of layers, the panels of each below one another on one expert axis; the rest as of :func:`_rows`."""
+    """Lays out a grid of layers, the panels of each stacked on one expert axis; otherwise like :func:`_rows`."""
     has_distances, has_tree = _panels(shown)
     columns = 4 if has_distances or has_tree else 2
     step = (WIDTH - 2 * MARGIN) / columns
@@ -317,18 +319,18 @@ def _cards(shown: Sequence[LayerPicture], start: float) -> tuple[float, Callable
 def draw(layers: Sequence[LayerPicture], path: Path, *, title: str) -> None:
     """Draws a figure of a conversion for a model card.
 
-    Up to ``MAX_ROWS`` layers get a row each: tokens routed, distances, dendrogram. More stand in a grid, and of more
-    than ``MAX_LAYERS`` the figure shows evenly spaced ones and says so. A layer without distances or a dendrogram goes
-    without that panel. Equal layers give equal bytes, whatever the user's matplotlib settings are.
+    Up to ``MAX_ROWS`` layers get a row each: tokens routed, distances, dendrogram. More layers are shown in a grid, and
+    of more than ``MAX_LAYERS`` only evenly spaced ones, as the caption then says. A layer without distances or a
+    dendrogram lacks that panel. Equal layers give equal bytes, whatever the user's matplotlib settings are.
 
     Args:
         layers: The MoE layers in the order of the model, at least one.
         path: The PNG file to write, 1600 pixels wide.
-        title: Heading of the figure, as it is: no mathematical notation.
+        title: Heading of the figure, as plain text.
 
     Raises:
-        PlanError: matplotlib is not installed.
-        ValueError: There is no layer.
+        PlanError: If matplotlib is not installed.
+        ValueError: If there is no layer.
     """
     if not layers:
         raise ValueError("A figure needs at least one layer.")
@@ -348,5 +350,5 @@ def draw(layers: Sequence[LayerPicture], path: Path, *, title: str) -> None:
         for number, line in enumerate(caption, len(heading)):
             page.write(MARGIN, MARGIN + number * LINE + 0.03, line, color=FAINT)
         draw_layers(page)
-        # Version and date would change the bytes of the same figure.
+        # The version in the metadata would change the bytes of the same figure.
         page.figure.savefig(path, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})

@@ -1,4 +1,4 @@
-"""The output folder: claimed before the first byte, complete with the last one, and never half-finished looking."""
+"""The output folder: locked while a conversion writes to it, and never left in a state that looks complete."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -26,12 +26,12 @@ from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.mapped_layout import MODELING_FILE, mapped_config, modeling_source
 from hcsmoe_hub.report import EVALUATION_FILE, FIGURE_FILE, REPORT_FILE, ConversionReport
 
-# Written with the card, of figures that a new conversion makes void.
+# Written with the card; its figures are invalid after a new conversion.
 BENCHMARK_FILE = ".eval_results/hcsmoe.yaml"
 
 
 def _clear(folder: Path) -> None:
-    """Removes an old checkpoint; what makes it look complete goes first. Other files of the user stay."""
+    """Removes an old checkpoint, the files that mark it as complete first; the user's other files stay."""
     for name in (INDEX_FILE, "config.json", REPORT_FILE, FIGURE_FILE, EVALUATION_FILE):
         (folder / name).unlink(missing_ok=True)
     present = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
@@ -44,7 +44,7 @@ def _clear(folder: Path) -> None:
 
 
 def _remove_sidecars(folder: Path, files: Iterable[str]) -> None:
-    """Removes sidecars, and the sub-folders that they leave empty."""
+    """Removes sidecars, and sub-folders that become empty."""
     for file in files:
         (folder / file).unlink()
         for parent in (folder / file).parents:
@@ -55,11 +55,11 @@ def _remove_sidecars(folder: Path, files: Iterable[str]) -> None:
 
 @dataclass(slots=True)
 class Claim:
-    """An output folder that one conversion has for itself.
+    """An output folder that is locked by one conversion.
 
     Attributes:
-        stays: Whether the result is complete and is to stay, whatever comes after.
-        card: The card that belongs to it and goes with it.
+        stays: Whether the result is complete and is kept whatever happens next.
+        card: The card of the result, removed with it.
     """
 
     stays: bool = False
@@ -68,14 +68,14 @@ class Claim:
 
 @contextmanager
 def claim_output(plan: ConversionPlan) -> Iterator[Claim]:
-    """Creates or clears the output folder, and holds it; nothing of this run remains unless its result stays.
+    """Creates or clears the output folder and locks it; removes everything again unless the result stays.
 
     Raises:
-        OutputError: If another conversion holds it, or something else came into it.
+        OutputError: If another conversion has locked it, or it has new content since the plan.
     """
     folder, claim = plan.output, Claim()
     if is_occupied(folder) and not plan.options.overwrite:
-        raise OutputError(f"{folder} is not empty any more.", hint="choose another folder with --output")
+        raise OutputError(f"{folder} is no longer empty.", hint="choose another folder with --output")
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / UNFINISHED)
@@ -101,8 +101,8 @@ def claim_output(plan: ConversionPlan) -> Iterator[Claim]:
 
 
 @contextmanager
-def writing(plan: ConversionPlan, recipient: Recipient | None) -> Iterator[ShardWriter]:
-    """Opens the writer of the shards; after a failure none of them remains."""
+def open_writer(plan: ConversionPlan, recipient: Recipient | None) -> Iterator[ShardWriter]:
+    """Opens the shard writer; removes all shards after a failure."""
     writer = ShardWriter(plan.output, plan.shards, recipient)
     try:
         yield writer
@@ -112,7 +112,7 @@ def writing(plan: ConversionPlan, recipient: Recipient | None) -> Iterator[Shard
 
 
 def write_result(plan: ConversionPlan, writer: ShardWriter, report: ConversionReport) -> None:
-    """Writes everything beside the weights; the config and the index come last, as the sign of completeness."""
+    """Writes everything but the weights; the config and the index last, since they mark the result as complete."""
     copy_sidecars(plan.model.source, plan.sidecars, plan.output)
     write_json(plan.output / REPORT_FILE, report.as_dict())
     source = plan.model.source
@@ -121,7 +121,7 @@ def write_result(plan: ConversionPlan, writer: ShardWriter, report: ConversionRe
         config = mapped_config(config, plan.model, {layer.layer: layer.labels for layer in report.layers})
         write_bytes(plan.output / MODELING_FILE, modeling_source(plan.model).encode())
     if config == source.config:
-        # Nothing changed, so not even the formatting should.
+        # An unchanged config keeps its formatting too.
         write_bytes(plan.output / "config.json", source.fetch("config.json").read_bytes())
     else:
         write_json(plan.output / "config.json", config)

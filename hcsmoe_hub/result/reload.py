@@ -1,7 +1,7 @@
-"""Loads a checkpoint as a user would, in a process of its own, and says what transformers noticed.
+"""Loads a checkpoint as a user would, in a separate process, and reports what transformers found.
 
 Run as ``python -m hcsmoe_hub.result.reload FOLDER TOKENS LAYOUT``; prints one JSON object. ``mapped`` runs the
-modelling file in the folder, so whoever says so has compared it with the one that hcsmoe writes.
+modelling file in the folder, so the caller must first have compared it with the one that hcsmoe writes.
 """
 
 import json
@@ -20,7 +20,7 @@ from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.model.skeleton import build_config, model_class
 from hcsmoe_hub.options import Layout
 
-# Any short prompt will do: it is the strictness of the load that counts, and that the result computes.
+# Any short prompt will do: this checks the strict load, and that the model runs.
 PROMPT_LENGTH = 8
 
 
@@ -29,7 +29,7 @@ def reload(folder: Path, tokens: int, *, run_code: bool) -> dict[str, Any]:
 
     Args:
         folder: The checkpoint.
-        tokens: How many to generate.
+        tokens: Number of tokens to generate.
         run_code: Whether the modelling file in the folder may run.
 
     Returns:
@@ -41,7 +41,7 @@ def reload(folder: Path, tokens: int, *, run_code: bool) -> dict[str, Any]:
         loader = model_class(build_config(source.config))
     size = sum(source.fetch(shard).stat().st_size for shard in source.shards)
     with tempfile.TemporaryDirectory() as offload:
-        # A model that does not fit is spread over devices, memory and disk by accelerate.
+        # accelerate spreads a model that does not fit over devices, memory and disk.
         spread = {"device_map": "auto", "offload_folder": offload} if size > psutil.virtual_memory().available else {}
         model, info = loader.from_pretrained(folder, output_loading_info=True, trust_remote_code=run_code, **spread)
         vocab_size = model.config.get_text_config().vocab_size

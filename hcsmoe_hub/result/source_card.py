@@ -1,6 +1,6 @@
-"""What a result inherits from the card of the model it was made from, and nothing else of it.
+"""The metadata that a result inherits from the source's model card.
 
-Scores, training data, widget examples and the questions of a gate were made for the base model and speak of it alone.
+Scores, training data, widget examples and gating questions apply only to the source, so they are not inherited.
 """
 
 from collections.abc import Mapping
@@ -15,23 +15,23 @@ from hcsmoe_hub.errors import SourceError
 Words = str | list[str] | None
 
 CARD_FILE = "README.md"
-# Keys with which the owners of a repository ask something of whoever downloads it.
+# Keys of the questions that the owners of a repository ask before granting access.
 GATE_PREFIX = "extra_gated_"
-# What the YAML library lets through of values that are not what their tags say, or nested without end.
+# What the YAML library raises for values that do not match their tags, or that are nested too deeply.
 _MALFORMED = (ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inherited:
-    """Front matter that stays true after a conversion; ``None`` where the source names none.
+    """Front matter that still applies after a conversion; ``None`` where the source has no value.
 
     Attributes:
-        license: Licence of the base model, an identifier of the Hub.
-        license_name: Its name, where the identifier is ``other``.
-        license_link: Where its text is: a URL, or a file of the source's repository.
+        license: Licence of the base model, as a Hub identifier.
+        license_name: Name of the licence if the identifier is ``other``.
+        license_link: Text of the licence: a URL, or a file in the source's repository.
         language: Languages of the base model.
         pipeline_tag: Task of the base model.
-        gated: Whether the base model is only given to those who agree to conditions.
+        gated: Whether access to the base model must be requested.
     """
 
     license: Words = None
@@ -43,7 +43,7 @@ class Inherited:
 
     @classmethod
     def of_source(cls, source: Mapping[str, Any]) -> Self:
-        """Reads what the ``source`` of a report says; a key that is not there says nothing."""
+        """Reads the ``source`` section of a report; missing keys become ``None``."""
         return cls(
             license=_words(source.get("license")),
             license_name=_line(source.get("license_name")),
@@ -55,16 +55,16 @@ class Inherited:
 
 
 def inherit_from(source: Source) -> dict[str, Any]:
-    """What ``hcsmoe.json`` keeps of the card of a source.
+    """The part of a source's card that ``hcsmoe.json`` records.
 
     Args:
-        source: The checkpoint; one without a README.md says nothing.
+        source: The checkpoint, with or without a README.md.
 
     Returns:
         The fields of ``Inherited`` as JSON values.
 
     Raises:
-        SourceError: If its card cannot be had, or cannot be read.
+        SourceError: If its card cannot be downloaded or read.
     """
     front_matter = {}
     if CARD_FILE in source.files():
@@ -73,7 +73,7 @@ def inherit_from(source: Source) -> dict[str, Any]:
         except (ValueError, OSError) as error:
             raise SourceError(
                 f"{CARD_FILE} of {source.repo_id or source.name} cannot be read: {str(error).rstrip('.')}.",
-                hint="correct that file",
+                hint="correct its front matter",
             ) from error
     return inherit(front_matter, gated=bool(source.gated))
 
@@ -82,7 +82,7 @@ def read_front_matter(content: bytes) -> dict[Any, Any]:
     """The YAML block at the beginning of a README.md; empty if it has none.
 
     Raises:
-        ValueError: If there is one that is no YAML, or holds no keys.
+        ValueError: If it is not valid YAML, or not a mapping.
     """
     match = repocard.REGEX_YAML_BLOCK.search(content.decode("utf-8-sig", errors="replace"))
     if match is None:
@@ -90,33 +90,33 @@ def read_front_matter(content: bytes) -> dict[Any, Any]:
     try:
         found = repocard.yaml.safe_load(match.group(2))
     except (repocard.yaml.YAMLError, *_MALFORMED) as error:
-        raise ValueError(f"its front matter is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"its front matter is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict | None):
-        raise ValueError("its front matter holds no keys")
+        raise ValueError("its front matter has no keys")
     return found or {}
 
 
 def inherit(front_matter: Mapping[Any, Any], *, gated: bool = False) -> dict[str, Any]:
-    """What ``hcsmoe.json`` keeps of the front matter of a source, as JSON values.
+    """The part of a source's front matter that ``hcsmoe.json`` records, as JSON values.
 
     Args:
-        front_matter: Of the source's README.md; it is input, so whatever is of another kind is left out.
+        front_matter: Front matter of the source's README.md; values of unexpected types are ignored.
         gated: Whether the Hub gates the source, whatever its card says.
 
     Returns:
-        The fields of ``Inherited``, ``None`` where the source names nothing.
+        The fields of ``Inherited``, ``None`` where the source has no value.
     """
     asks = any(isinstance(key, str) and key.startswith(GATE_PREFIX) for key in front_matter)
     return asdict(Inherited.of_source({**front_matter, "gated": gated or asks}))
 
 
 def _line(value: Any) -> str | None:
-    """A text on one line; ``None`` if it is none."""
+    """A text on one line; ``None`` if the value is not text or is blank."""
     return " ".join(value.split()) or None if isinstance(value, str) else None
 
 
 def _words(value: Any) -> Words:
-    """One text, or several."""
+    """One text, or a list of texts."""
     if isinstance(value, list):
         found = [word for item in value if (word := _word(item)) is not None]
         return found or None
@@ -124,5 +124,5 @@ def _words(value: Any) -> Words:
 
 
 def _word(value: Any) -> str | None:
-    # To YAML the code of Norwegian is a boolean.
+    # YAML reads the language code of Norwegian as a boolean.
     return "no" if value is False else _line(value)

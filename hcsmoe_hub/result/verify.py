@@ -1,4 +1,4 @@
-"""Proves that a written checkpoint holds what it promises: structure, numbers, a strict reload, generation."""
+"""Verifies a written checkpoint: structure, finite values, a strict reload, and generation."""
 
 import json
 import os
@@ -28,7 +28,7 @@ GENERATED_TOKENS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was checked and found in order.
+    """A checkpoint that passed all checks.
 
     Attributes:
         tensors: Number of tensors.
@@ -36,7 +36,7 @@ class Verification:
         experts: Experts per MoE layer.
         moe_layers: Number of MoE layers.
         generated: Token ids that the reloaded model generated.
-        identical: Tensors that are bit-identical to the source's; ``None`` without a source to compare with.
+        identical: Number of tensors that are bit-identical to the source's; ``None`` without a source to compare with.
     """
 
     tensors: int
@@ -48,7 +48,7 @@ class Verification:
 
 
 class PartialResult(LocalSource):
-    """The folder of a conversion that is still at work; shards may have been sent away."""
+    """The folder of a running conversion; some shards may have been uploaded and deleted."""
 
     def __init__(self, folder: Path, sent: Mapping[str, Mapping[str, StoredTensor]]) -> None:
         super().__init__(folder)
@@ -62,16 +62,16 @@ class PartialResult(LocalSource):
 
 
 def check_structure(folder: Path, *, sent: Mapping[str, Mapping[str, StoredTensor]] | None = None) -> SourceModel:
-    """Checks index, headers, names, shapes, expert numbering and config against each other; reads no weights.
+    """Checks index, headers, names, shapes, expert numbering and config against each other, without reading weights.
 
     Args:
         folder: The checkpoint.
-        sent: Given by the conversion that holds the folder: shards that are not in it any more, with the tensors that
-            their headers named.
+        sent: Passed only by a running conversion: shards that it has uploaded and deleted, with the tensors from their
+            headers.
 
     Raises:
         VerificationError: If they disagree.
-        SourceError: If the folder is no readable checkpoint.
+        SourceError: If the folder is not a readable checkpoint.
     """
     source = LocalSource(folder) if sent is None else PartialResult(folder, sent)
     files = source.files()
@@ -81,15 +81,15 @@ def check_structure(folder: Path, *, sent: Mapping[str, Mapping[str, StoredTenso
     stray = {file for file in files if file.endswith(".safetensors") and "/" not in file} - set(source.shards)
     if stray:
         raise VerificationError(
-            f"{folder} holds shards that its index does not name: {', '.join(sorted(stray)[:3])}. Several programs "
-            "load every shard of a folder.",
+            f"{folder} holds shards that its index does not list: {', '.join(sorted(stray)[:3])}. Some programs "
+            "load every shard in a folder.",
             hint="delete them",
         )
     if source.weight_map is not None:
         unlisted = source.tensors.keys() - source.weight_map.keys()
         if unlisted:
             raise VerificationError(
-                f"the index of {folder} does not name {len(unlisted)} stored tensors, such as {sorted(unlisted)[0]!r}.",
+                f"the index of {folder} does not list {len(unlisted)} stored tensors, such as {sorted(unlisted)[0]!r}.",
                 hint="convert again",
             )
     model = read_model(source)
@@ -99,15 +99,15 @@ def check_structure(folder: Path, *, sent: Mapping[str, Mapping[str, StoredTenso
 
 
 def verify(folder: Path, *, against: Source | None = None) -> Verification:
-    """Checks everything about a checkpoint, ending with a reload and a generation in a fresh process.
+    """Checks a checkpoint completely, and finally loads it and generates text in a fresh process.
 
     Args:
         folder: The checkpoint.
-        against: The source it was made from: everything that no merge touches must be bit-identical.
+        against: Its source; tensors that the conversion copied must be bit-identical.
 
     Raises:
-        VerificationError: With the first thing that is wrong.
-        SourceError: If the folder, or the source, is no readable checkpoint.
+        VerificationError: For the first check that fails.
+        SourceError: If the folder, or the source, is not a readable checkpoint.
     """
     model = check_structure(folder)
     tensors = model.source.tensors
@@ -133,7 +133,7 @@ def _is_finite(content: Tensor) -> bool:
 
 
 def _compare(model: SourceModel, against: Source) -> int:
-    """Compares every tensor that a conversion copies; returns how many there are.
+    """Compares every tensor that a conversion copies, and returns their number.
 
     Raises:
         VerificationError: If one is missing or differs.
@@ -141,7 +141,7 @@ def _compare(model: SourceModel, against: Source) -> int:
     original = read_model(against)
     if original.skeleton.state.keys() != model.skeleton.state.keys():
         raise VerificationError(
-            f"{model.source.label} has other tensors than {against.label}: it is not the source.",
+            f"{against.label} is not the source of {model.source.label}: their tensors differ.",
             hint="pass the checkpoint that it was made from; hcsmoe.json names it",
         )
     layout = layout_of(model)
@@ -159,7 +159,8 @@ def _compare(model: SourceModel, against: Source) -> int:
             is_same_kind = (found.dtype, found.shape) == (expected.dtype, expected.shape)
             if not is_same_kind or not torch.equal(_bits(ours.read(found)), _bits(theirs.read(expected))):
                 raise VerificationError(
-                    f"tensor {name!r} differs from {against.label}, although no merge touches it.", hint="convert again"
+                    f"tensor {name!r} differs from {against.label}, although the conversion only copies it.",
+                    hint="convert again",
                 )
     return len(copied)
 
@@ -169,13 +170,13 @@ def _bits(content: Tensor) -> Tensor:
 
 
 def _reload(model: SourceModel) -> list[int]:
-    """Loads the checkpoint in a fresh process and generates; returns the generated tokens."""
+    """Loads the checkpoint in a fresh process, and returns the token ids that it generates."""
     assert model.source.path is not None
-    # -P: whatever lies in the current folder must not pass for a library.
+    # -P: files in the current folder must not shadow libraries.
     command = [sys.executable, "-P", "-m", "hcsmoe_hub.result.reload"]
     command += [str(model.source.path), str(GENERATED_TOKENS), layout_of(model)]
     with tempfile.TemporaryDirectory() as modules:
-        # Code of the checkpoint is copied before it runs, by default into a cache of the user's.
+        # transformers copies the checkpoint's code before it runs, by default into the user's cache.
         environment = os.environ | {"HF_MODULES_CACHE": modules}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
@@ -183,7 +184,7 @@ def _reload(model: SourceModel) -> list[int]:
         raise VerificationError(f"transformers cannot load {model.source.path}: {lines[-1]}", hint="convert again")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        # Tensors that the source already had and the model never loads (a vision tower) are no surprise.
+        # Tensors that the model does not load in the source either, such as a vision tower, are expected.
         found = [name for name in result[kind] if name not in model.unused]
         if found:
             raise VerificationError(
@@ -191,6 +192,8 @@ def _reload(model: SourceModel) -> list[int]:
                 hint="convert again",
             )
     if not result["finite"] or len(result["generated"]) != GENERATED_TOKENS:
-        raise VerificationError(f"the reloaded model does not generate: {result['generated']}.", hint="convert again")
+        raise VerificationError(
+            f"the reloaded model does not generate properly: {result['generated']}.", hint="convert again"
+        )
     generated: list[int] = result["generated"]
     return generated

@@ -69,7 +69,7 @@ def read(feed: Feed, one: Piece) -> None:
         found = feed.open(name)
         assert found is not None
         assert (os.fstat(found[0]).st_size, found[1]) == (one.nbytes, one.start)
-        feed.was_read(name)
+        feed.mark_read(name)
 
 
 STEPS = [[piece(0, 0, 50), piece(0, 1, 30)], [piece(1, 0, 20)], [piece(2, 0, 40)], [piece(3, 0, 10), piece(3, 1, 10)]]
@@ -104,9 +104,9 @@ def test_a_piece_goes_with_its_last_tensor(tmp_path: Path) -> None:
     for name in one.tensors:
         assert feed.open(name) is not None
     feed.open(other.tensors[0])
-    feed.was_read(one.tensors[0])
+    feed.mark_read(one.tensors[0])
     assert (tmp_path / "shard-0.0").exists()
-    feed.was_read(one.tensors[1])
+    feed.mark_read(one.tensors[1])
     assert not (tmp_path / "shard-0.0").exists()
     assert (tmp_path / "shard-1.0").exists()
     feed.open(next_one.tensors[0])
@@ -150,7 +150,7 @@ def test_steps_that_are_left_out_are_not_kept(tmp_path: Path) -> None:
 def test_a_tensor_of_another_shard_is_no_part_of_the_feed(tmp_path: Path) -> None:
     feed = Feed(STEPS, Store(tmp_path).fetch, removes=True)
     assert feed.open("elsewhere") is None
-    feed.was_read("elsewhere")
+    feed.mark_read("elsewhere")
     feed.close()
 
 

@@ -69,7 +69,7 @@ def test_a_shard_that_the_hub_holds_is_deleted_and_remembered(tmp_path: Path, ma
     path = shard(tmp_path, "a")
     with make(Sender(), deletes=True) as delivery:
         delivery.take(path)
-        delivery.make_room()
+        delivery.wait_for_space()
         assert not path.exists()
         assert delivery.sent["a.safetensors"]["a"].shape == (2, 3)
 
@@ -79,7 +79,7 @@ def test_the_writer_waits_until_there_is_room(tmp_path: Path, make: MakeDelivery
     sender.may_go_on.clear()
     with make(sender, deletes=True) as delivery:
         delivery.take(path)
-        writer = threading.Thread(target=lambda: (delivery.make_room(), has_room.set()))
+        writer = threading.Thread(target=lambda: (delivery.wait_for_space(), has_room.set()))
         writer.start()
         assert not has_room.wait(0.05)
         sender.may_go_on.set()
@@ -92,7 +92,7 @@ def test_without_deletion_nobody_waits_and_the_shard_stays(tmp_path: Path, make:
     sender.may_go_on.clear()
     with make(sender, deletes=False) as delivery:
         delivery.take(path)
-        delivery.make_room()
+        delivery.wait_for_space()
         sender.may_go_on.set()
         delivery.commit([path])
     assert path.exists()
@@ -105,7 +105,7 @@ def test_a_failure_ends_a_conversion_that_has_no_room(tmp_path: Path, make: Make
     with make(Sender(refuses=True), deletes=True) as delivery:
         delivery.take(path)
         with pytest.raises(PushError, match="the Hub is full"):
-            delivery.make_room()
+            delivery.wait_for_space()
     assert path.exists()
 
 
@@ -114,7 +114,7 @@ def test_otherwise_everything_is_left_to_the_commit(tmp_path: Path, make: MakeDe
     with make(sender, deletes=False) as delivery:
         for path in paths:
             delivery.take(path)
-            delivery.make_room()
+            delivery.wait_for_space()
         delivery.commit(paths)
     assert sender.uploaded == ["a.safetensors"]
     assert sender.committed == ["a.safetensors", "b.safetensors", "c.safetensors"]

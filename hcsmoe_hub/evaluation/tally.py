@@ -28,7 +28,7 @@ class Tally:
 
 @dataclass(slots=True)
 class DomainTally:
-    """One tally over everything, and one per domain; records without a domain count overall only."""
+    """One tally overall, and one per domain; records without a domain count only overall."""
 
     overall: Tally = field(default_factory=Tally)
     domains: dict[str, Tally] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class DomainTally:
 
 
 def by_domain(**columns: DomainTally) -> dict[str, Any]:
-    """The means of several quantities that were added together.
+    """A table of the means of several quantities, all added for the same records.
 
     Returns:
         ``{"overall": {name: mean, ..., "count": n}, "domains": {domain: the same}}``.
@@ -58,12 +58,12 @@ def by_domain(**columns: DomainTally) -> dict[str, Any]:
     def row(domain: str | None) -> dict[str, Any]:
         tallies = {name: tally.overall if domain is None else tally.domains[domain] for name, tally in columns.items()}
         counts = {tally.count for tally in tallies.values()}
-        assert len(counts) == 1, "quantities of one table are added together"
+        assert len(counts) == 1, "all quantities of a table must be added for the same records"
         return {name: tally.mean for name, tally in tallies.items()} | {"count": counts.pop()}
 
     return {"overall": row(None), "domains": {domain: row(domain) for domain in sorted(first.domains)}}
 
 
 def proportion_error(share: float, count: int) -> float | None:
-    """Standard error of a share of ``count`` items, from the sample variance; ``None`` for a single item."""
+    """Standard error of a proportion of ``count`` items, from the sample variance; ``None`` for a single item."""
     return math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else None

@@ -1,4 +1,4 @@
-"""A checkpoint as a model of lm-eval. Importing this module imports lm-eval, an optional library.
+"""A checkpoint as an lm-eval model. Importing this module imports lm-eval, an optional dependency.
 
 S positions, V vocabulary.
 """
@@ -15,7 +15,7 @@ from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.evaluation.scorer import Request, Scorer
 from hcsmoe_hub.evaluation.tokens import Tokens
 
-# What lm-eval assumes of a model whose config names no limit.
+# What lm-eval assumes for a model whose config does not state a maximum length.
 _DEFAULT_POSITIONS = 2048
 
 # Text of context and continuation, and the ids of both.
@@ -23,10 +23,10 @@ Scored = tuple[Any, Sequence[int], Sequence[int]]
 
 
 class ScorerLM(TemplateLM):
-    """Answers the likelihood requests of tasks, in memory or layer by layer, as lm-eval's own model does.
+    """Computes the likelihoods that tasks request, like lm-eval's own model, in memory or layer by layer.
 
     Args:
-        scorer: What is measured.
+        scorer: The model to measure.
         tokens: Its tokenizer.
     """
 
@@ -46,25 +46,25 @@ class ScorerLM(TemplateLM):
         return self._tokens.first
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Ids of a text, with the special tokens that the tokenizer adds unless they were written out or refused."""
+        """Ids of a text, with the tokenizer's special tokens unless the text begins with one or they are disabled."""
         begin = self._tokens.tokenizer.decode([self._tokens.first])
         is_plain = add_special_tokens is False or (add_special_tokens is None and string.startswith(begin))
         return self._tokens.encode(string) if is_plain else self._tokens.tokenizer(string, verbose=False)["input_ids"]
 
     def _loglikelihood_tokens(self, requests: Sequence[Scored], **kwargs: Any) -> list[tuple[float, bool]]:
-        """Summed log-likelihood of each continuation, and whether it is what greedy decoding would have said."""
-        asked = []
+        """Summed log-likelihood of each continuation, and whether greedy decoding would produce it."""
+        wanted = []
         for _, context, continuation in requests:
             ids = [*context, *continuation][-(self._max_positions + 1) :]
             if len(continuation) >= len(ids):
                 raise PlanError(
-                    f"a task asks for the likelihood of {len(continuation)} tokens at once, and the model takes "
+                    f"a task needs the likelihood of {len(continuation)} tokens at once, but the model accepts at most "
                     f"{self._max_positions}.",
-                    hint="leave that task out",
+                    hint="omit that task",
                 )
-            asked.append(Request(ids[:-1], len(ids) - 1 - len(continuation)))
+            wanted.append(Request(ids[:-1], len(ids) - 1 - len(continuation)))
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-        for index, logits_SV in self._scorer.logits(asked):
+        for index, logits_SV in self._scorer.logits(wanted):
             targets_S = torch.tensor(list(requests[index][2]), dtype=torch.long)
             log_probs_S = F.log_softmax(logits_SV, dim=-1).gather(1, targets_S[:, None])
             is_greedy = bool((logits_SV.argmax(-1) == targets_S).all())
@@ -86,12 +86,12 @@ class ScorerLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """Refuses: only likelihoods can be had from a model whose layers pass one at a time.
+        """Not supported: text generation would read all layers for every token.
 
         Raises:
             PlanError: Always.
         """
         raise PlanError(
-            "one of the tasks lets the model write text; only tasks that compare likelihoods are supported.",
-            hint="leave that task out, or run it with lm-eval itself",
+            "one of the tasks generates text; only tasks that compare likelihoods are supported.",
+            hint="omit that task, or run it with lm-eval itself",
         )
