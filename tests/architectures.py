@@ -67,7 +67,7 @@ INKLING: dict[str, Any] = {
     "rel_extent": 16,
     "num_hidden_layers": 4,
 }
-# What an architecture needs besides, or instead.
+# Additional or different settings of an architecture.
 SPECIAL: dict[str, dict[str, Any]] = {
     "afmoe": {**SLIDING, "num_dense_layers": 1, "num_hidden_layers": 3, "global_attn_every_n_layers": 2},
     "aria_text": {"moe_topk": TOP_K},

@@ -27,7 +27,7 @@ from hcsmoe_hub.observation.observers import CalibrationObserver
 from hcsmoe_hub.observation.statistics import ExpertStatistics
 
 E, H, K = 6, 32, 2
-# Sequences and lengths of three micro-batches; no number of tokens suits a row count that matrix products like.
+# Sequences and lengths of three micro-batches; the token counts are not multiples of common block sizes.
 BATCHES = ((1, 7), (3, 33), (2, 65))
 SMALL: dict[str, Any] = {
     "vocab_size": 32,
@@ -58,7 +58,7 @@ def gpt_oss() -> PreTrainedModel:
 
 
 def nemotron_h() -> PreTrainedModel:
-    """No gate; the experts live in a smaller space than the block, beside a shared expert."""
+    """No gate; the experts live in a smaller space than the block, next to a shared expert."""
     config = NemotronHConfig(
         **{name: value for name, value in SMALL.items() if name != "num_hidden_layers"},
         layers_block_type=["moe"],
@@ -102,13 +102,13 @@ def dbrx() -> PreTrainedModel:
 
 
 def zaya() -> PreTrainedModel:
-    """The router may choose a class that is no expert."""
+    """The router may choose a class that is not an expert."""
     config = ZayaConfig(**SMALL, num_experts=E, num_experts_per_tok=1, moe_intermediate_size=24, router_hidden_size=16)
     return AutoModelForCausalLM.from_config(config)
 
 
 def muse_spark() -> PreTrainedModel:
-    """A norm after every expert: the output is no affine function of the hidden activation."""
+    """A norm after every expert: the output is not an affine function of the hidden activation."""
     config = MuseSparkTextConfig(
         **SMALL, num_local_experts=E, num_experts_per_tok=K, moe_intermediate_size=24, moe_hidden_size=20
     )

@@ -1,4 +1,4 @@
-"""Different numbers of experts per layer, and layers that are left alone: totals, floors, and what rules them out."""
+"""Different numbers of experts per layer, and layers that are not changed: totals, floors, and refusals."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,7 +38,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def run(source: Path, experts: int, *, output: str = "result", **method: Any) -> ConversionReport:
-    """Converts with a method to a folder beside the source."""
+    """Converts with a method to a folder next to the source."""
     wanted = options(source, experts, method=MethodOptions(**method), output=source.parent / output)
     return convert(source, wanted)
 
@@ -71,8 +71,8 @@ def test_layers_get_clusters_by_their_frequent_experts(
     assert [len(set(layer.labels)) for layer in report.layers] == found
 
 
-def test_only_the_floor_tells_the_budgets_apart(source: Path) -> None:
-    # The first layer has use for one or two experts only.
+def test_only_the_floor_distinguishes_the_budgets(source: Path) -> None:
+    # The first layer uses only one or two experts.
     plans = [counts(run(source, 2, output=budget, budget=budget, layout=Layout.FULL)) for budget in BUDGETS]
     assert plans[0] == [2] * LAYERS
     assert min(plans[1]) == 1
@@ -104,7 +104,7 @@ def test_a_plan_is_final_only_where_the_usage_is_known(source: Path) -> None:
     assert plan_conversion(source, uniform).is_final
 
 
-def test_both_passes_tell_their_progress(source: Path) -> None:
+def test_both_passes_report_their_progress(source: Path) -> None:
     events: list[Event] = []
     wanted = options(source, 4, method=MethodOptions(budget=Budget.FREQUENCY, layout=Layout.FULL))
     report = convert(source, wanted, listener=events.append)
@@ -258,7 +258,7 @@ def test_numbers_that_do_not_fit_the_model_are_refused(
     ],
     ids=str,
 )
-def test_their_neighbours_are_converted(source: Path, experts: int, method: dict[str, Any]) -> None:
+def test_numbers_just_inside_the_limits_are_converted(source: Path, experts: int, method: dict[str, Any]) -> None:
     assert counts(run(source, experts, **method)) == [experts] * LAYERS
 
 

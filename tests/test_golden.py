@@ -1,4 +1,4 @@
-"""A conversion gives what the published code of HC-SMoE gives: usage, mean outputs, clusters, merged weights.
+"""A conversion matches the published code of HC-SMoE: usage, mean outputs, clusters, merged weights.
 
 ``tests/golden/README.md`` says where the figures come from.
 """
@@ -93,7 +93,7 @@ def test_the_mean_output_of_every_expert_is_the_same(converted: Convert, referen
 
 @pytest.mark.parametrize("experts", [4, 2])
 @pytest.mark.parametrize("linkage", Linkage)
-def test_the_experts_of_every_layer_meet_in_the_same_clusters(
+def test_the_experts_of_every_layer_form_the_same_clusters(
     converted: Convert, labels: dict[str, list[list[int]]], linkage: Linkage, experts: int
 ) -> None:
     layers = converted(experts, linkage, Merge.FREQUENCY).report.layers
@@ -117,7 +117,7 @@ def test_the_merged_weights_are_the_same(
     assert relative_errors(products, reference[f"merged.{merge}.{experts}.{matrix}"]).max() < TOLERANCE
 
 
-def test_the_figures_tell_the_merges_apart(reference: dict[str, Tensor]) -> None:
+def test_the_figures_distinguish_the_merges(reference: dict[str, Tensor]) -> None:
     # Otherwise the comparison above would prove nothing about the weights of the members.
     for matrix in ("w1", "w2", "w3"):
         frequency, average = reference[f"merged.frequency.4.{matrix}"], reference[f"merged.average.4.{matrix}"]

@@ -47,7 +47,7 @@ def reference() -> dict[str, Tensor]:
 
 
 def logits(folder: Path, prompts: Tensor, *, trust_remote_code: bool = False) -> Tensor:
-    """Logits ``[B, S, words]`` of a checkpoint that anybody could load."""
+    """Logits ``[B, S, words]`` of a checkpoint loaded with plain transformers."""
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with torch.no_grad():
         return model.eval()(prompts).logits[..., WORDS]
@@ -105,7 +105,7 @@ def test_the_reduced_layout_is_another_model(answer: Answer, reference: dict[str
     assert largest_difference(found, reference["frequency.4"]) > 100 * TOLERANCE
 
 
-def test_the_reference_tells_the_merges_apart(reference: dict[str, Tensor]) -> None:
+def test_the_reference_distinguishes_the_merges(reference: dict[str, Tensor]) -> None:
     names = ["source", *(f"{merge}.{experts}" for merge, experts in MERGED)]
     for number, one in enumerate(names):
         for other in names[:number]:

@@ -1,7 +1,7 @@
 """Every architecture with methods of every kind: each converts to a sound result, or is refused for a known reason.
 
 Two layers of a tiny model take no time, but sixty architectures times all methods would. Each architecture goes through
-a few methods, the next one through the next few, so that every method meets architectures of every kind.
+a few methods, the next one through the next few, so that every method runs on architectures of every kind.
 """
 
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ def rotated(names: list[str], number: int, count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Case:
-    """One architecture, saved with calibration tokens beside it."""
+    """One architecture, saved with calibration tokens next to it."""
 
     model_type: str
     folder: Path
@@ -124,7 +124,7 @@ class Case:
         if experts < EXPERTS:
             assert sum(layer.experts for layer in report.layers) == experts * len(report.layers)
             errors = [layer.output_error for layer in report.layers]
-            # A layer whose tokens visit only experts that stay alone is not changed.
+            # A layer whose active experts all stay alone is not changed.
             assert 0 < max(errors) < 10, (name, errors)
             return None
         before, after = read_tensors(self.folder / "source"), read_tensors(self.folder / f"{name}-{experts}")
@@ -150,7 +150,7 @@ def test_methods_convert_every_architecture_or_are_refused_for_a_known_reason(mo
     assert [name for name, reason in expected.items() if reason not in reasons[name]] == []
 
 
-def test_every_method_meets_architectures_that_are_not_special() -> None:
+def test_every_method_runs_on_architectures_that_are_not_special() -> None:
     ordinary = [number for number, name in enumerate(SUPPORTED) if name not in SPECIAL]
     assert {name for number in ordinary for name in rotated(list(REDUCING), number, METHODS_EACH)} == REDUCING.keys()
     assert {name for number in ordinary for name in rotated(list(IDENTICAL), number, 1)} == IDENTICAL.keys()

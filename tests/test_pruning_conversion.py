@@ -1,4 +1,4 @@
-"""Pruning from end to end: the best experts stay as they are, with their router rows, and the others leave nothing."""
+"""Pruning from end to end: the best experts stay as they are, with their router rows, the others are removed."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -28,7 +28,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def prune(source: Path, experts: int, saliency: Saliency | None = None, **others: Any) -> ConversionReport:
-    """Prunes to ``result`` beside the source."""
+    """Prunes to ``result`` next to the source."""
     method = MethodOptions(method=Method.PRUNE, saliency=saliency, **others)
     return convert(source, options(source, experts, method=method, overwrite=True))
 
@@ -66,7 +66,7 @@ def test_the_experts_with_the_highest_scores_stay(source: Path, saliency: Salien
         assert kept(layer) == sorted(sorted(range(8), key=lambda expert: -scores[expert])[:3])
 
 
-def test_the_scores_tell_the_choices_apart(source: Path) -> None:
+def test_the_scores_distinguish_the_choices(source: Path) -> None:
     choices = {saliency: [kept(layer) for layer in prune(source, 5, saliency).layers] for saliency in SCORES}
     assert len({str(choice) for choice in choices.values()}) == len(SCORES)
 
@@ -95,7 +95,7 @@ def test_a_pruned_result_loads_and_chooses_among_what_is_left(source: Path, tmp_
 
 
 @pytest.mark.parametrize("saliency", Saliency)
-def test_pruning_nobody_gives_every_tensor_back(source: Path, tmp_path: Path, saliency: Saliency) -> None:
+def test_pruning_no_expert_keeps_every_tensor(source: Path, tmp_path: Path, saliency: Saliency) -> None:
     report = prune(source, 8, saliency)
     assert differing(read_tensors(tmp_path / "result"), read_tensors(source)) == []
     assert all((layer.output_error, layer.router.top_k_agreement) == (0.0, 1.0) for layer in report.layers)
@@ -131,7 +131,7 @@ def test_the_reconstruction_error_leaves_less_error_than_any_score(source: Path)
 
 
 def test_the_reconstruction_error_is_measured_on_the_sampled_tokens(source: Path, tmp_path: Path) -> None:
-    # 3 of 64 tokens are another task than all of them.
+    # 3 of 64 tokens are another problem than all of them.
     method = MethodOptions(method=Method.PRUNE, saliency=Saliency.RECONSTRUCTION)
     wanted = options(source, 4, method=method)
     few = replace(wanted, calibration=replace(wanted.calibration, feature_tokens=3), output=tmp_path / "few")

@@ -123,15 +123,15 @@ def refused_calls(folder: Path) -> dict[str, tuple[Call, str, str]]:
     full = "me/full: Storage limit reached."
     return {
         "no token": (publish(result, "me/x", None), "no access token was found", "'hf auth login' or pass --token"),
-        "broken token": (publish(result, "me/x", BROKEN), "characters that no token has", "copy it again"),
+        "broken token": (publish(result, "me/x", BROKEN), "contains invalid characters", "copy it again"),
         "expired token": (publish(result, "me/x", EXPIRED), "refused the access token for me/x", "hf auth login"),
-        "reading token": (publish(result, "reader/x", READER), "of reader may read but not write", "write access on"),
-        "no namespace": (publish(result, "nobody/x"), "organization nobody that me may write for", "me/x or team/x"),
+        "reading token": (publish(result, "reader/x", READER), "of reader is read-only", "write access on"),
+        "no namespace": (publish(result, "nobody/x"), "me cannot write to the namespace nobody", "me/x or team/x"),
         "not mine": (publish(result, "other/theirs"), "organization other that me may", "push to me/theirs"),
         "fine-grained": (publish(result, "me/x", FINE_GRAINED), "may not write to me/x", "write access to me"),
-        "words": (publish(result, "me/two words"), "'me/two words' is no repository id", "NAMESPACE/NAME"),
-        "three parts": (publish(result, "me/a/b"), "'me/a/b' is no repository id", "NAMESPACE/NAME"),
-        "bare name": (publish(result, "model"), "'model' names no user or organization", "NAMESPACE/model"),
+        "words": (publish(result, "me/two words"), "'me/two words' is not a repository id", "NAMESPACE/NAME"),
+        "three parts": (publish(result, "me/a/b"), "'me/a/b' is not a repository id", "NAMESPACE/NAME"),
+        "bare name": (publish(result, "model"), "'model' does not name a user or an organization", "NAMESPACE/model"),
         "taken": (publish(result, "me/old"), "me/old holds 5 files already: config.json, hcsmoe.json", "--overwrite"),
         "taken for a proposal": (publish(result, "me/old", create_pr=True), "me/old holds 5 files", "--overwrite"),
         "branch from taken": (publish(result, "me/old", revision="new"), "(branch new) holds 5 files", "--revision"),
@@ -141,10 +141,14 @@ def refused_calls(folder: Path) -> dict[str, tuple[Call, str, str]]:
         "disabled": (publish(result, "me/disabled"), "me/disabled was disabled", "another repository"),
         "quota": (publish(result, "me/full"), f"no room for {full}", "billing"),
         "no space": (publish(result, "me/no-space"), "no room for me/no-space: 507", "run the same command again"),
-        "down": (publish(result, "me/down"), "cannot take me/down at the moment: 503", "is not sent again"),
+        "down": (publish(result, "me/down"), "temporarily unable to accept me/down: 503", "are not sent again"),
         "raced": (publish(result, "me/raced"), "me/raced was changed by someone else", "run the same command again"),
         "card": (publish(folder / "bad-card", "me/card"), "front matter of README.md: the front matter", "correct it"),
-        "secret": (publish(folder / "secret", "me/secret"), "config.json holds your access token", "remove it"),
+        "secret": (
+            publish(folder / "secret", "me/secret"),
+            "config.json contains your access token",
+            "remove the token",
+        ),
     }
 
 

@@ -42,7 +42,7 @@ def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rewrite(folder: Path, tensors: dict[str, Tensor], quantization: dict[str, Any]) -> None:
-    """Replaces a checkpoint's weights, and says in its config how they are quantised."""
+    """Replaces a checkpoint's weights, and adds their quantisation to its config."""
     for file in (*folder.glob("*.safetensors"), *folder.glob("*.index.json")):
         file.unlink()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

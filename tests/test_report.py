@@ -177,7 +177,7 @@ def test_a_card_that_cannot_be_read_costs_no_result(source: Path, result: Path) 
     messages = []
     report = convert(source, options(source, 4), listener=messages.append)
     (warning,) = report.warnings
-    assert warning.startswith("README.md of model cannot be read: its front matter is no YAML")
+    assert warning.startswith("README.md of model cannot be read: its front matter is not valid YAML")
     assert warning in [event.message for event in messages if isinstance(event, Warned)]
     assert "license" not in report.source
     assert "Not recorded." in write_card(result).path.read_text("utf-8")

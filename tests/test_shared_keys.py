@@ -1,4 +1,4 @@
-"""Layers that hand keys and values on to each other: they cannot be cut into micro-batches, nor leave their device."""
+"""Layers that share keys and values: they cannot be cut into micro-batches, nor leave their device."""
 
 from pathlib import Path
 

@@ -29,12 +29,12 @@ SEEDS = range(4)
 
 
 class Case:
-    """A tiny Mixtral with calibration statistics, and what becomes of its recipes.
+    """A tiny Mixtral with calibration statistics, and the outcomes of its recipes.
 
     Attributes:
         space: All requests.
         sweep: Converts.
-        covering: Recipes in which every two values meet that can.
+        covering: Recipes that cover every compatible pair of values.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,7 +71,7 @@ def draw(seed: int, requests: int) -> list[dict[str, Any]]:
     return [{name: domains[name][generator.integers(len(domains[name]))] for name in domains} for _ in range(requests)]
 
 
-# What there is
+# Coverage
 
 
 def test_every_choice_of_the_method_is_swept_but_layers_and_seed() -> None:
@@ -105,7 +105,7 @@ def test_a_request_whose_beginning_has_an_idle_value_is_refused_for_that_value(c
 
 
 def outcome_of(case: Case, request: dict[str, Any]) -> Recipe | PlanError:
-    """What becomes of a request."""
+    """The outcome of a request."""
     try:
         recipe: Recipe = case.space.decide(request)
     except PlanError as refusal:
@@ -124,11 +124,11 @@ def test_a_request_is_a_recipe_or_is_refused_with_a_reason_and_a_hint(case: Case
             assert {name for name, value in request.items() if value not in (None, getattr(outcome, name))} == set()
 
 
-# What becomes of it
+# Outcomes
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_every_two_values_that_can_meet_end_in_a_sound_checkpoint_or_in_a_refusal_with_a_reason(
+def test_every_compatible_pair_of_values_gives_a_sound_checkpoint_or_a_refusal_with_a_reason(
     case: Case, shard: int
 ) -> None:
     recipes = case.covering[shard::SHARDS]

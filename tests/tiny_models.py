@@ -79,7 +79,7 @@ def build(
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            # Far enough from each other that experts, and routers, are told apart.
+            # Far enough from each other that experts, and routers, can be distinguished.
             parameter.normal_(0, 0.2)
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=as_published)
     return folder
@@ -129,7 +129,7 @@ def token_ids(sequences: int = SEQUENCES, length: int = LENGTH) -> Tensor:
 def options(
     source: Path, experts: int, *, ids: Tensor | None = None, output: Path | None = None, **others: Any
 ) -> ConvertOptions:
-    """Options of a conversion into ``result`` beside the source, on token ids that lie there as well."""
+    """Options of a conversion into ``result`` next to the source, with the token ids from there."""
     file = source.parent / "ids.npy"
     np.save(file, (token_ids() if ids is None else ids).numpy())
     # As published and uncorrected, unless a test asks for something else.

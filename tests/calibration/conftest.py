@@ -16,7 +16,7 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }} {{ message.cont
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever opens a connection fails the test."""
+    """A test that opens a connection fails."""
 
     def refuse(*arguments: Any) -> None:
         raise AssertionError(f"a connection was opened: {arguments[1:]}")

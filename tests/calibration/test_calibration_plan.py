@@ -1,4 +1,4 @@
-"""Plans of the calibration set: its length, what is refused before anything is loaded, and no look at the network."""
+"""Plans of the calibration set: its length, what is refused before anything is loaded, without network access."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.usefixtures("no_network", "short_wait")
 
 
 @pytest.mark.parametrize(("max_positions", "length"), [(64, 64), (2048, 2048), (131072, 2048), (None, 2048)])
-def test_the_default_length_is_2048_or_what_the_model_takes(max_positions: int | None, length: int) -> None:
+def test_the_default_length_is_2048_or_the_limit_of_the_model(max_positions: int | None, length: int) -> None:
     assert plan("bundled", sequence_length=None, max_positions=max_positions).sequence_length == length
 
 
-def test_a_length_of_all_positions_is_taken_and_one_more_is_refused() -> None:
+def test_a_length_of_all_positions_is_accepted_and_one_more_is_refused() -> None:
     assert plan("bundled", sequence_length=64).tokens == 128
     error = refusal(lambda: plan("bundled", sequence_length=65), PlanError)
     assert "65 tokens" in error.message
@@ -30,7 +30,7 @@ def test_a_length_of_all_positions_is_taken_and_one_more_is_refused() -> None:
     assert "--sequence-length 64" in error.hint
 
 
-def test_any_length_is_taken_when_the_model_names_no_limit() -> None:
+def test_any_length_is_accepted_when_the_model_has_no_limit() -> None:
     assert plan("bundled", sequence_length=100_000, max_positions=None).sequence_length == 100_000
 
 
@@ -45,7 +45,7 @@ def test_token_ids_that_are_too_long_are_not_blamed_on_an_option(tmp_path: Path)
 
 
 @pytest.mark.parametrize("dataset", ["bundled", "c4", "org/name"])
-def test_text_without_a_tokenizer_is_refused_with_the_way_out(dataset: str) -> None:
+def test_text_without_a_tokenizer_is_refused_with_a_hint(dataset: str) -> None:
     options = CalibrationOptions(dataset=dataset)
     error = refusal(
         lambda: plan_calibration(options, max_positions=64, has_tokenizer=False, label="org/model", fits=False),
@@ -74,20 +74,20 @@ def test_a_plan_looks_nothing_up(dataset: str) -> None:
         "/missing",
     ],
 )
-def test_a_missing_file_is_refused_and_not_taken_for_a_repository(dataset: str) -> None:
+def test_a_missing_file_is_refused_and_not_mistaken_for_a_repository(dataset: str) -> None:
     assert f"there is no calibration file {dataset}" in refusal(lambda: plan(dataset)).message
 
 
 @pytest.mark.parametrize("name", ["a.docx", "a.npz", "a.jsonl.zst", "a"])
-def test_a_file_of_no_known_kind_is_refused_with_the_kinds_that_are(tmp_path: Path, name: str) -> None:
+def test_a_file_of_an_unknown_type_is_refused_with_the_known_types(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("w1 w2 w3 w4")
     error = refusal(lambda: plan(tmp_path / name))
-    assert f"{tmp_path / name} is of no known kind" in error.message
+    assert f"{tmp_path / name} has an unknown file type" in error.message
     assert all(ending in error.hint for ending in (".jsonl", ".json", ".txt", ".parquet", ".csv", ".npy"))
 
 
 @pytest.mark.parametrize(("samples", "warnings"), [(None, 0), (256, 1)], ids=["wanted by default", "asked for"])
-def test_a_text_that_is_longer_than_usual_is_enough_for_a_fit_unless_more_was_asked_for(
+def test_a_text_that_is_longer_than_usual_is_enough_for_a_fit_unless_more_was_requested(
     samples: int | None, warnings: int, tmp_path: Path
 ) -> None:
     example, calibration = EXAMPLE, CalibrationOptions(samples=samples)

@@ -1,4 +1,4 @@
-"""Calibration text to tokens: packing, columns and chats, and a clear refusal of what gives no tokens."""
+"""Calibration text to tokens: packing, columns and chats, and a clear refusal of text without tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def test_what_does_not_fill_a_sequence_is_left_out(load: Load, tmp_path: Path) -
     assert sequences.tolist() == [ids(0, 4), ids(4, 4)]
 
 
-def test_there_are_never_more_sequences_than_asked_for(load: Load, tmp_path: Path) -> None:
+def test_there_are_never_more_sequences_than_requested(load: Load, tmp_path: Path) -> None:
     file = write_texts(tmp_path / "a.jsonl", [text(0, 50), text(50, 50)])
     assert load(file, samples=3, sequence_length=8).shape == (3, 8)
 
@@ -189,7 +189,7 @@ def test_messages_are_refused_without_a_chat_template(load: Load, tmp_path: Path
     assert "--text-column" in error.hint
 
 
-def test_plain_text_beside_messages_needs_no_chat_template(load: Load, tmp_path: Path) -> None:
+def test_plain_text_next_to_messages_needs_no_chat_template(load: Load, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a.jsonl", [{"messages": chat(text(50, 9)), "text": text(0, 4)}])
     assert load(file, text_column="text").tolist() == [ids(0, 4)]
 

@@ -74,7 +74,7 @@ def test_pickled_objects_are_refused_and_never_opened(tmp_path: Path) -> None:
     objects, plain = save(tmp_path / "objects.npy", array), tmp_path / "plain.npy"
     plain.write_bytes(pickle.dumps(Trap(trace)))
     for file in (objects, plain):
-        assert "is no array of numbers" in refusal(lambda file=file: plan(file)).message
+        assert "is not an array of numbers" in refusal(lambda file=file: plan(file)).message
     assert not trace.exists()
     np.load(objects, allow_pickle=True)
     assert trace.exists(), "the trap itself must work"
@@ -84,11 +84,11 @@ def test_pickled_objects_are_refused_and_never_opened(tmp_path: Path) -> None:
 def test_a_file_of_token_ids_that_ends_early_is_refused(tmp_path: Path, cut: int) -> None:
     file = save(tmp_path / "ids.npy", np.zeros((4, 4), dtype=np.int64))
     file.write_bytes(file.read_bytes()[:cut])
-    assert "is no array of numbers" in refusal(lambda: plan(file)).message
+    assert "is not an array of numbers" in refusal(lambda: plan(file)).message
 
 
 @pytest.mark.parametrize("damage", ["archive", "no archive", "header"])
-def test_a_file_of_another_format_that_calls_itself_token_ids_is_refused(tmp_path: Path, damage: str) -> None:
+def test_a_file_of_another_format_with_the_suffix_of_token_ids_is_refused(tmp_path: Path, damage: str) -> None:
     file = save(tmp_path / "ids.npy", np.zeros((4, 4), dtype=np.int64))
     match damage:
         case "archive":
@@ -109,7 +109,7 @@ def test_token_ids_outside_the_vocabulary_are_refused(load: Load, tmp_path: Path
     assert f"ends at {VOCABULARY - 1}" in error.message
 
 
-def test_the_last_id_of_the_vocabulary_is_taken(load: Load, tmp_path: Path) -> None:
+def test_the_last_id_of_the_vocabulary_is_accepted(load: Load, tmp_path: Path) -> None:
     assert load(save(tmp_path / "ids.npy", [[0, VOCABULARY - 1]])).tolist() == [[0, VOCABULARY - 1]]
 
 

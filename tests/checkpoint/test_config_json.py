@@ -1,4 +1,4 @@
-"""The raw config is edited key by key: what the conversion owns changes, all else stays as the source wrote it."""
+"""The raw config is edited key by key: only what the conversion changes differs from the source."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from hcsmoe_hub.model.skeleton import build_config
 
 Config = dict[str, Any]
 
-# As the Hub has it: keys in no order that this program would choose, and in an older spelling.
+# As on the Hub: keys in an unusual order and an older spelling.
 MIXTRAL: Config = {
     "vocab_size": 64,
     "torch_dtype": "bfloat16",
@@ -66,7 +66,7 @@ def test_only_the_count_changes_and_every_other_key_keeps_place_spelling_and_val
     assert json.dumps(edited(MIXTRAL, 4)) == text.replace('"num_local_experts": 8', '"num_local_experts": 4', 1)
 
 
-def test_the_source_s_config_is_left_alone() -> None:
+def test_the_config_of_the_source_is_not_modified() -> None:
     config = copy.deepcopy(QWEN)
     edited(config, 4)
     assert config == QWEN
@@ -116,7 +116,7 @@ def test_aliases_that_disagree_are_refused(aliases: dict[str, int]) -> None:
         check_aliases(config, read_settings(build_config(config)))
     assert "experts = " in caught.value.message
     assert {"6", "8"} <= set(re.findall(r"\d+", caught.value.message))
-    assert "every name of a count must hold the same number" in caught.value.hint
+    assert "all names of a count must have the same value" in caught.value.hint
 
 
 def test_names_of_the_count_per_token_that_disagree_are_refused() -> None:
@@ -133,7 +133,7 @@ def test_aliases_that_agree_are_accepted() -> None:
 # Experts per token
 
 
-def test_experts_per_token_stay_unless_asked_for() -> None:
+def test_experts_per_token_stay_unless_changed() -> None:
     assert edited(MIXTRAL, 4)["num_experts_per_tok"] == 2
     assert "num_experts_per_tok" not in edited({"model_type": "mixtral"}, 4)
 
@@ -144,7 +144,7 @@ def test_every_alias_of_experts_per_token_is_set() -> None:
     assert changes(config, edited(config, 4, experts_per_token=1)) == expected
 
 
-def test_experts_per_token_left_to_the_default_are_written_when_asked_for() -> None:
+def test_experts_per_token_left_to_the_default_are_written_when_changed() -> None:
     config = {"model_type": "mixtral", "num_local_experts": 8}
     result = edited(config, 4, experts_per_token=1)
     assert result == config | {"num_local_experts": 4, "num_experts_per_tok": 1}
@@ -204,7 +204,7 @@ def test_prediction_layers_are_zeroed_in_nested_sections() -> None:
     assert edited(config, 4, without_mtp=True)["text_config"]["mtp_num_hidden_layers"] == 0
 
 
-def test_prediction_layers_that_no_key_mentions_add_no_key() -> None:
+def test_without_a_key_for_prediction_layers_none_is_added() -> None:
     assert list(edited(MIXTRAL, 4, without_mtp=True)) == list(MIXTRAL)
 
 

@@ -1,16 +1,17 @@
-"""The feed of a pass: downloads ahead of its reader, and never holds more than it may."""
+"""The feed of a pass: downloads ahead of its reader, within a limit of disk space."""
 
 import os
 import random
 import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hcsmoe_hub.checkpoint import feed as feed_module
 from hcsmoe_hub.checkpoint.feed import Feed
 from hcsmoe_hub.checkpoint.pieces import Piece, download_bytes, largest_pair
 from hcsmoe_hub.errors import SourceError
@@ -24,7 +25,7 @@ def piece(step: int, number: int, size: int) -> Piece:
 
 
 class Store:
-    """Brings pieces as files of their size, and remembers when; held ones wait until they are let go."""
+    """Writes pieces as files of their size, and records requests; held pieces wait until they are released."""
 
     def __init__(self, folder: Path, *, held: Sequence[Piece] = ()) -> None:
         self.folder = folder
@@ -32,9 +33,12 @@ class Store:
         self.most = 0
         self.held = {one: threading.Event() for one in held}
         self._lock = threading.Lock()
+        self._request = threading.Condition()
 
     def fetch(self, one: Piece, stop: threading.Event) -> Path:
-        self.asked.append(one)
+        with self._request:
+            self.asked.append(one)
+            self._request.notify_all()
         while one in self.held and not self.held[one].wait(0.01):
             if stop.is_set():
                 raise Stopped
@@ -50,18 +54,36 @@ class Store:
         with self._lock:
             now = 0
             for file in self.folder.iterdir():
-                # It may be deleted at this very moment.
+                # The feed may delete it meanwhile.
                 with suppress(FileNotFoundError):
                     now += file.stat().st_size
             self.most = max(self.most, now)
             return now
 
     def wait_for(self, count: int) -> None:
-        """Waits until so many pieces were asked for."""
-        deadline = time.monotonic() + 5
-        while len(self.asked) < count and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(0.03)
+        """Waits until ``count`` pieces have been requested."""
+        with self._request:
+            assert self._request.wait_for(lambda: len(self.asked) >= count, timeout=30)
+
+
+class Immediate(Executor):
+    """Runs a call as soon as it is submitted, so that what has been requested does not depend on threads."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(*arguments, **named))
+        except SourceError as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def immediate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes feeds download without threads."""
+    monkeypatch.setattr(feed_module, "ThreadPoolExecutor", Immediate)
 
 
 def read(feed: Feed, one: Piece) -> None:
@@ -85,12 +107,12 @@ def test_everything_is_downloaded_in_order_and_stays(tmp_path: Path) -> None:
     assert store.measure() == download_bytes(STEPS)
 
 
-def test_only_this_step_and_the_next_are_asked_for(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("immediate")
+def test_only_this_step_and_the_next_are_requested(tmp_path: Path) -> None:
     store = Store(tmp_path)
     feed = Feed(STEPS, store.fetch, removes=True)
     asked = []
     for step in STEPS:
-        store.wait_for(5)
         asked.append(len(store.asked))
         for one in step:
             read(feed, one)
@@ -98,7 +120,7 @@ def test_only_this_step_and_the_next_are_asked_for(tmp_path: Path) -> None:
     assert asked == [3, 4, 6, 6]
 
 
-def test_a_piece_goes_with_its_last_tensor(tmp_path: Path) -> None:
+def test_a_piece_is_deleted_with_its_last_tensor(tmp_path: Path) -> None:
     feed = Feed(STEPS, Store(tmp_path).fetch, removes=True)
     (one, other), (next_one,), *_ = STEPS
     for name in one.tensors:
@@ -110,7 +132,7 @@ def test_a_piece_goes_with_its_last_tensor(tmp_path: Path) -> None:
     assert not (tmp_path / "shard-0.0").exists()
     assert (tmp_path / "shard-1.0").exists()
     feed.open(next_one.tensors[0])
-    # Whoever reads the next step needs nothing more of this one.
+    # Reading the next step ends this one.
     assert not (tmp_path / "shard-1.0").exists()
     feed.close()
 
@@ -125,7 +147,7 @@ def test_the_disk_never_holds_more_than_two_steps(seed: int, tmp_path: Path) -> 
     store = Store(tmp_path)
     feed = Feed(steps, store.fetch, removes=True)
     for step in steps:
-        # As a loader does that has threads of its own.
+        # Like a loader that has its own threads.
         with ThreadPoolExecutor(2) as threads:
             for done in [threads.submit(read, feed, one) for one in step]:
                 done.result()
@@ -136,7 +158,7 @@ def test_the_disk_never_holds_more_than_two_steps(seed: int, tmp_path: Path) -> 
     assert 0 < store.most <= largest_pair(steps)
 
 
-def test_steps_that_are_left_out_are_not_kept(tmp_path: Path) -> None:
+def test_skipped_steps_are_deleted(tmp_path: Path) -> None:
     store = Store(tmp_path)
     feed = Feed(STEPS, store.fetch, removes=True)
     for one in STEPS[3]:
@@ -147,14 +169,15 @@ def test_steps_that_are_left_out_are_not_kept(tmp_path: Path) -> None:
     assert STEPS[2][0] not in store.asked
 
 
-def test_a_tensor_of_another_shard_is_no_part_of_the_feed(tmp_path: Path) -> None:
+def test_a_tensor_of_another_shard_is_not_in_the_feed(tmp_path: Path) -> None:
     feed = Feed(STEPS, Store(tmp_path).fetch, removes=True)
     assert feed.open("elsewhere") is None
     feed.mark_read("elsewhere")
     feed.close()
 
 
-def test_a_failure_ahead_is_told_before_its_turn(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("immediate")
+def test_a_failure_ahead_is_reported_before_its_turn(tmp_path: Path) -> None:
     store = Store(tmp_path)
 
     def fetch(one: Piece, stop: threading.Event) -> Path:
@@ -163,14 +186,13 @@ def test_a_failure_ahead_is_told_before_its_turn(tmp_path: Path) -> None:
         return store.fetch(one, stop)
 
     feed = Feed(STEPS, fetch, removes=False)
-    store.wait_for(4)
     with pytest.raises(SourceError, match="it is gone"):
         feed.open(STEPS[0][0].tensors[0])
     feed.close()
 
 
 @pytest.mark.parametrize("removes", [True, False])
-def test_whoever_waits_is_told_when_the_feed_is_stopped(removes: bool, tmp_path: Path) -> None:
+def test_waiting_readers_get_an_error_when_the_feed_is_stopped(removes: bool, tmp_path: Path) -> None:
     everything = [one for step in STEPS for one in step]
     store = Store(tmp_path, held=everything)
     feed = Feed(STEPS, store.fetch, removes=removes)

@@ -38,7 +38,7 @@ STEPS = reading_order(KEYS, STORED)
 
 
 def scattered(seed: int) -> tuple[list[list[StoredTensor]], dict[str, int]]:
-    """Four steps whose tensors lie anywhere in three shards, as in no sensible checkpoint."""
+    """Four steps whose tensors are scattered over three shards, unlike in a real checkpoint."""
     generator = random.Random(seed)
     names = [f"{step}.{number}" for step in range(4) for number in range(6)]
     generator.shuffle(names)
@@ -49,7 +49,7 @@ def scattered(seed: int) -> tuple[list[list[StoredTensor]], dict[str, int]]:
     return steps, dict.fromkeys([f"shard-{part}" for part in range(3)], 10_000)
 
 
-def test_what_lies_outside_of_the_layers_is_read_first_and_what_no_model_loads_last() -> None:
+def test_tensors_outside_the_layers_are_read_first_and_those_that_are_not_loaded_last() -> None:
     steps = reading_order(KEYS, STORED, ["dropped"])
     assert [[tensor.name for tensor in step] for step in steps] == [
         ["embed", "head", "empty"],
@@ -69,7 +69,7 @@ def test_a_whole_shard_comes_with_the_first_step_that_reads_from_it() -> None:
     assert set(pieces[0][1].tensors) == {"head", "1.down", "2.up", "2.down"}
 
 
-def test_a_step_downloads_its_own_bytes_in_stretches() -> None:
+def test_a_step_downloads_its_own_bytes_in_ranges() -> None:
     pieces = layer_pieces(STEPS, SIZES)
     assert [[(piece.shard, piece.start, piece.end) for piece in step] for step in pieces] == [
         [("first", 100, 150), ("last", 135, 185)],
@@ -82,7 +82,7 @@ def test_a_step_downloads_its_own_bytes_in_stretches() -> None:
 
 
 @pytest.mark.parametrize("cut", [whole_shards, layer_pieces])
-def test_shards_that_are_here_are_not_downloaded(cut) -> None:
+def test_local_shards_are_not_downloaded(cut) -> None:
     pieces = cut(STEPS, {"last": 185})
     assert {piece.shard for step in pieces for piece in step} == {"last"}
     assert not any(cut(STEPS, {}))
@@ -99,7 +99,7 @@ def test_every_byte_that_is_read_is_downloaded_once_and_with_its_own_step(seed: 
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_two_steps_never_need_more_than_the_shards_that_they_lie_in(seed: int) -> None:
+def test_two_steps_never_need_more_than_the_shards_that_contain_them(seed: int) -> None:
     steps, _ = scattered(seed)
     ends: dict[str, int] = {}
     for tensor in (tensor for step in steps for tensor in step):

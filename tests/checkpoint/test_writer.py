@@ -49,7 +49,7 @@ def every_dtype() -> dict[str, Tensor]:
 
 
 def many(count: int = 40) -> dict[str, Tensor]:
-    """Matrices of 400 bytes, each with numbers of its own."""
+    """Matrices of 400 bytes, each with different numbers."""
     return {f"layers.{number}.weight": torch.full((10, 10), float(number)) for number in range(count)}
 
 
@@ -91,7 +91,7 @@ def test_a_result_of_several_shards_has_numbered_names_and_an_index(tmp_path: Pa
     assert differing(read_tensors(tmp_path), tensors) == []
 
 
-def test_the_header_says_that_the_tensors_are_pytorch_s(tmp_path: Path) -> None:
+def test_the_header_marks_the_tensors_as_pytorch(tmp_path: Path) -> None:
     write(tmp_path, many(1))
     content = (tmp_path / SINGLE_FILE).read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -103,7 +103,7 @@ def test_the_planned_size_is_the_written_size(tmp_path: Path) -> None:
     assert layout.file_bytes == sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
 
 
-def test_the_planned_places_are_those_that_the_headers_give(tmp_path: Path) -> None:
+def test_the_planned_positions_are_those_of_the_headers(tmp_path: Path) -> None:
     layout = write(tmp_path, many() | every_dtype(), max_shard_size="4KB")
     assert LocalSource(tmp_path).tensors == layout.tensors
 
@@ -111,22 +111,22 @@ def test_the_planned_places_are_those_that_the_headers_give(tmp_path: Path) -> N
 # How tensors are spread over shards
 
 
-def test_no_shard_is_larger_than_asked_for() -> None:
+def test_no_shard_is_larger_than_requested() -> None:
     layout = plan(many(), max_shard_size="1.5KB")
-    sizes = [sum(tensor.nbytes for tensor in shard) for shard in layout.shards.values()]
+    sizes = [sum(tensor.nbytes for tensor in shard) for shard in layout.files.values()]
     assert max(sizes) == 1200
     assert sum(sizes) == 40 * 400
 
 
 def test_a_tensor_larger_than_a_shard_gets_a_shard_of_its_own() -> None:
     layout = plan(many(3) | {"large": torch.zeros(1000)} | {"last": torch.zeros(5)}, max_shard_size="1KB")
-    shards = [[tensor.name for tensor in shard] for shard in layout.shards.values()]
+    shards = [[tensor.name for tensor in shard] for shard in layout.files.values()]
     assert ["large"] in shards
     assert sorted(name for shard in shards for name in shard) == sorted([*many(3), "large", "last"])
 
 
 def test_tensors_fill_the_shards_in_their_order() -> None:
-    shards = [[tensor.name for tensor in shard] for shard in plan(many(6), max_shard_size="0.8KB").shards.values()]
+    shards = [[tensor.name for tensor in shard] for shard in plan(many(6), max_shard_size="0.8KB").files.values()]
     assert shards == [[f"layers.{n}.weight", f"layers.{n + 1}.weight"] for n in (0, 2, 4)]
 
 
@@ -191,7 +191,7 @@ def test_nothing_is_finished_while_a_tensor_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(10, 11), torch.zeros(100), torch.zeros(10, 10, dtype=torch.float16)])
-def test_a_tensor_that_was_planned_otherwise_is_not_written(tmp_path: Path, wrong: Tensor) -> None:
+def test_a_tensor_that_differs_from_the_plan_is_not_written(tmp_path: Path, wrong: Tensor) -> None:
     writer = ShardWriter(tmp_path, plan(many(1)))
     with pytest.raises(AssertionError, match=r"layers\.0\.weight"):
         writer.write("layers.0.weight", wrong)

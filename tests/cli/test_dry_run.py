@@ -156,4 +156,4 @@ def test_where_a_result_goes_is_told_and_not_looked_up(run, example):
     words = ("convert", example, "--experts", "4", "--dry-run", "--push-to", "me/model-4e")
     assert re.search(r"push to +me/model-4e", run(*words).stdout)
     assert run(*words, "--json").document()["push_to"] == "me/model-4e"
-    assert "names no user or organization" in run(*words[:-1], "model-4e").stderr
+    assert "does not name a user or an organization" in run(*words[:-1], "model-4e").stderr

@@ -17,7 +17,7 @@ def nothing():
 
 @pytest.fixture
 def asked(model, questions):
-    """The questions, and what they ask."""
+    """The questions, and their pairs of context and choice."""
     tokens = Tokens(LocalSource(model))
     items, _ = read_choices(questions)
     return items, [choice_pairs(item, tokens) for item in items]
@@ -54,7 +54,7 @@ def test_accuracy_follows_from_the_scores(asked, loaded):
     assert [figures["domains"][domain]["items"] for domain in ("code", "prose")] == [6, 6]
 
 
-def test_streamed_accuracy_is_that_of_memory(asked, loaded, streamed):
+def test_streamed_accuracy_is_the_same_as_in_memory(asked, loaded, streamed):
     assert measure_choices(*asked, streamed, advance=nothing) == measure_choices(*asked, loaded, advance=nothing)
 
 

@@ -27,7 +27,7 @@ def run(path, base=None, **options):
     return evaluate(path, EvaluateOptions(device="cpu", window=16, **options), base=base)[0]
 
 
-def test_everything_is_measured_and_kept_beside_the_model(copy, base, words, questions):
+def test_everything_is_measured_and_kept_next_to_the_model(copy, base, words, questions):
     events = []
     options = EvaluateOptions(perplexity=words, choices=questions, generate=2, window=16, device="cpu")
     document, file = evaluate(copy, options, base=base, listener=events.append)
@@ -87,7 +87,7 @@ def test_figures_of_another_model_in_a_folder_of_the_same_name_are_left_out(mode
     assert list(second["measures"]) == ["choices"]
 
 
-def test_streaming_gives_the_figures_of_memory(copy, base, words, questions, monkeypatch):
+def test_streaming_gives_the_same_figures_as_memory(copy, base, words, questions, monkeypatch):
     monkeypatch.setattr("hcsmoe_hub.evaluation.loops.CONTINUATION_TOKENS", 8)
     asked = {"perplexity": words, "choices": questions, "generate": 1}
     events = []
@@ -108,26 +108,26 @@ def test_model_without_tokenizer_is_refused(tmp_path, words):
     assert "has no tokenizer" in refusal(lambda: run(folder, perplexity=words), PlanError).message
 
 
-def test_tokenizer_that_begins_no_text_is_refused(tmp_path, words):
+def test_tokenizer_without_a_token_that_begins_a_text_is_refused(tmp_path, words):
     folder = write_tokenizer(build(tmp_path / "bare"))
-    assert "no token that begins" in refusal(lambda: run(folder, perplexity=words), PlanError).message
+    assert "neither a bos_token nor an eos_token" in refusal(lambda: run(folder, perplexity=words), PlanError).message
 
 
 def test_base_with_another_tokenizer_is_refused(copy, base, tmp_path, words):
     other = write_tokenizer(shutil.copytree(base, tmp_path / "other"), eos_token="user")
-    assert "different tokens" in refusal(lambda: run(copy, other, perplexity=words), PlanError).message
+    assert "tokenize the text differently" in refusal(lambda: run(copy, other, perplexity=words), PlanError).message
 
 
 def test_base_with_another_vocabulary_is_refused(copy, tmp_path, words):
     other = write_tokenizer(build(tmp_path / "other", vocab_size=500), eos_token="</s>")
-    assert "predicts 404 tokens" in refusal(lambda: run(copy, other, perplexity=words), PlanError).message
+    assert "vocabulary of 404 tokens" in refusal(lambda: run(copy, other, perplexity=words), PlanError).message
 
 
 def test_window_beyond_the_positions_of_the_model_is_refused(copy, tmp_path):
     text = write_rows(tmp_path / "long.jsonl", [{"text": "w1 " * 400}])
     options = EvaluateOptions(perplexity=text, window=300, device="cpu")
     error = refusal(lambda: evaluate(copy, options), PlanError)
-    assert "takes 256 positions, and the longest sequence has 300" in error.message
+    assert "accepts 256 positions, but the longest sequence has 300" in error.message
 
 
 def test_choice_without_tokens_is_refused(copy, tmp_path):
@@ -157,6 +157,6 @@ def test_folder_that_cannot_be_written_to_is_refused_at_once(copy, words):
         copy.chmod(0o755)
 
 
-def test_config_that_builds_no_model_is_refused(copy, words):
+def test_config_that_does_not_build_a_model_is_refused(copy, words):
     change_config(copy, hidden_size="wide")
     assert "config.json" in refusal(lambda: run(copy, perplexity=words), SourceError).message

@@ -19,14 +19,14 @@ from hcsmoe_hub.evaluation.tokens import Tokens
         ([9, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2], True),
         ([1, 2, 9, 1, 2, 1, 2], False),
         ([1, 2, 1, 2, 1, 2, 9], False),
-        # A phrase has two tokens or more, so that three full stops are none.
+        # A phrase has two tokens or more, so three full stops are not a loop.
         ([4, 5, 7, 7, 7], False),
         ([7, 7, 7, 7, 7, 7], True),
         ([], False),
         ([1], False),
     ],
 )
-def test_loop_is_a_phrase_that_stands_three_times_at_the_end(ids, wanted):
+def test_loop_is_a_phrase_that_is_repeated_three_times_at_the_end(ids, wanted):
     assert is_loop(ids) is wanted
 
 
@@ -37,7 +37,7 @@ def test_long_phrases_loop_as_well(period):
     assert not is_loop(phrase * 2)
 
 
-def test_repeated_ngrams_are_those_that_stood_before():
+def test_repeated_ngrams_are_those_that_occurred_before():
     assert repeated_ngrams([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 - 4 / 5)
     assert repeated_ngrams([1, 1, 1]) == 0
     assert repeated_ngrams(list(range(20))) == 0

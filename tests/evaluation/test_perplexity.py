@@ -38,7 +38,7 @@ def test_every_token_but_the_first_is_predicted_once(model, words):
         assert max(len(window.ids) for window in cut) <= WINDOW + 1
 
 
-def test_window_that_ends_with_the_text_is_followed_by_none(model, words):
+def test_window_that_ends_with_the_text_is_the_last(model, words):
     records, _ = read_texts(words)
     assert [len(window.ids) for window in cut_windows(records[:1], Tokens(LocalSource(model)), window=25)] == [26, 26]
 
@@ -62,7 +62,7 @@ def test_perplexity_is_that_of_the_definition(model, words, loaded):
         assert figures[domain]["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-6)
 
 
-def test_streamed_figures_are_those_of_memory(model, base, words, loaded, streamed):
+def test_streamed_figures_are_the_same_as_in_memory(model, base, words, loaded, streamed):
     cut = windows(model, words)
     bases = [kind(Checkpoint(LocalSource(base)), CPU) for kind in (LoadedScorer, StreamedScorer)]
     here = measure_text(cut, loaded, bases[0], advance=nothing)

@@ -21,7 +21,7 @@ def test_text_keeps_its_domain_and_its_file_is_named(tmp_path):
     assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_line_separators_inside_of_a_text_end_no_record(tmp_path):
+def test_line_separators_inside_a_text_do_not_end_a_record(tmp_path):
     file = tmp_path / "text.jsonl"
     file.write_text(json.dumps({"text": "a\u2028b\x85c"}, ensure_ascii=False) + "\n\n", encoding="utf-8")
     assert [record.text for record in read_texts(file)[0]] == ["a\u2028b\x85c"]
@@ -36,8 +36,8 @@ def test_line_separators_inside_of_a_text_end_no_record(tmp_path):
         ('{"body": "w1"}', "line 1 .* has no text: its columns are body"),
         ('{"text": "w1"}\n{"text": 3}', "line 2"),
         ('{"text": "w1", "domain": 3}', "has the domain 3"),
-        ("[1]", "is no JSON object"),
-        ("w1", "is no JSON"),
+        ("[1]", "is not a JSON object"),
+        ("w1", "is not valid JSON"),
     ],
 )
 def test_text_that_cannot_be_used_is_refused(tmp_path, content, words):
@@ -50,12 +50,12 @@ def test_text_that_cannot_be_used_is_refused(tmp_path, content, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"gold": 2}, "names 2 as gold, but its choices are numbered 0 to 1"),
-        ({"gold": -1}, "names -1 as gold"),
-        ({"gold": True}, "names True as gold"),
-        ({"choices": ["w2"]}, "two or more choices"),
-        ({"choices": ["w2", ""]}, "two or more choices"),
-        ({"context": None}, "a context that is no text"),
+        ({"gold": 2}, "has gold 2, but its choices are numbered 0 to 1"),
+        ({"gold": -1}, "has gold -1"),
+        ({"gold": True}, "has gold True"),
+        ({"choices": ["w2"]}, "a list of two or more texts"),
+        ({"choices": ["w2", ""]}, "a list of two or more texts"),
+        ({"context": None}, "a context that is not text"),
     ],
 )
 def test_question_that_contradicts_itself_is_refused(tmp_path, change, words):
@@ -67,7 +67,7 @@ def test_question_that_contradicts_itself_is_refused(tmp_path, change, words):
 def test_question_without_its_columns_is_refused(tmp_path):
     file = write_rows(tmp_path / "choices.jsonl", [{"context": "w1"}])
     error = refusal(lambda: read_choices(file), PlanError)
-    assert "has no choices and no gold: its columns are context" in error.message
+    assert "lacks choices and gold: its columns are context" in error.message
 
 
 def test_missing_file_is_refused(tmp_path):
@@ -77,10 +77,10 @@ def test_missing_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "nothing was asked"),
+        ({}, "nothing to measure"),
         ({"generate": 3, "tasks": ("boolq",)}, "needs text"),
         ({"window": 0, "tasks": ("boolq",)}, "windows of 0"),
     ],
 )
-def test_options_that_ask_for_nothing_sensible_are_refused(options, words):
+def test_options_out_of_range_or_with_nothing_to_measure_are_refused(options, words):
     assert words in refusal(EvaluateOptions(**options).check, PlanError).message

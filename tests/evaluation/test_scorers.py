@@ -32,7 +32,7 @@ def answers(scorer: Scorer, asked: list[Request]) -> list[torch.Tensor]:
 
 
 def expected(model: torch.nn.Module, asked: list[Request]) -> list[torch.Tensor]:
-    """What the model says of each sequence alone."""
+    """The model's logits of each sequence alone."""
     with torch.no_grad():
         return [model(input_ids=torch.tensor([request.ids])).logits[0, request.start :] for request in asked]
 
@@ -42,7 +42,7 @@ def assert_close(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-# Models that cap or scale their logits, name no base model, mix kinds of layers, or count experts elsewhere.
+# Models that cap or scale their logits, declare no base model, mix kinds of layers, or count experts elsewhere.
 @pytest.mark.parametrize(
     ("model_type", "changes"),
     [

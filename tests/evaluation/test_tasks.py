@@ -78,7 +78,7 @@ def test_task_file_is_measured_as_its_likelihoods_say(tmp_path, model, questions
 
 
 @LM_EVAL
-def test_folder_stands_for_all_of_its_tasks(tmp_path, questions):
+def test_folder_means_all_of_its_tasks(tmp_path, questions):
     for name in ("one", "two"):
         write_task(tmp_path, questions, name)
     assert sorted(find_tasks([str(tmp_path)])[1]) == ["one", "two"]
@@ -86,10 +86,10 @@ def test_folder_stands_for_all_of_its_tasks(tmp_path, questions):
 
 
 @LM_EVAL
-def test_task_that_lets_the_model_write_is_refused(tmp_path, model, questions, loaded):
+def test_task_that_generates_text_is_refused(tmp_path, model, questions, loaded):
     manager, names = find_tasks([str(write_task(tmp_path, questions, "free", kind="generate_until"))])
     error = refusal(lambda: measure_tasks(manager, names, Tokens(LocalSource(model)), loaded), PlanError)
-    assert "lets the model write" in error.message
+    assert "generates text" in error.message
 
 
 @LM_EVAL
@@ -100,7 +100,7 @@ def test_task_without_data_is_refused(tmp_path, model, loaded):
 
 
 @LM_EVAL
-def test_file_that_defines_no_task_is_refused(tmp_path):
+def test_file_without_a_task_is_refused(tmp_path):
     write_rows(tmp_path / "list.yaml", [["w1"]])
-    assert "defines no task" in refusal(lambda: find_tasks([str(tmp_path / "list.yaml")]), PlanError).message
+    assert "does not define a task" in refusal(lambda: find_tasks([str(tmp_path / "list.yaml")]), PlanError).message
     assert "there is no task file" in refusal(lambda: find_tasks(["none.yaml"]), PlanError).message

@@ -1,4 +1,4 @@
-"""One connection to the loopback Hub: reads requests, logs them, sends answers, and breaks off where it is told to."""
+"""One connection to the loopback Hub: reads requests, logs them, sends responses, and breaks off on request."""
 
 import json
 import re
@@ -27,7 +27,7 @@ REFUSED: Mapping[Fault, int] = {
 }
 
 
-# What lets only half of a request arrive.
+# Faults that let only half of a request arrive.
 HALVED = (Fault.CUT_REQUEST, Fault.HELD)
 
 
@@ -43,12 +43,12 @@ class Request:
         method: ``GET`` and the like.
         path: Without query, unquoted.
         range: The header of that name.
-        query: The part behind the question mark.
-        status: Of the answer; 0 as long as there is none.
+        query: The part after the question mark.
+        status: Of the response; 0 until there is one.
         received: Bytes of the request's body; grows as they arrive.
         sent: Bytes of the answer's body; grows as they are sent.
         length: Bytes that the request's body should have.
-        fault: What was made to go wrong.
+        fault: The injected fault.
     """
 
     method: str
@@ -95,7 +95,7 @@ class Connection(BaseHTTPRequestHandler):
 
     def _answer(self, path: str) -> None:
         try:
-            self._refuse_if_told()
+            self._fail_if_planned()
             if self._lead_on():
                 return
             for pattern, methods, route in self.server.routes:
@@ -108,10 +108,10 @@ class Connection(BaseHTTPRequestHandler):
             self.read_body()
             self.send_json({"error": str(refusal)}, status=refusal.status, **refusal.headers)
 
-    def _refuse_if_told(self) -> None:
+    def _fail_if_planned(self) -> None:
         for prefix, status in self.hub.failures.items():
             if self.logged.path.startswith(prefix):
-                raise Refusal(status, "The server was told to fail here.")
+                raise Refusal(status, "The server is set to fail here.")
         fault = self.logged.fault
         if fault is Fault.BAD_GATEWAY:
             self.read_body()
@@ -119,10 +119,10 @@ class Connection(BaseHTTPRequestHandler):
             raise Dropped
         if fault in REFUSED:
             pause = {"Retry-After": "0"} if fault is Fault.TOO_MANY_REQUESTS else {}
-            raise Refusal(REFUSED[fault], "The server was told to fail once.", headers=pause)
+            raise Refusal(REFUSED[fault], "The server is set to fail once.", headers=pause)
 
     def _lead_on(self) -> bool:
-        """Answers for a former name of a repository with where it is by now."""
+        """Redirects a former name of a repository to the current one."""
         for former, name in self.hub.renamed.items():
             for start in ("/", "/api/models/"):
                 if f"{self.logged.path}/".startswith(f"{start}{former}/"):
@@ -144,7 +144,7 @@ class Connection(BaseHTTPRequestHandler):
         """Who asks.
 
         Raises:
-            Refusal: If that cannot be told.
+            Refusal: If the token is unknown.
         """
         found = self.hub.account(self.token)
         if found is None:
@@ -186,7 +186,7 @@ class Connection(BaseHTTPRequestHandler):
             self._drop()
 
     def _drop(self) -> NoReturn:
-        """Ends the connection, in its own time."""
+        """Ends the connection, after the test releases it if it is held."""
         if self.logged.fault is Fault.HELD:
             self.hub.held.set()
             self.hub.released.wait()
@@ -217,7 +217,7 @@ class Connection(BaseHTTPRequestHandler):
             block = block[: len(block) // 2]
         step = max(1, len(block) // self.hub.slow_pieces) if fault is Fault.SLOW else len(block) or 1
         for start in range(0, len(block), step):
-            # Counted first: whoever has received the bytes must find them in the log.
+            # Counted first: a client that has received the bytes must find them in the log.
             self.logged.sent += len(block[start : start + step])
             self.wfile.write(block[start : start + step])
             if fault is Fault.SLOW:
@@ -239,7 +239,7 @@ class HubServer(ThreadingHTTPServer):
     """Listens on a free port."""
 
     daemon_threads = True
-    # Many clients at once, none of which should have to ask twice.
+    # Many clients connect at once, and should not have to retry.
     request_queue_size = 128
 
     def __init__(self, hub: "Hub", routes: tuple[Route, ...]) -> None:
@@ -248,6 +248,6 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of clients that have gone; whatever else fails is a bug of this server."""
+        """Ignores clients that have disconnected; any other error is a bug of this server."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)

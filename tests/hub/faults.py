@@ -1,4 +1,4 @@
-"""What goes wrong between a client and the loopback Hub, and when."""
+"""Faults between a client and the loopback Hub."""
 
 import random
 import re
@@ -9,13 +9,13 @@ from enum import Enum, auto
 
 
 class Fault(Enum):
-    """One thing that goes wrong with one request."""
+    """A fault of one request."""
 
-    # Answers without any effect. The pauses that they ask for are the shortest there are.
+    # Errors without any effect, with the shortest possible Retry-After.
     TOO_MANY_REQUESTS = auto()
     SERVER_ERROR = auto()
     UNAVAILABLE = auto()
-    # A proxy's answer: no JSON.
+    # A proxy's error page: not JSON.
     BAD_GATEWAY = auto()
     # The connection ends when half of the request's body has arrived.
     CUT_REQUEST = auto()
@@ -25,33 +25,33 @@ class Fault(Enum):
     CUT_ANSWER = auto()
     # Both bodies come in small pieces.
     SLOW = auto()
-    # Half of the request's body arrives, then the server waits until the test lets go; then the connection ends.
+    # Half of the request's body arrives, then the server waits until the test releases it; then the connection ends.
     HELD = auto()
 
 
-# Those that need nobody to let go.
+# Faults that end by themselves.
 PASSING = tuple(fault for fault in Fault if fault is not Fault.HELD)
 
 
-# Says what goes wrong with a request, given its method and its path; mostly nothing.
+# Chooses the fault of a request, given its method and its path; usually none.
 Plan = Callable[[str, str], Fault | None]
 
 
 def no_faults(method: str, path: str) -> None:
-    """The plan of a sound server."""
+    """The plan of a server without faults."""
 
 
 class RandomFaults:
     """Faults at random moments, the same ones for the same seed.
 
-    What happens to a request depends on the seed, the request, and how often it was made before, but not on what
+    The fault of a request depends on the seed, the request, and how often it was made before, but not on what
     other connections do at the time.
 
     Args:
-        seed: Of the random choices.
-        rate: Share of requests that something happens to.
-        kinds: What may happen.
-        most: How often at most anything happens to one request; a client that tries often enough gets through.
+        seed: Seed of the random choices.
+        rate: Share of requests with a fault.
+        kinds: Possible faults.
+        most: Maximum faults per request; a client that retries often enough succeeds.
         where: Only paths that match this pattern.
     """
 
@@ -68,7 +68,7 @@ class RandomFaults:
         self._lock = threading.Lock()
 
     def count(self) -> int:
-        """How many requests something has happened to."""
+        """Number of requests with a fault."""
         return self._done.total()
 
     def __call__(self, method: str, path: str) -> Fault | None:
@@ -88,7 +88,7 @@ class ListedFaults:
     """Faults that are listed one by one; each happens once, to the first request that matches.
 
     Args:
-        listed: Method, pattern of the path, and what happens.
+        listed: Method, pattern of the path, and fault.
     """
 
     def __init__(self, *listed: tuple[str, str, Fault]) -> None:

@@ -1,4 +1,4 @@
-"""Folders to push: what they hold need not be a model as long as nobody reads it."""
+"""Folders to push; their content need not be a real model."""
 
 import random
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""From the Hub to the Hub: one conversion of a repository that is pushed while it is made, as a command of its own."""
+"""From Hub to Hub: one command that converts a repository and pushes the result."""
 
 import re
 import subprocess
@@ -72,7 +72,7 @@ class Journey:
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
     def visible(self, repo_id: str) -> dict[str, bytes]:
-        """What everybody sees of a repository, beside what tells of a run."""
+        """The visible files of a repository, without those that differ from run to run."""
         if ("models", repo_id) not in self.hub.repositories:
             return {}
         contents = self.hub.model(repo_id).contents()
@@ -85,7 +85,7 @@ class Journey:
         return Counter((match["repo"], match["oid"]) for match in matches if match)
 
     def downloaded(self) -> Counter[str]:
-        """Bytes of every shard of the source that were sent, but for those of headers."""
+        """Bytes sent of every shard of the source, without headers."""
         sent: Counter[str] = Counter()
         for each in self.hub.requests:
             if each.method == "GET" and each.path.startswith(f"/{SOURCE}/") and each.range not in (None, HEADER_RANGE):
@@ -100,7 +100,7 @@ class Journey:
 
 @contextmanager
 def measuring_disk(folder: Path) -> Iterator[list[int]]:
-    """Looks again and again at how much disk a folder takes; the list holds the most that was seen."""
+    """Polls how much disk a folder takes; the list holds the maximum."""
     most, stop = [0], threading.Event()
 
     def look() -> None:

@@ -1,6 +1,6 @@
-"""Routes of the loopback Hub for large files: what is there, and where to send what is not.
+"""Routes of the loopback Hub for large files: which ones it has, and where to send the others.
 
-A client sends to addresses that bear their own permission, as on the Hub, so these routes ask for no token.
+As on the Hub, upload addresses contain their own permission, so these routes do not need a token.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ JSON = {"Content-Type": "application/vnd.git-lfs+json"}
 
 
 def post_batch(call: Connection, *, kind: str, repo_id: str) -> None:
-    """Where to send each of some objects; nowhere if it is there, or if there is no room for it."""
+    """Where to send each object; nowhere if it exists or exceeds the quota."""
     asked = call.read_json()
-    # Whoever may read may propose a change, and its files need a place: without a revision it is one.
+    # Anyone who can read can open a pull request and upload its files; such a request has no revision.
     find = call.writable if "ref" in asked else call.repository
     repository = find(kind.rstrip("/") or "models", repo_id)
     call.account()
@@ -63,7 +63,7 @@ def put_part(call: Connection, *, kind: str, repo_id: str, oid: str, number: str
 
 
 def post_complete(call: Connection, *, kind: str, repo_id: str, oid: str) -> None:
-    """Puts an object together; once more does no harm."""
+    """Assembles an object; idempotent."""
     repository, asked = call.hub.repositories[kind, repo_id], call.read_json()
     if oid not in repository.objects:
         pieces = []
@@ -86,7 +86,7 @@ def _store(call: Connection, repository: Repository, oid: str, pieces: Sequence[
 
 
 def post_verify(call: Connection, *, kind: str, repo_id: str, oid: str) -> None:
-    """Whether an object has arrived."""
+    """Checks that an object has arrived."""
     asked, objects = call.read_json(), call.hub.repositories[kind, repo_id].objects
     if oid not in objects or objects[oid].stat().st_size != asked["size"]:
         raise Refusal(404, "The object has not arrived")

@@ -1,4 +1,4 @@
-"""Plans a conversion from a full cache, loses the cache, and says what becomes of the conversion."""
+"""Plans a conversion from a full cache, deletes the cache, and prints the error of the conversion."""
 
 import shutil
 import sys

@@ -21,7 +21,7 @@ from hcsmoe_hub.push import push
 
 
 def publish(folder: Path, options: PushOptions, token: str | None, delete: bool, seen: list[Event]) -> Any:
-    """Hands a folder over file by file, as a conversion does."""
+    """Publishes a folder file by file, as a conversion does."""
     publisher = Publisher(folder, options, token=token, listener=seen.append)
     publisher.open()
     for shard in sorted(folder.glob("*.safetensors")):

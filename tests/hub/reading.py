@@ -17,7 +17,7 @@ def get_info(call: Connection, *, kind: str, repo_id: str, revision: str) -> Non
 
 
 def get_tree(call: Connection, *, kind: str, repo_id: str, revision: str, folder: str) -> None:
-    """The files in a folder and in all its sub-folders; the folders are no entries of their own."""
+    """The files in a folder and in all its sub-folders; the folders are not listed."""
     files = call.repository(kind, repo_id).at(revision).files
     prefix = f"{folder}/" if folder else ""
     entries = [_entry(name, file) for name, file in files.items() if name.startswith(prefix)]
@@ -86,7 +86,7 @@ def _part(header: str | None, size: int) -> range:
     match = re.fullmatch(r"bytes=(\d+)-(\d*)", header)
     part = range(int(match[1]), min(int(match[2] or size) + 1, size)) if match else range(0)
     if not part:
-        raise Refusal(416, f"{header} is no part of the file.", headers={"Content-Range": f"bytes */{size}"})
+        raise Refusal(416, f"{header} is not a range of the file.", headers={"Content-Range": f"bytes */{size}"})
     return part
 
 

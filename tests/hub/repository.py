@@ -25,7 +25,7 @@ class Account:
 
     Attributes:
         name: Name of the user, and of the namespace of the user.
-        role: A ``fineGrained`` token may write to the repositories that it opens, a ``read`` token to none.
+        role: A ``fineGrained`` token may write to the repositories that it opens, a ``read`` token to none of them.
         orgs: Organizations of the user.
         opens: Private and gated repositories of others that may be read.
     """
@@ -49,7 +49,7 @@ class StoredFile:
     """Content of one file of a commit.
 
     Attributes:
-        path: Where the content lies.
+        path: Path of the content.
         size: In bytes.
         oid: Git blob id: of the content, or of the pointer to it.
         sha256: Hash of the content if it is held as a large file, otherwise empty.
@@ -66,7 +66,7 @@ class StoredFile:
 
 
 def plain_file(path: Path) -> StoredFile:
-    """A file that lies in git itself."""
+    """A file that is stored in git itself."""
     content = path.read_bytes()
     return StoredFile(path, len(content), blob_id(content))
 

@@ -22,15 +22,15 @@ class Hub:
     Attributes:
         repositories: Every repository by kind and id.
         requests: Every request so far.
-        failures: Beginning of a path to the status that answers every request for it.
-        renamed: Former id of a model to the one that it has by now.
-        faults: What goes wrong once in a while.
+        failures: Prefix of a path to the status of every response to it.
+        renamed: Former id of a model to its current one.
+        faults: Chooses the fault of each request.
         slow_pieces: Number of pieces that a slow body comes in.
         slow_seconds: Pause after each of them.
         part_bytes: Larger objects are taken in parts of this size.
-        quotas: Room for the large files of a repository, by its id, where it is limited.
+        quotas: Storage limit of large files, by repository id.
         parts: Parts of large files that have arrived.
-        lock: Held by whoever changes something.
+        lock: Held during every change.
         held: Set when a request is held.
         released: To be set to end the connections that are held.
     """
@@ -85,7 +85,7 @@ class Hub:
         """The repository, if ``token`` may see it, and its files where they are asked for.
 
         Raises:
-            Refusal: If it may not, or there is no such repository: the Hub does not tell which.
+            Refusal: If it may not, or there is no such repository; the Hub does not reveal which.
         """
         account = self.account(token)
         is_opened = account is not None and account.may_read(repo_id)
@@ -99,7 +99,7 @@ class Hub:
         return repository
 
     def receive(self, blocks: Iterable[bytes]) -> Path:
-        """Keeps content as it arrives; nobody knows of it before all of it has."""
+        """Stores content as it arrives; invisible until complete."""
         path = Path(self._folder.name) / str(next(self._numbers))
         with path.open("wb") as file:
             for block in blocks:

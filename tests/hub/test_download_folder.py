@@ -1,4 +1,4 @@
-"""A folder for unfinished downloads: one process has it, and a later one goes on with it."""
+"""The folder of unfinished downloads: it belongs to one process, and a later one resumes it."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -7,21 +7,21 @@ from hcsmoe_hub.hub.download_folder import download_folder
 
 
 def interrupt(parent: Path, name: str, *files: str) -> None:
-    """What a run leaves that fails."""
+    """The files that a failed run leaves."""
     with suppress(KeyboardInterrupt), download_folder(parent, name, files) as folder:
         for file in files:
             (folder / file).write_text(file)
         raise KeyboardInterrupt
 
 
-def test_a_folder_is_gone_after_a_success(tmp_path: Path) -> None:
+def test_a_folder_is_deleted_after_a_success(tmp_path: Path) -> None:
     with download_folder(tmp_path / "parent", "commit", []) as folder:
         assert folder == tmp_path / "parent" / "commit"
         (folder / "file").touch()
     assert not (tmp_path / "parent").exists()
 
 
-def test_the_next_run_goes_on_with_what_it_wants_and_removes_the_rest(tmp_path: Path) -> None:
+def test_the_next_run_resumes_what_it_wants_and_removes_the_rest(tmp_path: Path) -> None:
     interrupt(tmp_path / "parent", "commit", "wanted", "other")
     assert (tmp_path / "parent" / "commit" / "other").exists()
     with download_folder(tmp_path / "parent", "commit", ["wanted", "more"]) as folder:
@@ -29,7 +29,7 @@ def test_the_next_run_goes_on_with_what_it_wants_and_removes_the_rest(tmp_path: 
     assert not (tmp_path / "parent").exists()
 
 
-def test_what_a_run_of_another_commit_has_left_is_removed(tmp_path: Path) -> None:
+def test_the_leftovers_of_another_commit_are_removed(tmp_path: Path) -> None:
     interrupt(tmp_path / "parent", "older", "wanted")
     with download_folder(tmp_path / "parent", "commit", ["wanted"]):
         assert not (tmp_path / "parent" / "older").exists()

@@ -1,4 +1,4 @@
-"""Weights that come from the Hub while they are read: each byte once, resumed, and with ``low_disk`` gone again."""
+"""Weights downloaded while they are read: each byte once, resumed, and deleted with ``low_disk``."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ MODES = {"low": True, "normal": False}
 
 
 class Disk:
-    """Looks again and again at what the weights of repositories take in a cache."""
+    """Polls how much disk the weights of repositories take in a cache."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
@@ -165,7 +165,7 @@ def wait_until(hub: Hub, *repositories: str, sent: int) -> None:
 
 @pytest.fixture(scope="module")
 def killed(hub: Hub, machine: Machine, disk: Disk) -> dict[str, int]:
-    """Two downloads that a kill ends in the middle: the bytes that they leave."""
+    """Two downloads killed in the middle: the bytes that they leave."""
     calls = {name: call(f"killed-{name}", low_disk=low_disk) for name, low_disk in MODES.items()}
     # Slow enough for both to be at their first bodies.
     with slow(hub, "killed", 0.1):
@@ -238,7 +238,7 @@ def test_each_shard_is_sent_once(hub: Hub, answers: Answers) -> None:
     assert bodies(hub.requests, "normal") == bodies(hub.requests, "later") == once
 
 
-def test_each_byte_of_a_tensor_is_sent_once_if_nothing_stays(hub: Hub, answers: Answers) -> None:
+def test_each_byte_of_a_tensor_is_sent_once_on_low_disk(hub: Hub, answers: Answers) -> None:
     sent = bodies(hub.requests, "low")
     for shard, parts in sent.items():
         tensors = [tensor for tensor in SOURCE.tensors.values() if tensor.shard == shard]
@@ -278,7 +278,7 @@ def test_a_shard_of_the_users_cache_is_read_there_and_stays(
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_a_killed_download_goes_on_where_it_was(
+def test_a_killed_download_is_resumed(
     name: str, hub: Hub, killed: dict[str, int], answers: Answers, first: int
 ) -> None:
     assert 100_000 < killed[name] < sum(SIZES.values())
@@ -288,14 +288,16 @@ def test_a_killed_download_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_a_body_that_breaks_off_goes_on_where_it_was(name: str, hub: Hub, answers: Answers) -> None:
+def test_a_body_that_breaks_off_is_resumed(name: str, hub: Hub, answers: Answers) -> None:
     faults = [request.fault for request in hub.requests if request.path.startswith(f"/org/bad-{name}/")]
     assert Fault.CUT_ANSWER in faults
     sent = sum(size for parts in bodies(hub.requests, f"bad-{name}").values() for _, size in parts)
     assert sent == (sum(STEP_BYTES) if MODES[name] else sum(SIZES.values()))
 
 
-def test_an_interrupted_download_ends_at_once_and_leaves_what_has_come(hub: Hub, machine: Machine, disk: Disk) -> None:
+def test_an_interrupted_download_ends_at_once_and_keeps_what_has_arrived(
+    hub: Hub, machine: Machine, disk: Disk
+) -> None:
     with slow(hub, "interrupted", 0.1):
         process = start(machine, hub, {"it": call("interrupted")})
         wait_until(hub, "interrupted", sent=200_000)

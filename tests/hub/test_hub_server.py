@@ -1,4 +1,4 @@
-"""The loopback Hub itself, asked by the real client: who may do what, what a commit is, and what can go wrong."""
+"""The loopback Hub itself, queried by the real client: permissions, commits, and faults."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from hub.faults import PASSING
 from hub.folders import SHARDS, read_folder, write_folder
 
 DOWNLOADS = 6
-# The client gets over what happens while a body comes, but asks for the size of a file only once.
+# The client recovers from faults in a body, but requests the size of a file only once.
 BODIES = r"/resolve/[0-9a-f]{40}/"
 BODY_FAULTS = (Fault.CUT_ANSWER, Fault.LOST_ANSWER, Fault.SLOW, Fault.TOO_MANY_REQUESTS)
 
@@ -73,7 +73,7 @@ def answers(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Answers:
     return Machine(tmp_path_factory.mktemp("machine")).run(hub.url, calls, (PUSHER,))
 
 
-def test_a_token_tells_its_account(answers: Answers) -> None:
+def test_a_token_identifies_its_account(answers: Answers) -> None:
     assert "'name': 'me'" in answers["whoami"]
     assert "'orgs': [{'name': 'team'}]" in answers["whoami"]
 
@@ -111,7 +111,7 @@ def test_a_download_over_a_bad_connection_is_complete(number: int, answers: Answ
     assert read_folder(Path(answers[f"download {number}"])) == read_folder(folder)
 
 
-def test_downloads_meet_every_fault_that_they_get_over(hub: Hub, answers: Answers) -> None:
+def test_downloads_recover_from_every_fault(hub: Hub, answers: Answers) -> None:
     met = [request.fault for request in hub.requests if request.fault is not None]
     assert set(met) == set(BODY_FAULTS)
 
@@ -126,7 +126,7 @@ def test_faults_are_those_of_their_seed() -> None:
     assert paths(3, rate=0.2) != paths(4, rate=0.2)
 
 
-def test_faults_do_not_depend_on_what_other_requests_meet() -> None:
+def test_faults_do_not_depend_on_other_requests() -> None:
     plan, alone = RandomFaults(3, rate=0.5), RandomFaults(3, rate=0.5)
     mixed = [plan("PUT", path) for _ in range(5) for path in ("/a", "/b")]
     assert mixed[::2] == [alone("PUT", "/a") for _ in range(5)]

@@ -24,7 +24,7 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SHARD_BYTES = sum((EXAMPLE / shard).stat().st_size for shard in SHARDS)
 LAST_SHARD = (EXAMPLE / SHARDS[1]).read_bytes()
 CUT = 1000
-# A result takes over all of them; of the README, what its own card says again.
+# A result copies all of them; of the README, only what its own card repeats.
 READ_FILES = sorted(file.name for file in EXAMPLE.iterdir())
 
 # Answers of a later process, and the requests that it made.
@@ -118,35 +118,55 @@ REVISIONS: Mapping[str, tuple[str, Call, int]] = {
 
 # The call, what its message must say, and what its hint must say.
 REFUSALS: Mapping[str, tuple[Call, str, str]] = {
-    "unknown repository": (plan("org/unknown"), "there is no folder org/unknown here and no such", "spelling"),
-    "unknown repository with a token": (plan("org/unknown", token=OPENER), "no such repository on the Hub", "spelling"),
-    "private without a token": (plan("org/private"), "org/private here and no such repository", "pass --token"),
-    "private to this token": (plan("org/private", token=STRANGER), "private and not for this login", "pass a --token"),
-    "gated without a token": (plan("org/gated"), "org/gated is gated and nobody is logged in", "run 'hf auth login'"),
-    "gated for this token": (plan("org/gated", token=STRANGER), "this login has no access", "co/org/gated, or pass"),
+    "unknown repository": (
+        plan("org/unknown"),
+        "neither a local folder nor a Hub repository named org/unknown was found",
+        "spelling",
+    ),
+    "unknown repository with a token": (plan("org/unknown", token=OPENER), "this login cannot read it", "spelling"),
+    "private without a token": (plan("org/private"), "it is private and you are not logged in", "pass --token"),
+    "private to this token": (
+        plan("org/private", token=STRANGER),
+        "is private and this login cannot read it",
+        "pass a --token",
+    ),
+    "gated without a token": (plan("org/gated"), "org/gated is gated and you are not logged in", "run 'hf auth login'"),
+    "gated for this token": (
+        plan("org/gated", token=STRANGER),
+        "this login does not have access",
+        "co/org/gated, or pass",
+    ),
     "expired token": (plan("org/tiny", token=EXPIRED), "refused the access token for org/tiny", "hf auth login"),
-    "broken token": (plan("org/tiny", token=BROKEN), "holds characters that no token has", "copy it again"),
+    "broken token": (plan("org/tiny", token=BROKEN), "contains invalid characters", "copy it again"),
     "disabled": (plan("org/disabled"), "org/disabled was disabled on the Hub", "another copy"),
     "failing server": (plan("org/failing"), "refused a request for org/failing: 500 Internal", "try again later"),
     "unknown branch": (plan("org/tiny", revision="v9"), "org/tiny has no revision v9", "org/tiny/tree/main"),
     "unknown commit": (plan("org/tiny", revision="0" * 40), f"org/tiny has no revision {'0' * 40}", "drop --revision"),
     "two revisions": (plan("hf://org/tiny@main", revision="v1"), "two revisions were given: main and v1", "keep one"),
-    "invalid id": (plan("org/two words"), "'org/two words' is neither a folder here nor a valid", "org/name"),
+    "invalid id": (plan("org/two words"), "'org/two words' is neither a local folder nor a valid", "org/name"),
     "invalid uri": (plan("hf://org/name/config.json"), "'org/name/config.json' is neither", "org/name"),
     "only pickles": (plan("org/bin-only"), "holds only pytorch_model.bin", "org/bin-only/discussions"),
-    "only a GGUF file": (plan("org/gguf-only"), "has no config.json beside model.Q4.gguf", "that holds config.json"),
-    "no config": (plan("org/bare"), "org/bare has no config.json, so it is no transformers", "that holds config.json"),
-    "a dataset": (plan("org/texts"), "org/texts is a dataset on the Hub, and no model", "id of a model"),
-    "lost shard": (plan("org/lost-shard"), f"lacks 1 of 2 shards that its index names: {SHARDS[1]}", "the owners"),
-    "outside": (plan("org/outside"), "names the file '../../x.safetensors', which lies outside", "hostile"),
-    "truncated": (plan("org/truncated"), f"{len(LAST_SHARD) - CUT} bytes long, its header describes", "shard again"),
+    "only a GGUF file": (plan("org/gguf-only"), "has no config.json, only model.Q4.gguf", "that holds config.json"),
+    "no config": (
+        plan("org/bare"),
+        "org/bare has no config.json, so it is not a transformers",
+        "that holds config.json",
+    ),
+    "a dataset": (plan("org/texts"), "org/texts is a dataset on the Hub, not a model", "id of a model"),
+    "lost shard": (plan("org/lost-shard"), f"lacks 1 of 2 shards that its index lists: {SHARDS[1]}", "the owners"),
+    "outside": (plan("org/outside"), "lists the file '../../x.safetensors', which is outside", "hostile"),
+    "truncated": (
+        plan("org/truncated"),
+        f"{len(LAST_SHARD) - CUT} bytes long, but its header describes",
+        "shard again",
+    ),
     "unusable cache": (plan("org/tiny", cache_dir="file/cache"), "org/tiny cannot be downloaded", "--cache-dir"),
 }
 
 
 @pytest.fixture(scope="module")
 def first_run(hub: Hub, machine: Machine) -> Answers:
-    """Everything that an empty machine is asked, without a token in the environment."""
+    """All calls on an empty machine, without a token in the environment."""
     calls: dict[str, Call] = {
         "planned": plan("org/planned"),
         "a commit": plan("org/versions", revision=hub.repositories["models", "org/versions"].refs["dev"]),
@@ -178,7 +198,7 @@ def second_run(hub: Hub, machine: Machine, first_run: Answers) -> LaterRun:
 
 @pytest.fixture(scope="module")
 def offline_run(hub: Hub, machine: Machine, first_run: Answers) -> LaterRun:
-    """The same machine with the Hub switched off."""
+    """The same machine in offline mode."""
     before = len(hub.requests)
     calls = {
         "converted": machine.convert("org/tiny", "offline"),
@@ -239,14 +259,16 @@ def test_the_report_names_the_repository_and_the_commit(hub: Hub, first_run: Ans
     assert (found["repo_id"], found["revision"], found["model_type"]) == ("org/tiny", commit, "mixtral")
 
 
-def test_a_conversion_downloads_every_file_once_beside_the_headers(hub: Hub, first_run: Answers) -> None:
+def test_a_conversion_downloads_every_file_once_after_the_headers(hub: Hub, first_run: Answers) -> None:
     requests = file_requests(hub.requests, "org/tiny")
     headers = [(name, FIRST_READ_BYTES) for name in SHARDS]
     sent = [(name, request.sent) for name, request in requests]
     assert sorted(sent) == sorted([*headers, *((name, (EXAMPLE / name).stat().st_size) for name in READ_FILES)])
 
 
-def test_a_conversion_with_little_disk_makes_the_same_and_keeps_no_shard(machine: Machine, first_run: Answers) -> None:
+def test_a_conversion_with_little_disk_gives_the_same_result_and_keeps_no_shard(
+    machine: Machine, first_run: Answers
+) -> None:
     assert machine.weights("lean") == machine.weights("from-hub")
     kept = machine.folder / "home" / "hub" / "models--org--lean"
     assert [path for path in kept.rglob("*") if "safetensors" in path.name] == [*kept.rglob(INDEX_FILE)]
@@ -305,8 +327,8 @@ def test_offline_mode_refuses_what_the_cache_does_not_hold(offline_run: LaterRun
 
 def test_offline_mode_names_the_shards_that_the_cache_lacks(offline_run: LaterRun) -> None:
     answer = offline_run[0]["org/planned"]
-    assert answer["message"] == f"org/planned lacks 2 of 2 shards that its index names: {', '.join(SHARDS)}."
-    assert answer["hint"] == "the Hub is switched off: unset HF_HUB_OFFLINE, or run 'hf download org/planned' first"
+    assert answer["message"] == f"org/planned lacks 2 of 2 shards that its index lists: {', '.join(SHARDS)}."
+    assert answer["hint"] == "offline mode is on: unset HF_HUB_OFFLINE, or run 'hf download org/planned' first"
 
 
 @pytest.mark.parametrize("name", REVISIONS)
@@ -352,13 +374,13 @@ def test_planning_refuses(name: str, first_run: Answers) -> None:
 
 def test_every_kind_of_refusal_has_its_own_message(first_run: Answers) -> None:
     messages = {first_run[name]["message"].replace(call["source"], "") for name, (call, _, _) in REFUSALS.items()}
-    # The Hub itself does not tell a private repository from an unknown one.
+    # The Hub itself does not distinguish a private repository from an unknown one.
     assert len(messages) == len(REFUSALS) - 2
 
 
 def test_an_endpoint_that_does_not_answer_is_refused(machine: Machine) -> None:
     with socket.socket() as closed:
-        # Bound, so that nobody else takes the port, but not listening.
+        # Bound, so that the port stays free, but not listening.
         closed.bind(("127.0.0.1", 0))
         answers = machine.run(f"http://127.0.0.1:{closed.getsockname()[1]}", {"plan": plan("org/elsewhere")})
     assert answers["plan"]["refused"] == "SourceError"

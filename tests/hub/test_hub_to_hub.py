@@ -1,4 +1,4 @@
-"""The whole journey, from an empty cache: pulled, converted and pushed by one command, and loaded again elsewhere."""
+"""From Hub to Hub with an empty cache: downloaded, converted and pushed by one command, and loaded elsewhere."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def journey(tmp_path: Path) -> Iterator[Journey]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
-    """A journey that was made."""
+    """A completed journey."""
     with make_hub() as hub:
         journey = Journey.prepare(tmp_path_factory.mktemp("done"), hub)
         finished = journey.run(NORMAL)
@@ -46,7 +46,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
 
 @pytest.fixture(scope="module")
 def low(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Journey, int]]:
-    """One that was made on little disk, and how much it took."""
+    """A journey on little disk, and how much disk it took."""
     with make_hub() as hub:
         journey = Journey.prepare(tmp_path_factory.mktemp("low"), hub)
         with measuring_disk(journey.machine.folder) as most:
@@ -100,7 +100,7 @@ def test_little_disk_is_two_layers_and_a_shard(low: tuple[Journey, int]) -> None
     assert not (journey.machine.folder / "model-hcsmoe-4e").exists()
 
 
-def test_nothing_tells_the_token(done: Journey, low: tuple[Journey, int]) -> None:
+def test_the_token_is_never_shown(done: Journey, low: tuple[Journey, int]) -> None:
     journey, _ = low
     texts = [*done.hub.model(NORMAL).contents().values(), *journey.hub.model(LOW).contents().values()]
     texts += [file.read_bytes() for file in done.machine.folder.rglob("*") if file.is_file()]
@@ -138,7 +138,7 @@ class HoldOne:
         pytest.param("POST", "/commit/main", 0, [], id="commit"),
     ],
 )
-def test_a_killed_journey_shows_nothing_and_the_next_goes_on(
+def test_a_killed_journey_publishes_nothing_and_the_next_resumes_it(
     journey: Journey, done: Journey, method: str, pattern: str, number: int, words: list[str]
 ) -> None:
     hub = journey.hub
@@ -155,7 +155,7 @@ def test_a_killed_journey_shows_nothing_and_the_next_goes_on(
     assert set(journey.arrivals().values()) == {1}
 
 
-def test_a_push_that_fails_leaves_the_result_here(journey: Journey) -> None:
+def test_a_push_that_fails_keeps_the_local_result(journey: Journey) -> None:
     journey.hub.failures["/api/models/me/model-4e/commit/main"] = 500
     failed = journey.run(NORMAL, HCSMOE_DEBUG="1")
     assert failed.returncode == 1
@@ -165,7 +165,7 @@ def test_a_push_that_fails_leaves_the_result_here(journey: Journey) -> None:
     assert journey.visible(NORMAL) == {}
     assert (journey.machine.folder / "model-hcsmoe-4e" / "model.safetensors.index.json").exists()
     journey.hub.failures.clear()
-    # What the hint says works, and sends only what is not there.
+    # The hinted command works, and sends only what is missing.
     pushed = subprocess.run(
         [sys.executable, CONVERTER, "push", "model-hcsmoe-4e", NORMAL, "--json"],
         env=journey.machine.environment(journey.hub.url, HF_TOKEN=WRITER),
@@ -211,7 +211,7 @@ def test_a_repository_that_holds_something_else_is_refused_before_the_model_runs
     assert len(held.commits) == 1
 
 
-def test_a_cache_that_is_emptied_after_the_plan_is_told(journey: Journey) -> None:
+def test_a_cache_that_is_emptied_after_the_plan_is_reported(journey: Journey) -> None:
     machine = journey.machine
     found = subprocess.run(
         [sys.executable, Path(__file__).with_name("loser.py"), "org/model", "ids.npy", "result"],
@@ -223,6 +223,6 @@ def test_a_cache_that_is_emptied_after_the_plan_is_told(journey: Journey) -> Non
     )
     message, hint = found.stdout.splitlines()
     assert message.startswith("model-00001-of-")
-    assert message.endswith(" of org/model was in the cache when its headers were read, and is not any more.")
+    assert message.endswith(" of org/model has left the cache since its header was read.")
     assert hint == "run the same command again"
     assert not (machine.folder / "result").exists()

@@ -1,4 +1,4 @@
-"""Pushes that are killed, and pushes over a bad connection: what is visible meanwhile, and what is sent again."""
+"""Pushes that are killed, and pushes over a bad connection: what is visible meanwhile, and what is resent."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def publish(folder: Path, repo_id: str) -> Call:
 
 
 def visible(hub: Hub, repo_id: str) -> dict[str, bytes]:
-    """What everybody sees of a repository, beside what the Hub put there."""
+    """The visible files of a repository, without those of the Hub."""
     if ("models", repo_id) not in hub.repositories:
         return {}
     contents = hub.model(repo_id).contents()
@@ -88,7 +88,7 @@ class HoldOne:
         pytest.param("POST", "/commit/main", 0, 3, id="commit"),
     ],
 )
-def test_a_push_that_is_killed_shows_nothing_and_the_next_one_goes_on(
+def test_a_push_that_is_killed_publishes_nothing_and_the_next_one_resumes_it(
     method: str, pattern: str, number: int, arrived: int, hub: Hub, folder: Path, tmp_path: Path
 ) -> None:
     machine, call = Machine(tmp_path), publish(folder, "me/killed")
@@ -113,7 +113,7 @@ def test_pushes_over_a_bad_connection_are_right(seed: int, hub: Hub, folder: Pat
     calls = {f"me/run-{number}": publish(folder, f"me/run-{number}") for number in range(PUSHES)}
     answers = Machine(tmp_path).run(hub.url, calls, (PUSHER,))
     expected = read_folder(folder)
-    # No request meets more than two faults, which a client gets over.
+    # A request fails at most twice, which the client survives.
     assert {repo_id: answer for repo_id, answer in answers.items() if "refused" in answer} == {}
     assert [repo_id for repo_id in answers if visible(hub, repo_id) != expected] == []
     assert {len(hub.model(repo_id).commits) for repo_id in answers} == {2}
@@ -121,9 +121,12 @@ def test_pushes_over_a_bad_connection_are_right(seed: int, hub: Hub, folder: Pat
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT_REQUEST, Fault.SERVER_ERROR], ids=lambda fault: fault.name)
-def test_a_commit_that_never_comes_through_is_a_refusal(fault: Fault, hub: Hub, folder: Path, tmp_path: Path) -> None:
+def test_a_commit_that_keeps_failing_is_an_error(fault: Fault, hub: Hub, folder: Path, tmp_path: Path) -> None:
     hub.faults = RandomFaults(0, rate=1, kinds=[fault], most=100, where="/commit/")
     answer = Machine(tmp_path).run(hub.url, {"it": publish(folder, "me/never")}, (PUSHER,))["it"]
-    assert "on the way to me/never" in answer["message"] or "at the moment: 500" in answer["message"]
+    assert (
+        "during the push to me/never" in answer["message"]
+        or "temporarily unable to accept me/never: 500" in answer["message"]
+    )
     assert "run the same command again" in answer["hint"]
     assert visible(hub, "me/never") == {}

@@ -1,4 +1,4 @@
-"""Whole results: what of a folder is pushed, what it replaces, and that it comes back bit for bit."""
+"""Whole results: which files of a folder are pushed, what it replaces, and that it comes back bit for bit."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ OLD_OWN = ("README.md", "images/plot.png", "model.gguf")
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A converted checkpoint of several shards, with a card and files that are no part of it."""
+    """A converted checkpoint of several shards, with a card and unrelated files."""
     folder = tmp_path_factory.mktemp("result")
     source = build(folder / "source")
     (source / "tokenizer.json").write_text("{}")
@@ -53,7 +53,7 @@ def push(folder: Path, repo_id: str, **how: bool) -> Call:
 
 
 def damaged(folder: Path, result: Path) -> dict[str, Path]:
-    """Folders that hold no complete result."""
+    """Folders without a complete result."""
     names = ("a checkpoint", "a lost shard", "an unfinished shard", "a stray shard")
     copies = {name: Path(shutil.copytree(result, folder / name)) for name in names}
     (copies["a checkpoint"] / "hcsmoe.json").unlink()
@@ -88,7 +88,7 @@ def test_a_pushed_result_comes_back_bit_for_bit(
     assert sum(name.endswith(".safetensors") for name in pushed) > 2
 
 
-def test_files_that_are_no_part_of_the_result_stay_and_are_named(answers: Answers, pushed: dict[str, bytes]) -> None:
+def test_unrelated_files_stay_local_and_are_listed(answers: Answers, pushed: dict[str, bytes]) -> None:
     assert answers["twice"][0]["files"] == sorted(pushed)
     assert answers["twice"][0]["left_out"] == ["notes.txt", "plots/loss.png"]
     assert {INDEX, "config.json", "tokenizer.json", "LICENSE", ".eval_results/x.yaml"} <= pushed.keys()
@@ -124,14 +124,14 @@ def test_a_proposed_replacement_is_one_pull_request(hub: Hub, answers: Answers, 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a checkpoint", "holds no hcsmoe.json, so it is no result of 'hcsmoe convert'"),
+        ("a checkpoint", "has no hcsmoe.json, so it is not a result of 'hcsmoe convert'"),
         ("a lost shard", "lacks 1 of"),
         ("an unfinished shard", "holds unfinished files: model-00009-of-00009.safetensors.incomplete"),
         ("a stray shard", "holds shards that its index does not name: old.safetensors"),
         ("nothing", "there is no folder"),
     ],
 )
-def test_what_is_no_complete_result_is_refused(name: str, message: str, hub: Hub, answers: Answers) -> None:
+def test_an_incomplete_result_is_refused(name: str, message: str, hub: Hub, answers: Answers) -> None:
     assert message in answers[name]["message"]
     assert ("models", "me/x") not in hub.repositories
 

@@ -1,4 +1,4 @@
-"""Stretches of a remote file: resumed, stopped, and tried again, against a loopback server."""
+"""Byte ranges of a remote file: resumed, stopped, and retried, against a loopback server."""
 
 import threading
 import time
@@ -46,13 +46,13 @@ def asked(requests: list[Request]) -> list[str | None]:
     return [request.range for request in requests]
 
 
-def test_a_stretch_is_what_the_file_holds_there(hub: Hub, path: Path) -> None:
+def test_a_range_holds_the_bytes_of_the_file(hub: Hub, path: Path) -> None:
     bring(hub, path)
     assert path.read_bytes() == CONTENT[START:END]
     assert asked(hub.requests) == [f"bytes={START}-{END - 1}"]
 
 
-def test_what_is_there_is_not_asked_for_again(hub: Hub, path: Path) -> None:
+def test_local_bytes_are_not_requested_again(hub: Hub, path: Path) -> None:
     path.write_bytes(CONTENT[START:5000])
     bring(hub, path)
     bring(hub, path)
@@ -60,7 +60,7 @@ def test_what_is_there_is_not_asked_for_again(hub: Hub, path: Path) -> None:
     assert asked(hub.requests) == [f"bytes=5000-{END - 1}"]
 
 
-def test_a_file_that_holds_too_much_is_begun_anew(hub: Hub, path: Path) -> None:
+def test_a_file_that_is_too_long_is_downloaded_again(hub: Hub, path: Path) -> None:
     path.write_bytes(bytes(END))
     bring(hub, path)
     assert path.read_bytes() == CONTENT[START:END]
@@ -70,34 +70,34 @@ def test_a_file_that_holds_too_much_is_begun_anew(hub: Hub, path: Path) -> None:
     "fault",
     [Fault.TOO_MANY_REQUESTS, Fault.SERVER_ERROR, Fault.BAD_GATEWAY, Fault.UNAVAILABLE, Fault.LOST_ANSWER],
 )
-def test_a_failure_that_passes_is_waited_for(fault: Fault, hub: Hub, path: Path) -> None:
+def test_a_transient_failure_is_retried(fault: Fault, hub: Hub, path: Path) -> None:
     hub.faults = ListedFaults(*[("GET", "shard", fault)] * 2)
     bring(hub, path)
     assert path.read_bytes() == CONTENT[START:END]
     assert len(hub.requests) == 3
 
 
-def test_an_answer_that_breaks_off_goes_on_as_often_as_something_comes(hub: Hub, path: Path) -> None:
+def test_a_broken_response_is_resumed_as_long_as_bytes_arrive(hub: Hub, path: Path) -> None:
     hub.faults = ListedFaults(*[("GET", "shard", Fault.CUT_ANSWER)] * 6)
     bring(hub, path)
     assert path.read_bytes() == CONTENT[START:END]
     assert sum(request.sent for request in hub.requests) == END - START
 
 
-def test_a_failure_that_stays_is_told(hub: Hub, path: Path) -> None:
+def test_a_lasting_failure_is_raised(hub: Hub, path: Path) -> None:
     hub.failures["/org/name/resolve"] = 503
     with pytest.raises(HfHubHTTPError, match="503"):
         bring(hub, path)
     assert len(hub.requests) == 3
 
 
-def test_a_refusal_is_told_at_once(hub: Hub, path: Path) -> None:
+def test_a_refusal_is_raised_at_once(hub: Hub, path: Path) -> None:
     with pytest.raises(HfHubHTTPError):
         bring(hub, path, name="nothing")
     assert len(hub.requests) == 1
 
 
-def test_a_server_that_knows_no_ranges_is_listened_to(hub: Hub, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_ranges_is_supported(hub: Hub, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = httpx2.Client(trust_env=False, event_hooks={"request": [lambda request: request.headers.pop("Range")]})
     monkeypatch.setattr(transfer, "get_session", lambda: session)
     path.write_bytes(CONTENT[START:5000])
@@ -106,7 +106,7 @@ def test_a_server_that_knows_no_ranges_is_listened_to(hub: Hub, path: Path, monk
     assert asked(hub.requests) == [None]
 
 
-def test_a_long_stretch_is_asked_for_in_parts(hub: Hub, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_range_is_requested_in_parts(hub: Hub, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "MAX_REQUEST_BYTES", 80_000)
     bring(hub, path)
     assert path.read_bytes() == CONTENT[START:END]

@@ -1,4 +1,4 @@
-"""Routes of the loopback Hub that write: repositories, branches and commits; and those that say who may."""
+"""Routes of the loopback Hub that write: repositories, branches and commits; and permissions."""
 
 import base64
 import json
@@ -53,7 +53,7 @@ def post_repository(call: Connection) -> None:
 
 
 def post_branch(call: Connection, *, kind: str, repo_id: str, branch: str) -> None:
-    """Gives a commit one more name."""
+    """Creates a branch at a commit."""
     repository, asked = call.writable(kind, repo_id), call.read_json()
     with call.hub.lock:
         if branch in repository.refs:
@@ -63,7 +63,7 @@ def post_branch(call: Connection, *, kind: str, repo_id: str, branch: str) -> No
 
 
 def post_yaml(call: Connection) -> None:
-    """Judges the front matter of a card: here it only has to end."""
+    """Validates the front matter of a card: here it only has to end."""
     lines = call.read_json()["content"].splitlines()
     if lines[:1] == ["---"] and "---" not in lines[1:]:
         call.send_json({"errors": [{"message": "the front matter has no end"}], "warnings": []}, status=400)
@@ -73,7 +73,7 @@ def post_yaml(call: Connection) -> None:
 
 
 def post_preupload(call: Connection, *, kind: str, repo_id: str, revision: str) -> None:
-    """Says of each file whether it is a large one, whether it is ignored, and what is in its place."""
+    """For each file, whether it is large, whether it is ignored, and the current content."""
     proposes = "create_pr" in call.logged.query
     repository = call.repository(kind, repo_id) if proposes else call.writable(kind, repo_id)
     call.account()
@@ -104,7 +104,7 @@ def _lines(commit: Commit, name: str, pattern: str) -> list[str]:
 
 
 def post_commit(call: Connection, *, kind: str, repo_id: str, revision: str) -> None:
-    """Adds and deletes files, all at once or not at all; the change may also be proposed only."""
+    """Adds and deletes files, all at once or not at all; or opens a pull request."""
     proposes = parse_qs(call.logged.query).get("create_pr") == ["1"]
     repository = call.repository(kind, repo_id) if proposes else call.writable(kind, repo_id)
     call.account()

@@ -132,7 +132,7 @@ def test_experts_of_mixed_precision_are_refused(source: Path) -> None:
 # Counts
 
 
-@pytest.mark.parametrize(("experts", "why"), [(9, "it has only 8"), (1, "a router needs a choice"), (0, "a router")])
+@pytest.mark.parametrize(("experts", "why"), [(9, "it has only 8"), (1, "a router needs at least 2"), (0, "a router")])
 def test_a_count_outside_of_what_can_be_kept_is_refused(source: Path, experts: int, why: str) -> None:
     error = refuse(source, PlanError, options(source, experts))
     assert f"cannot keep {experts} experts per layer of {source}: {why}" in error.message
@@ -171,7 +171,7 @@ def test_a_count_that_leaves_groups_of_one_expert_is_refused(tmp_path: Path, gro
 def test_a_count_that_leaves_too_few_experts_in_the_chosen_groups_is_refused(tmp_path: Path) -> None:
     model = build(tmp_path / "model", "deepseek_v3", num_experts_per_tok=3)
     error = refuse(model, PlanError, options(model, 4))
-    assert "chooses 3 experts from 1 groups" in error.message
+    assert "selects 3 experts from 1 groups" in error.message
     assert error.hint == "use --experts 6 or more"
     assert plan_conversion(model, options(model, 6)).settings.groups == 2
 
@@ -261,7 +261,7 @@ def test_a_device_that_the_machine_does_not_have_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     error = refuse(source, PlanError, options(source, 4, device=device))
-    assert error.message == f"device {device} was asked for, but torch sees no CUDA device here."
+    assert error.message == f"device {device} was requested, but torch finds no CUDA device."
     assert error.hint == "use --device auto or cpu"
 
 
@@ -269,7 +269,7 @@ def test_a_device_beyond_the_last_is_refused(source: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     message = refuse(source, PlanError, options(source, 4, device="cuda:2")).message
-    assert message == "device cuda:2 was asked for, but torch sees 2 CUDA devices here."
+    assert message == "device cuda:2 was requested, but torch finds 2 CUDA devices."
 
 
 @pytest.mark.parametrize("device", ["tpu", "cpu:1", "cuda:x", "cuda:-1", ""])
@@ -287,7 +287,7 @@ def test_without_an_accelerator_auto_is_the_cpu(source: Path, monkeypatch: pytes
 def test_token_ids_longer_than_the_model_takes_are_refused(source: Path) -> None:
     error = refuse(source, PlanError, options(source, 4, ids=token_ids(2, 65)))
     assert f"sequences of 65 tokens are longer than the 64 positions of {source}" in error.message
-    assert "64 ids or less" in error.hint
+    assert "64 ids or fewer" in error.hint
     plan_conversion(source, options(source, 4, ids=token_ids(2, 64)))
 
 

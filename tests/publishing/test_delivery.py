@@ -1,4 +1,4 @@
-"""Shards on their way while others are written: what is deleted, what waits, and what a failure means."""
+"""Shards that are uploaded while others are written: deletion, waiting, and failures."""
 
 import threading
 from collections.abc import Callable
@@ -17,7 +17,7 @@ DEADLINE_SECONDS = 20
 
 
 class Sender:
-    """Stands for the connection: holds what it is told to hold, or refuses."""
+    """Stands in for the connection: holds or refuses the given shards."""
 
     def __init__(self, *, refuses: bool = False) -> None:
         self.refuses = refuses
@@ -65,7 +65,7 @@ def make(events: list[Event]) -> MakeDelivery:
     return made
 
 
-def test_a_shard_that_the_hub_holds_is_deleted_and_remembered(tmp_path: Path, make: MakeDelivery) -> None:
+def test_a_shard_that_is_uploaded_is_deleted_and_recorded(tmp_path: Path, make: MakeDelivery) -> None:
     path = shard(tmp_path, "a")
     with make(Sender(), deletes=True) as delivery:
         delivery.take(path)
@@ -74,7 +74,7 @@ def test_a_shard_that_the_hub_holds_is_deleted_and_remembered(tmp_path: Path, ma
         assert delivery.sent["a.safetensors"]["a"].shape == (2, 3)
 
 
-def test_the_writer_waits_until_there_is_room(tmp_path: Path, make: MakeDelivery) -> None:
+def test_the_writer_waits_for_disk_space(tmp_path: Path, make: MakeDelivery) -> None:
     sender, path, has_room = Sender(), shard(tmp_path, "a"), threading.Event()
     sender.may_go_on.clear()
     with make(sender, deletes=True) as delivery:
@@ -87,7 +87,7 @@ def test_the_writer_waits_until_there_is_room(tmp_path: Path, make: MakeDelivery
         writer.join()
 
 
-def test_without_deletion_nobody_waits_and_the_shard_stays(tmp_path: Path, make: MakeDelivery) -> None:
+def test_without_deletion_the_writer_does_not_wait_and_the_shard_stays(tmp_path: Path, make: MakeDelivery) -> None:
     sender, path = Sender(), shard(tmp_path, "a")
     sender.may_go_on.clear()
     with make(sender, deletes=False) as delivery:
@@ -100,7 +100,7 @@ def test_without_deletion_nobody_waits_and_the_shard_stays(tmp_path: Path, make:
     assert sender.committed == ["a.safetensors"]
 
 
-def test_a_failure_ends_a_conversion_that_has_no_room(tmp_path: Path, make: MakeDelivery) -> None:
+def test_a_failure_ends_a_conversion_that_deletes_shards(tmp_path: Path, make: MakeDelivery) -> None:
     path = shard(tmp_path, "a")
     with make(Sender(refuses=True), deletes=True) as delivery:
         delivery.take(path)
@@ -109,7 +109,7 @@ def test_a_failure_ends_a_conversion_that_has_no_room(tmp_path: Path, make: Make
     assert path.exists()
 
 
-def test_otherwise_everything_is_left_to_the_commit(tmp_path: Path, make: MakeDelivery, events: list[Event]) -> None:
+def test_otherwise_the_commit_retries_the_upload(tmp_path: Path, make: MakeDelivery, events: list[Event]) -> None:
     sender, paths = Sender(refuses=True), [shard(tmp_path, name) for name in "abc"]
     with make(sender, deletes=False) as delivery:
         for path in paths:
@@ -120,7 +120,7 @@ def test_otherwise_everything_is_left_to_the_commit(tmp_path: Path, make: MakeDe
     assert sender.committed == ["a.safetensors", "b.safetensors", "c.safetensors"]
     (warning,) = events
     assert isinstance(warning, Warned)
-    assert warning.message == "the Hub is full. The conversion goes on, and sends again at its end."
+    assert warning.message == "the Hub is full. The conversion continues; the upload is retried at the end."
 
 
 def test_an_upload_ends_with_the_conversion(tmp_path: Path, make: MakeDelivery) -> None:

@@ -40,7 +40,7 @@ def clustered(layer: int, experts: int = 8, clusters: int = 4) -> LayerPicture:
 
 
 def grouped(layer: int, labels: list[int]) -> LayerPicture:
-    """A layer of which only the labels and the usage are known."""
+    """A layer with labels and usage only."""
     usage = np.random.default_rng(layer).integers(1, 1000, len(labels)).tolist()
     return LayerPicture(layer=layer, usage=usage, labels=labels, distances_EE=None, tree=None)
 
@@ -69,7 +69,7 @@ def colours(path: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The figure of one layer that has everything."""
+    """The figure of one layer with all panels."""
     return drawn([clustered(0)], tmp_path_factory.mktemp("plain"))
 
 
@@ -158,7 +158,7 @@ def test_a_layer_without_distances_is_only_its_bars(plain: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("count", [2, 7])
-def test_layers_without_a_dendrogram_stand_beside_layers_with_one(count: int, tmp_path: Path) -> None:
+def test_layers_without_a_dendrogram_are_drawn_next_to_layers_with_one(count: int, tmp_path: Path) -> None:
     full, bars = clustered(0), [grouped(layer, [0, 1, 0]) for layer in range(2, count)]
     squares = LayerPicture(layer=1, usage=full.usage, labels=full.labels, distances_EE=full.distances_EE, tree=None)
     assert size(drawn([full, squares, *bars], tmp_path))[0] == 1600
@@ -170,7 +170,7 @@ def test_pruned_experts_are_grey_and_kept_ones_have_one_colour(count: int, tmp_p
     assert colours(path) & {*PALETTE, PRUNED} == {PALETTE[0], PRUNED}
 
 
-def test_a_single_expert_that_nothing_was_routed_to_can_be_drawn(tmp_path: Path) -> None:
+def test_a_single_expert_without_any_tokens_can_be_drawn(tmp_path: Path) -> None:
     layer = LayerPicture(layer=0, usage=[0], labels=[0], distances_EE=np.zeros((1, 1)), tree=np.zeros((0, 4)))
     assert size(drawn([layer], tmp_path))[0] == 1600
 
@@ -194,17 +194,17 @@ def test_arrays_of_different_sizes_are_refused() -> None:
 # Order and colours
 
 
-def test_experts_stand_as_the_leaves_of_the_dendrogram() -> None:
+def test_experts_follow_the_leaves_of_the_dendrogram() -> None:
     layer = clustered(0, 12)
     assert layer.tree is not None
     assert expert_order(layer) == leaves_list(layer.tree).tolist()
 
 
-def test_without_a_dendrogram_experts_stand_by_cluster_and_pruned_ones_last() -> None:
+def test_without_a_dendrogram_experts_are_ordered_by_cluster_and_pruned_ones_come_last() -> None:
     assert expert_order(grouped(0, [0, DROPPED, 1, 0, 2])) == [0, 3, 2, 4, 1]
 
 
-def test_where_nothing_was_merged_the_most_used_expert_stands_first() -> None:
+def test_where_nothing_was_merged_the_most_used_expert_comes_first() -> None:
     layer = LayerPicture(layer=0, usage=[5, 9, 1, 9], labels=[0, 1, -1, 2], distances_EE=None, tree=None)
     assert expert_order(layer) == [1, 3, 0, 2]
 
@@ -239,7 +239,7 @@ def test_cutting_at_the_line_gives_the_clusters(seed: int) -> None:
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 0, 1], [0, 0, 0, 0], [0, 1, 2, 2]])
-def test_clusters_that_no_cut_gives_have_no_line(labels: list[int]) -> None:
+def test_clusters_without_a_cut_have_no_line(labels: list[int]) -> None:
     tree = linkage(np.array([[0.0], [1.0], [10.0], [12.0]]), "average")
     assert cut_height(tree, labels) is None
 

@@ -1,4 +1,4 @@
-"""The output folder: complete with its last file, and never half-finished looking."""
+"""The output folder: complete with its last file, and never in a state that looks complete before."""
 
 import errno
 import os
@@ -37,11 +37,11 @@ def names(folder: Path) -> set[str]:
 
 
 def looks_finished(folder: Path) -> bool:
-    """Whether any file says that a checkpoint, or a part of one, is there."""
+    """Whether any file looks like a checkpoint or a part of one."""
     return any((folder / name).exists() for name in CHECKPOINT) or any(folder.glob("*.safetensors*"))
 
 
-# Files beside the weights
+# Files next to the weights
 
 SIDECARS = {
     "generation_config.json": b'{"temperature": 0.5,\n\n "eos_token_id": [1, 2]}',
@@ -72,7 +72,7 @@ OTHERS = {
 }
 
 
-def test_small_files_travel_byte_for_byte_and_others_stay_behind(source: Path, tmp_path: Path) -> None:
+def test_small_files_are_copied_byte_for_byte_and_others_are_not(source: Path, tmp_path: Path) -> None:
     for name, content in (SIDECARS | OTHERS).items():
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_bytes(content)
@@ -106,7 +106,9 @@ def test_an_old_checkpoint_of_one_file_does_not_hide_the_new_shards(source: Path
     assert not any(".experts.4." in name for name in read_tensors(result))
 
 
-def test_small_files_of_an_old_checkpoint_do_not_pass_for_those_of_the_new_one(source: Path, tmp_path: Path) -> None:
+def test_small_files_of_an_old_checkpoint_are_not_mistaken_for_those_of_the_new_one(
+    source: Path, tmp_path: Path
+) -> None:
     old = ["chat_template.jinja", "tokenizer.model", "additional_chat_templates/tools.jinja"]
     for name in old:
         (source / name).parent.mkdir(exist_ok=True)
@@ -120,7 +122,7 @@ def test_small_files_of_an_old_checkpoint_do_not_pass_for_those_of_the_new_one(s
 
 
 def test_files_of_the_user_in_sub_folders_survive_overwriting(source: Path, tmp_path: Path) -> None:
-    # Their names would match the patterns of small files if a slash were a letter like any other.
+    # Their names would match the patterns of small files if * matched a slash.
     mine = ["tokenizer_backup/notes.json", "words/mine.tiktoken", "onnx/preprocessor_config.json", "LICENSES/mine"]
     convert(source, options(source, 6))
     for name in mine:
@@ -144,7 +146,7 @@ def test_an_overwritten_result_is_that_of_an_empty_folder(source: Path, tmp_path
     convert(source, options(source, 4, output=used, max_shard_size="40KB", overwrite=True))
     convert(source, options(source, 4, output=fresh, max_shard_size="40KB"))
     first, second = contents(fresh), contents(used)
-    # The one tells of times, the other names the folder.
+    # The report contains times, and the card the folder.
     for name in ("hcsmoe.json", "README.md"):
         assert first.pop(name)
         assert second.pop(name)
@@ -179,7 +181,7 @@ def test_config_and_index_come_last_of_all_but_the_card(
 
 
 def break_merging(monkeypatch: pytest.MonkeyPatch, failure: BaseException, *, after: int) -> None:
-    """Lets the merge fail after so many layers."""
+    """Makes the merge fail after some layers."""
     merged: list[int] = []
     merge_experts = hcsmoe_hub.layer.reducer.merge_experts
 
@@ -193,7 +195,7 @@ def break_merging(monkeypatch: pytest.MonkeyPatch, failure: BaseException, *, af
 
 
 def break_reading(monkeypatch: pytest.MonkeyPatch, failure: BaseException, *, after: int) -> None:
-    """Lets the background thread fail while it reads the second layer."""
+    """Makes the background thread fail while it reads the second layer."""
     read = TensorReader.read
 
     def failing(reader: TensorReader, tensor: StoredTensor) -> Tensor:
@@ -205,7 +207,7 @@ def break_reading(monkeypatch: pytest.MonkeyPatch, failure: BaseException, *, af
 
 
 def break_writing(monkeypatch: pytest.MonkeyPatch, failure: BaseException, *, after: int) -> None:
-    """Lets one of the last files fail."""
+    """Makes one of the last files fail."""
     written: list[int] = []
     write_json = hcsmoe_hub.result.folder.write_json
 

@@ -1,4 +1,4 @@
-"""What a result takes over from the card of its source, and what it must not."""
+"""What a result inherits from the card of its source, and what it must not."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_licence_languages_task_and_gate_are_inherited_and_nothing_else() -> Non
         "license": "other",
         "license_name": "tongyi qianwen",
         "license_link": "LICENSE",
-        # Norwegian is no boolean.
+        # Norwegian is not a boolean.
         "language": ["en", "no", "zh"],
         "pipeline_tag": "text-generation",
         "gated": True,
@@ -41,7 +41,7 @@ def test_what_was_kept_is_read_back() -> None:
     assert Inherited.of_source({"repo_id": "a/b", **kept}) == Inherited(**kept)
 
 
-def test_a_source_that_says_nothing_leaves_everything_open() -> None:
+def test_a_source_without_metadata_leaves_every_field_empty() -> None:
     found = inherit({})
     assert found == {
         "license": None,
@@ -54,20 +54,20 @@ def test_a_source_that_says_nothing_leaves_everything_open() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"# Only a title\n", b"---\n---\n# Nothing\n", b"\xff\xfe no text"])
-def test_a_card_without_front_matter_says_nothing(content: bytes) -> None:
+def test_a_card_without_front_matter_is_empty(content: bytes) -> None:
     assert read_front_matter(content) == {}
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"---\nlicense: [mit\n---\n", "is no YAML"),
-        (b"---\ndate: 2020-99-99\n---\n", "is no YAML"),
-        (b"---\ndate: !!timestamp soon\n---\n", "is no YAML"),
-        (b"---\ncount: !!int ''\n---\n", "is no YAML"),
-        (b"---\nflag: !!bool maybe\n---\n", "is no YAML"),
-        (b"---\ndeep: " + b"[" * 2_000 + b"\n---\n", "is no YAML"),
-        (b"---\n- mit\n---\n", "holds no keys"),
+        (b"---\nlicense: [mit\n---\n", "is not valid YAML"),
+        (b"---\ndate: 2020-99-99\n---\n", "is not valid YAML"),
+        (b"---\ndate: !!timestamp soon\n---\n", "is not valid YAML"),
+        (b"---\ncount: !!int ''\n---\n", "is not valid YAML"),
+        (b"---\nflag: !!bool maybe\n---\n", "is not valid YAML"),
+        (b"---\ndeep: " + b"[" * 2_000 + b"\n---\n", "is not valid YAML"),
+        (b"---\n- mit\n---\n", "has no keys"),
     ],
     ids=["bracket", "date", "timestamp", "int", "bool", "deep", "list"],
 )
@@ -86,7 +86,7 @@ def test_a_gate_of_the_hub_counts_whatever_the_card_says() -> None:
     assert not inherit({"gated": True})["gated"]
 
 
-def test_a_source_without_a_card_says_nothing(tmp_path: Path) -> None:
+def test_a_source_without_a_card_is_empty(tmp_path: Path) -> None:
     assert inherit_from(LocalSource(tmp_path)) == asdict(Inherited())
 
 
@@ -95,10 +95,10 @@ def test_a_card_is_read_from_its_source(tmp_path: Path) -> None:
     assert inherit_from(LocalSource(tmp_path)) == inherit(read_front_matter(CARD))
 
 
-def test_a_broken_card_is_named_without_its_place(tmp_path: Path) -> None:
+def test_a_broken_card_is_named_without_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "README.md").write_text("---\n- mit\n---\n", "utf-8")
     with pytest.raises(SourceError) as caught:
         inherit_from(LocalSource(folder))
-    assert caught.value.message == "README.md of model cannot be read: its front matter holds no keys."
+    assert caught.value.message == "README.md of model cannot be read: its front matter has no keys."

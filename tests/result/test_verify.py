@@ -77,7 +77,7 @@ def test_a_sound_result_passes_and_is_described(source: Path, converted: Path) -
 
 
 def test_a_model_that_overflows_while_it_generates_fails(result: Path) -> None:
-    # Every single number is finite, so only running the model can tell.
+    # Every single number is finite, so only running the model shows the overflow.
     change_tensors(result, lambda tensors: tensors["lm_head.weight"].fill_(3e38))
     change_tensors(result, lambda tensors: tensors["model.norm.weight"].fill_(3e38))
     fails(result, VerificationError, "does not generate", check=verify)
@@ -136,7 +136,7 @@ def test_an_alias_that_did_not_follow_fails(result: Path) -> None:
     fails(result, SourceError, "n_routed_experts = 8")
 
 
-def test_a_report_that_speaks_of_another_count_fails(result: Path) -> None:
+def test_a_report_with_another_count_fails(result: Path) -> None:
     report = json.loads((result / "hcsmoe.json").read_text())
     report["experts"]["after"] = 6
     (result / "hcsmoe.json").write_text(json.dumps(report))
@@ -168,7 +168,7 @@ def test_an_unfinished_file_fails(result: Path, name: str) -> None:
     fails(result, VerificationError, f"holds unfinished files: {name}")
 
 
-def test_a_folder_without_a_config_is_no_checkpoint(result: Path) -> None:
+def test_a_folder_without_a_config_is_not_a_checkpoint(result: Path) -> None:
     (result / "config.json").unlink()
     fails(result, SourceError, "has no config.json")
 
@@ -201,7 +201,7 @@ def flip_bit(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [NORM, "model.embed_tokens.weight", "vision_tower.blocks.0.weight"])
 def test_one_flipped_bit_outside_the_experts_is_found(source: Path, result: Path, name: str) -> None:
     flip_bit(result, name)
-    says = f"tensor {name!r} differs from {source}, although no merge touches it"
+    says = f"tensor {name!r} differs from {source}, although the conversion only copies it"
     fails(result, VerificationError, says, check=lambda folder: verify(folder, against=LocalSource(source)))
 
 
