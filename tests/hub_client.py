@@ -26,12 +26,13 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from hcsmoe_hub.hub import retry as hub_failures
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, convert, plan_conversion
-from hcsmoe_hub.checkpoint.source import open_source
+from hcsmoe_hub.hub import retry
+from hcsmoe_hub.hub.open import open_source
+from hcsmoe_hub.planning.estimate import estimate_needs
 
 
-# Our own pauses; those of the client are a second and more.
+# Only our own pauses can be shortened; the client's are a second and more.
 retry.PAUSES_SECONDS = (0.05,) * 4
 
 

@@ -56,9 +56,16 @@ def by_hand(usage: Sequence[Sequence[int]], total: int, floor: int) -> list[int]
     return [floor + chosen.count(number) for number in range(len(usage))]
 
 
-@pytest.mark.parametrize("experts", [3, 5])
-@pytest.mark.parametrize("layout", TIED)
-@pytest.mark.parametrize(("budget", "floor"), [(Budget.FREQUENCY, 2), (Budget.M_SMOE, 1)])
+# Every pair of values once.
+@pytest.mark.parametrize(
+    ("budget", "floor", "layout", "experts"),
+    [
+        (Budget.FREQUENCY, 2, Layout.MAPPED, 3),
+        (Budget.FREQUENCY, 2, Layout.FULL, 5),
+        (Budget.M_SMOE, 1, Layout.MAPPED, 5),
+        (Budget.M_SMOE, 1, Layout.FULL, 3),
+    ],
+)
 def test_layers_get_clusters_by_their_frequent_experts(
     source: Path, budget: Budget, floor: int, layout: Layout, experts: int
 ) -> None:
@@ -154,15 +161,15 @@ def test_a_size_limit_raises_the_floor_of_every_layer(source: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method",
+    ("method", "limit"),
     [
-        {"linkage": Linkage.SINGLE},
-        {"clustering": Clustering.KMEANS},
-        {"clustering": Clustering.SINGLE_SHOT},
+        ({"linkage": Linkage.SINGLE}, 2),
+        ({"linkage": Linkage.SINGLE}, 3),
+        ({"clustering": Clustering.KMEANS}, 2),
+        ({"clustering": Clustering.SINGLE_SHOT}, 3),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("limit", [2, 3])
 def test_no_cluster_is_larger_than_the_limit(source: Path, method: dict[str, Any], limit: int) -> None:
     report = run(source, 4, max_cluster_size=limit, **method)
     assert all(layer.experts == 4 for layer in report.layers)

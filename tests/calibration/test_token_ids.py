@@ -41,7 +41,7 @@ def test_token_ids_need_no_tokenizer(tmp_path: Path) -> None:
     assert load_token_ids(chosen, tokenizer_folder=tmp_path, vocab_size=8).tolist() == [[5, 6, 7]]
 
 
-@pytest.mark.parametrize("dtype", ["int32", "uint64", "float64", ">i8", "bool", "U3"])
+@pytest.mark.parametrize("dtype", ["int32", "float64", ">i8", "U3"])
 def test_token_ids_of_another_dtype_are_refused(tmp_path: Path, dtype: str) -> None:
     file = save(tmp_path / "ids.npy", np.ones((2, 3), dtype=dtype))
     error = refusal(lambda: plan(file))

@@ -137,7 +137,7 @@ def test_a_piece_is_deleted_with_its_last_tensor(tmp_path: Path) -> None:
     feed.close()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_disk_never_holds_more_than_two_steps(seed: int, tmp_path: Path) -> None:
     generator = random.Random(seed)
     steps = [

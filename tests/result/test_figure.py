@@ -209,14 +209,14 @@ def test_where_nothing_was_merged_the_most_used_expert_comes_first() -> None:
     assert expert_order(layer) == [1, 3, 0, 2]
 
 
-@pytest.mark.parametrize("clusters", range(1, len(PALETTE) + 1))
+@pytest.mark.parametrize("clusters", [1, 2, len(PALETTE)])
 def test_every_cluster_has_its_own_colour_up_to_the_size_of_the_palette(clusters: int) -> None:
     found = cluster_colours(clustered(clusters, 20, clusters))
     assert found.keys() == {DROPPED, *range(clusters)}
     assert len(set(found.values())) == clusters + 1
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_neighbours_never_share_a_colour(seed: int) -> None:
     layer = clustered(seed, 60, 40)
     found = cluster_colours(layer)
@@ -229,7 +229,7 @@ def test_neighbours_never_share_a_colour(seed: int) -> None:
 # The cut
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_cutting_at_the_line_gives_the_clusters(seed: int) -> None:
     layer = clustered(seed, 24, 2 + 3 * seed % 20)
     assert layer.tree is not None

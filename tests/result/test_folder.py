@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +227,12 @@ MOMENTS = [(break_merging, 0), (break_merging, 1), (break_reading, 0), (break_wr
 MOMENT_NAMES = ["first_layer", "last_layer", "background", "report", "config"]
 
 
-@pytest.mark.parametrize(("break_it", "after"), MOMENTS, ids=MOMENT_NAMES)
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+# Every moment with some failure, and every failure at some moment.
+@pytest.mark.parametrize(
+    ("break_it", "after", "failure"),
+    [(*moment, failure) for moment, failure in zip(MOMENTS, cycle(FAILURES), strict=False)],
+    ids=MOMENT_NAMES,
+)
 def test_a_failure_leaves_no_new_folder(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, break_it: Break, after: int
 ) -> None:
@@ -289,8 +294,15 @@ def test_after_a_failure_the_same_conversion_gives_the_same_result(
     assert (tmp_path / "result" / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("part", ["experts.3.w1", "experts.3.w2", "gate"])
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("experts.3.w1", float("nan")),
+        ("experts.3.w2", float("inf")),
+        ("gate", float("nan")),
+        ("gate", float("inf")),
+    ],
+)
 def test_broken_weights_end_the_conversion_with_their_layer_and_leave_nothing(
     source: Path, tmp_path: Path, part: str, value: float
 ) -> None:
