@@ -3,7 +3,7 @@
 Usage: ``python benchmarks/build_bundled_calibration.py CORPUS.jsonl [--output FILE]``
 
 The corpus holds one JSON object a line with the keys ``text``, ``domain``, ``source`` and ``license``. The
-result depends on the corpus alone: there is no random number and no clock in it. The provenance table that
+result depends on the corpus alone: random numbers and the clock are not used. The provenance table that
 ``hcsmoe_hub/calibration/data/README.md`` shows is written to standard output.
 """
 
@@ -23,22 +23,22 @@ DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "hcsmoe_hub" / "calibrati
 FILE_BYTES = 400_000
 MIN_CHARACTERS, MAX_CHARACTERS = 400, 6_000
 
-# The whole value has to match, so that "BSD / assorted" or "GPL-2+/BSD" do not pass for BSD-3-Clause.
+# The whole value has to match, so that "BSD / assorted" or "GPL-2+/BSD" are not mistaken for BSD-3-Clause.
 PERMITTED_LICENSE = re.compile(r"(public domain|PSF-2\.0|BSD-3-Clause|PostgreSQL licence)( \([^()]+\))?")
 EMAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
-# Code that a project took over from elsewhere may be under another licence than the project's own.
+# Code that a project copied from elsewhere may have a different licence from the project's.
 TAKEN_OVER = re.compile(r"\b(adapted|copied|taken|borrowed|ported) from\b", re.IGNORECASE)
 DEFINITION = re.compile(r"^\s*(async def|def|class)\s", re.MULTILINE)
 WORD = re.compile(r"\w+")
 
 
 def has_odd_characters(text: str) -> bool:
-    """Tell whether text holds control, format, private, unassigned or replacement characters."""
+    """Whether a text contains control, format, private, unassigned or replacement characters."""
     return any(char == "\ufffd" or (char not in "\n\t" and unicodedata.category(char).startswith("C")) for char in text)
 
 
 def is_eligible(record: Record) -> bool:
-    """Tell whether a record may be shipped and is worth shipping."""
+    """Whether a record may be shipped and is worth shipping."""
     text = record["text"]
     if not PERMITTED_LICENSE.fullmatch(record["license"]):
         return False

@@ -1,4 +1,4 @@
-"""Conversions from the Hub to the Hub over a bad connection, and ones that are killed: what becomes of each.
+"""Hub-to-Hub conversions over a bad connection, and killed ones: the outcome of each.
 
 Run: python benchmarks/hub_faults.py [--runs N] [--kills N] [--rate P] [--seed N]
 
@@ -24,14 +24,14 @@ from hub.journey import Journey, make_hub
 from hub_server import Fault, RandomFaults
 
 TARGET = "me/model"
-# The longest time after which a conversion is killed: it is done by then, though every body is slow.
+# The longest time after which a conversion is killed; even with slow bodies it has ended before.
 MAX_SECONDS = 12.0
-# What a machine had sent before it died still arrives.
+# Time for what a killed machine had sent to arrive.
 SETTLING_SECONDS = 0.5
 
 
 def undisturbed(folder: Path) -> dict[str, bytes]:
-    """What a conversion shows that nothing disturbs."""
+    """The visible result of an undisturbed conversion."""
     with make_hub() as hub:
         journey = Journey.prepare(folder, hub)
         done = journey.run(TARGET)
@@ -41,7 +41,7 @@ def undisturbed(folder: Path) -> dict[str, bytes]:
 
 
 def weather(folder: Path, expected: dict[str, bytes], *, rate: float, seed: int, words: list[str]) -> tuple[str, int]:
-    """Makes one conversion over a bad connection; says what became of it, and how many faults it met."""
+    """Makes one conversion over a bad connection; returns its outcome and the number of faults."""
     with make_hub() as hub:
         journey = Journey.prepare(folder, hub)
         # Up to seven faults per request: more than the client's six tries.
@@ -55,7 +55,7 @@ def weather(folder: Path, expected: dict[str, bytes], *, rate: float, seed: int,
 
 
 def kill(folder: Path, expected: dict[str, bytes], *, moment: float, words: list[str]) -> str:
-    """Kills one conversion, makes it again, and says what became of it."""
+    """Kills one conversion, repeats it, and returns the outcome."""
     with make_hub() as hub:
         journey = Journey.prepare(folder, hub)
         hub.faults = lambda method, path: Fault.SLOW
@@ -66,7 +66,7 @@ def kill(folder: Path, expected: dict[str, bytes], *, moment: float, words: list
         time.sleep(SETTLING_SECONDS)
         before, arrived = journey.visible(TARGET), len(journey.arrivals())
         hub.faults = lambda method, path: None
-        # A conversion that was over leaves its folder, which another one must not touch without being told.
+        # A completed conversion leaves its folder, which another one must not touch without --overwrite.
         again = journey.run(TARGET, *words, *(["--overwrite"] if before and not words else []))
         twice = [oid for oid, count in journey.arrivals().items() if count > 1]
         if again.returncode or journey.visible(TARGET) != expected or before not in ({}, expected) or twice:
@@ -98,7 +98,7 @@ def main() -> None:
             outcomes[kill(Path(name) / f"kill-{run}", expected, moment=moment, words=words)] += 1
     for outcome, count in outcomes.most_common():
         print(f"{count:5}  {outcome}")
-    print(f"{faults:5}  faults met by the {asked.runs} runs over a bad connection")
+    print(f"{faults:5}  faults in the {asked.runs} runs over a bad connection")
     if any(word in outcome for outcome in outcomes for word in ("WRONG", "HALF", "CRASHED", "converted, nothing")):
         raise SystemExit("Something went wrong.")
 

@@ -92,7 +92,7 @@ def layer_shapes(layer: int) -> dict[str, tuple[int, ...]]:
 
 
 def measure(layers: int, repeats: int) -> dict[str, float]:
-    """Converts one synthetic checkpoint several times; the largest peak and the median times."""
+    """Converts one synthetic checkpoint several times; returns the largest peak and the median times."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         source.mkdir()

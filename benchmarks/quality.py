@@ -1,4 +1,4 @@
-"""Measures what different recipes leave of a model: perplexity, choices, agreement with the source, loops.
+"""Measures the quality of results of different recipes: perplexity, choices, agreement with the source, loops.
 
 Run: python benchmarks/quality.py --model FOLDER [FOLDER ...] --calibration FILE --text FILE --choices FILE
      [--keep 0.5 0.75] [--samples N] [--length N] [--records N] [--loops N] [--seeds 42 43] [--only WORD ...]
@@ -48,7 +48,7 @@ SALIENT = MethodOptions(
 )
 RECONSTRUCTION = MethodOptions(method=Method.PRUNE, saliency=Saliency.RECONSTRUCTION)
 REFIT = method_options(Preset.REFIT)
-# What others publish; the first two keep all router rows, as the papers do.
+# Published methods; the first two keep all router rows, as the papers do.
 BASELINES: Mapping[str, MethodOptions] = {
     "HC-SMoE, full router": method_options(Preset.HC_SMOE, layout=Layout.FULL),
     "M-SMoE, full router": method_options(Preset.M_SMOE, layout=Layout.FULL),
@@ -81,7 +81,7 @@ HEAD = """| recipe | perplexity ratio | choices | top-1 agreement | loops | outp
 
 
 def thinned(file: Path, records: int | None, folder: Path) -> Path:
-    """A file with that many evenly spaced lines of another; the other itself if all are wanted."""
+    """A file with evenly spaced lines of another; the other file itself for all lines."""
     lines = file.read_text("utf-8").splitlines()
     if records is None or records >= len(lines):
         return file
@@ -110,8 +110,8 @@ def measure(model: Path, experts: int, method: MethodOptions, wanted: argparse.N
         seconds = time.perf_counter() - start
         assert options.output is not None
         alone = evaluated(options.output, wanted)
-        beside = EvaluateOptions(perplexity=wanted.text, output=Path(scratch) / "agreement.json")
-        agreement = evaluate(options.output, beside, base=model)[0]["measures"]["agreement"]
+        compared = EvaluateOptions(perplexity=wanted.text, output=Path(scratch) / "agreement.json")
+        agreement = evaluate(options.output, compared, base=model)[0]["measures"]["agreement"]
     before = evaluated(model, wanted)
     return {
         "perplexity": alone["perplexity"],
@@ -128,7 +128,7 @@ def measure(model: Path, experts: int, method: MethodOptions, wanted: argparse.N
 
 
 def evaluated(model: Path, wanted: argparse.Namespace) -> dict[str, float | None]:
-    """Figures of one model alone; those of a source are the same for every recipe, so they are measured once."""
+    """Figures of one model alone; measured once per source, since they do not depend on the recipe."""
     if model not in wanted.known:
         with tempfile.TemporaryDirectory() as scratch:
             asked = EvaluateOptions(
@@ -198,7 +198,7 @@ def main() -> None:
 
 
 class Record:
-    """The measured rows, saved one by one so that an interrupted benchmark goes on where it stopped."""
+    """The measured rows, saved one by one so that an interrupted benchmark can resume."""
 
     def __init__(self, wanted: argparse.Namespace) -> None:
         self._file: Path | None = wanted.json
@@ -217,7 +217,7 @@ class Record:
         return next((row["figures"] for row in self._content["rows"] if row.items() >= key.items()), None)
 
     def add(self, model: str, experts: int, recipe: str, seed: int, figures: dict[str, Any]) -> None:
-        """Notes a row's figures."""
+        """Stores a row's figures."""
         row = {"model": model, "experts": experts, "recipe": recipe, "seed": seed, "figures": figures}
         self._content["rows"].append(row)
         if self._file is not None:
@@ -244,13 +244,13 @@ def source_line(runs: list[dict[str, Any]]) -> str:
 
 
 def ratio_of(name: str, runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean ratio of a recipe over the seeds, by its name; nothing if it was refused."""
+    """Mean ratio of a recipe over the seeds, by its name; empty if it was refused."""
     ratios = [run["ratio"] for run in runs if "ratio" in run]
     return {name: statistics.fmean(ratios)} if ratios else {}
 
 
 def leaves(ratios: Mapping[str, float]) -> str:
-    """How much of the excess perplexity (ratio less one) of the best baseline the fits leave."""
+    """Excess perplexity (ratio minus one) of the refits relative to the best baseline."""
     baselines = {name: ratios[name] for name in BASELINES if name in ratios}
     fits = [name for name in ratios if name.startswith("refit")]
     if not baselines or not fits:

@@ -1,4 +1,4 @@
-"""Every combination of the method options, and a small set of recipes in which every pair of their values meets.
+"""Every combination of the method options, and a small set of recipes that covers every pair of their values.
 
 A request names a value, or nothing, for each option. ``resolve`` turns requests that make sense into recipes, several
 requests into the same one.
@@ -63,12 +63,12 @@ DOMAINS: Mapping[str, tuple[Any, ...]] = {
     "dominant": (None, *Dominant),
 }
 NAMES = tuple(DOMAINS)
-# No limit is a choice; elsewhere None stands for whatever suits.
+# No limit is a choice; elsewhere None means the default.
 VALUES = [(name, value) for name in NAMES for value in DOMAINS[name] if value is not None or name == "max_cluster_size"]
 # The hint of a refusal names the option that would have no effect.
 IDLE = {f"leave {flag(name)} out": name for name in NAMES}
 REQUESTS = prod(map(len, DOMAINS.values()))
-# How often a random recipe is sought, and how many random changes are made to it.
+# Attempts to find a random recipe, and random changes made to each.
 ATTEMPTS, STEPS = 4000, 40
 # Recipes of either value of a pair that are tried with the other value.
 CROSSED = 10
@@ -82,7 +82,7 @@ def options_for(recipe: Recipe, options: ConvertOptions) -> ConvertOptions:
 
 
 class Space:
-    """Every request, and what becomes of it on one model.
+    """Every request, and its outcome on one model.
 
     Args:
         source: The checkpoint.
@@ -104,7 +104,7 @@ class Space:
         return recipe
 
     def outcomes(self, choices: Choices | None = None, weight: int = 1) -> Iterator[tuple[int, Recipe | PlanError]]:
-        """Goes through all requests, in groups that end alike.
+        """Iterates over all requests, in groups with the same outcome.
 
         Args:
             choices: Where to begin: values of the first options.
@@ -135,7 +135,7 @@ class Space:
             yield from self.outcomes(wanted, times)
 
     def _default(self, choices: Choices, name: str) -> Any:
-        """What an option that is left out stands for; ``None`` if that is nothing, or not known yet."""
+        """The default of an omitted option; ``None`` if it has none or it is not known yet."""
         try:
             return None if None not in DOMAINS[name] else getattr(resolve(MethodOptions(**choices)), name)
         except PlanError:
@@ -154,14 +154,14 @@ class Space:
                 wanted = {**wanted, idle: None}
 
     def draw(self, generator: Generator, fixed: Choices) -> Recipe | None:
-        """A random recipe with some fixed values, ``None`` if the values drawn do not go together."""
+        """A random recipe with some fixed values, ``None`` if the drawn values are incompatible."""
         wanted = {name: domain[generator.integers(len(domain))] for name, domain in DOMAINS.items()}
-        # Half of the defaults stay: values that only go together with one other would hardly ever meet.
+        # Half of the defaults stay: values that are compatible with only one other would hardly ever be drawn together.
         left_out = {name: None for name in NAMES if None in DOMAINS[name] and generator.integers(2)}
         return self.repaired({**wanted, **left_out, **fixed}, fixed)
 
     def changed(self, generator: Generator, recipe: Recipe, fixed: Choices) -> Recipe | None:
-        """A recipe after a random change to one option, ``None`` if that one does not go with the others."""
+        """A recipe after a random change to one option, ``None`` if it is incompatible with the others."""
         free = [name for name in NAMES if name not in fixed]
         name = free[generator.integers(len(free))]
         value = DOMAINS[name][generator.integers(len(DOMAINS[name]))]
@@ -214,7 +214,7 @@ class Space:
     def neighbours(self, recipe: Recipe, name: str) -> list[Recipe]:
         """Recipes with another value of one option and as few other differences as possible, nearest first."""
         choices, found = choices_of(recipe), dict[Recipe, int]()
-        # What one value needs, such as fuzzy clusters, may not suit another: then the defaults take over.
+        # What one value needs, such as fuzzy clusters, may be incompatible with another; the defaults replace it.
         defaults = {other: None for other in NAMES if None in DOMAINS[other]}
         for value in DOMAINS[name]:
             if value == choices[name] or (name, value) not in VALUES:
@@ -234,7 +234,7 @@ def crossed(pair: Any, first: list[Recipe], second: list[Recipe]) -> Iterator[di
         choices = choices_of(one), choices_of(other)
         for cut in range(begin + 1, end + 1):
             requests.append({name: choices[number >= cut][name] for number, name in enumerate(NAMES)})
-    # What comes after the pair, or has a default of its own, is the first to stand in the way.
+    # Options after the pair, or with their own default, are the first to conflict.
     plain = {name: getattr(MethodOptions(), name) for name in NAMES if name in NAMES[end:] or None not in DOMAINS[name]}
     for request in requests:
         yield {**request, **dict(pair)}
@@ -266,5 +266,5 @@ def differences(one: Recipe, other: Recipe) -> list[str]:
 
 
 def describe(recipe: Recipe) -> str:
-    """A recipe as one line: its choices, without those that are no choice."""
+    """A recipe as one line: its choices, without unset options."""
     return " ".join(f"{flag(name)}={value}" for name, value in recipe.as_dict().items() if value is not None)

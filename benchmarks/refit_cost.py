@@ -85,8 +85,8 @@ def main() -> None:
         )
         flops = {"calibration": calibration_flops(**size), "down": layer.down(), "experts": layer.whole()}
         counted[label] = {"sizes": size, "flops": flops, "bytes": memory_bytes(**size)}
-        told = ", ".join(f"{name} {value / 1e12:.1f} TFLOP" for name, value in flops.items())
-        print(f"{label}: {told}; {memory_bytes(**size) / 2**30:.1f} GiB")
+        listed = ", ".join(f"{name} {value / 1e12:.1f} TFLOP" for name, value in flops.items())
+        print(f"{label}: {listed}; {memory_bytes(**size) / 2**30:.1f} GiB")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of the process: {peak:.2f} GiB")
     if wanted.json is not None:

@@ -1,4 +1,4 @@
-"""Converts a model by every combination of the method options, and looks at what comes of each.
+"""Converts a model by every combination of the method options, and checks every outcome.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/sweep.py [--count] [--sample N | --all] [--shard I/N] [--output FILE]
 
@@ -35,9 +35,9 @@ from hcsmoe_hub.recipe.resolve import flag
 from hcsmoe_hub.report import REPORT_FILE
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-mixtral"
-# Pairs of results that are compared before a value counts as one that changes nothing.
+# Pairs of results to compare before a value counts as having no effect.
 COMPARISONS = 24
-# A refusal that comes too late, and whatever a defect of the library may raise; anything else ends the sweep.
+# A late refusal, and exceptions that a defect of the library may raise; any other ends the sweep.
 FAILURES: tuple[type[Exception], ...] = (HcsmoeError, ArithmeticError, AssertionError, AttributeError, LookupError)
 FAILURES += (NameError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
 
@@ -61,7 +61,7 @@ class Sweep:
     failed: dict[Recipe, str] = field(default_factory=dict)
 
     def run(self, recipe: Recipe) -> str | None:
-        """Converts by a recipe, unless that was done; the digest of its result, ``None`` if there is none."""
+        """Converts with a recipe, unless already done; returns the digest of its result, ``None`` if there is none."""
         if recipe not in self.digests.keys() | self.refused.keys() | self.failed.keys():
             method = MethodOptions(**choices_of(recipe), seed=recipe.seed)
             options = replace(options_for(recipe, self.options), method=method)
@@ -79,7 +79,7 @@ class Sweep:
         return self.digests.get(recipe)
 
     def effect(self, space: Space, recipes: Iterable[Recipe], name: str, value: Any) -> tuple[Recipe, Recipe] | None:
-        """Looks for two recipes, one with a value, that differ as little as possible but in their results.
+        """Looks for two similar recipes, one with a value, whose results differ.
 
         Args:
             space: Knows what else there is.
@@ -119,7 +119,7 @@ def check_result(folder: Path, recipe: Recipe) -> str:
 
 
 def count(space: Space, covered: Iterable[Recipe]) -> dict[str, Any]:
-    """Counts requests and recipes, and looks for pairs of values that a covering set should have but has not."""
+    """Counts requests and recipes, and looks for pairs of values that the covering set lacks."""
     missing = set[Any]()
     have = {pair for recipe in covered for pair in pairs_of(recipe)}
     accepted, recipes, refused = 0, 0, Counter[str]()
@@ -139,7 +139,7 @@ def count(space: Space, covered: Iterable[Recipe]) -> dict[str, Any]:
 
 
 def summarise(sweep: Sweep, space: Space, covering: list[Recipe]) -> dict[str, Any]:
-    """Prints what became of the recipes, and which values change nothing."""
+    """Prints the outcomes of the recipes, and the values without any effect."""
     silent = []
     for name, value in VALUES:
         pair = sweep.effect(space, covering, name, value)
@@ -152,7 +152,7 @@ def summarise(sweep: Sweep, space: Space, covering: list[Recipe]) -> dict[str, A
         print(f"  refused {number}: {hint}")
     for recipe, failure in sweep.failed.items():
         print(f"  failed: {failure}\n    {describe(recipe)}")
-    print(f"values that change nothing: {', '.join(silent) or 'none'}")
+    print(f"values without any effect: {', '.join(silent) or 'none'}")
     return {
         "converted": len(sweep.digests),
         "refused": [[describe(recipe), error.message, error.hint] for recipe, error in sweep.refused.items()],
@@ -162,7 +162,7 @@ def summarise(sweep: Sweep, space: Space, covering: list[Recipe]) -> dict[str, A
 
 
 def chosen_recipes(space: Space, covering: list[Recipe], arguments: argparse.Namespace) -> Iterator[Recipe]:
-    """The recipes to convert: every N-th of those that were asked for."""
+    """The recipes to convert: every N-th of the requested ones."""
     recipes: Iterable[Recipe] = covering
     if arguments.all:
         recipes = (outcome for _, outcome in space.outcomes() if isinstance(outcome, Recipe))
@@ -175,12 +175,12 @@ def chosen_recipes(space: Space, covering: list[Recipe], arguments: argparse.Nam
 
 
 def main() -> int:
-    """Converts what was asked for and prints what came of it."""
+    """Converts the requested recipes and prints the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--all", action="store_true", help="convert by every recipe there is: days, so see --shard")
+    which.add_argument("--all", action="store_true", help="convert by every recipe; takes days, see --shard")
     which.add_argument("--sample", type=int, metavar="N", help="convert by N random recipes")
-    parser.add_argument("--count", action="store_true", help="only count all requests: half an hour")
+    parser.add_argument("--count", action="store_true", help="only count all requests; takes half an hour")
     parser.add_argument("--shard", default="1/1", metavar="I/N", help="convert by every N-th recipe, from the I-th")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random recipes")
     parser.add_argument("--source", type=Path, default=EXAMPLE, help="checkpoint to convert")

@@ -1,4 +1,4 @@
-"""Trains a third kind of model on other text, from nothing but this repository and the running Python.
+"""Trains a third kind of model on other text, from this repository and the running Python alone.
 
 Run: python benchmarks/third_model.py --output FOLDER [--steps N] [--seed N]
 
@@ -54,7 +54,7 @@ class Document(NamedTuple):
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs that read like prose, each on one line: no examples, tables, code or legal notices."""
+    """The paragraphs that read like prose, each on one line: without examples, tables, code or legal notices."""
     for block in re.split(r"\n\s*\n", text):
         line = " ".join(block.split())
         letters = sum(character.isalpha() or character in " ,." for character in line)
@@ -108,7 +108,7 @@ def sources() -> Iterator[tuple[str, str, str]]:
 
 
 def documents() -> dict[str, list[Document]]:
-    """The documents of every part, by a hash of the module's name; a paragraph that was there before is left out."""
+    """The documents of every part, by a hash of the module's name; repeated paragraphs are left out."""
     parts: dict[str, list[Document]] = {"training": [], "calibration": [], "heldout": []}
     seen: set[str] = set()
     for module, domain, raw in sources():
@@ -122,7 +122,7 @@ def documents() -> dict[str, list[Document]]:
 
 
 def spaced(things: list[Any], count: int) -> list[Any]:
-    """That many evenly spaced things, or all."""
+    """At most ``count`` evenly spaced items."""
     return [things[number * len(things) // count] for number in range(count)] if count < len(things) else things
 
 
@@ -138,7 +138,7 @@ def records(found: list[Document], count: int) -> list[dict[str, Any]]:
 
 
 def choices(found: list[Document], seed: int) -> list[dict[str, Any]]:
-    """Items that ask for the continuation of a passage, among those of passages from three others of its domain."""
+    """Items that ask for the continuation of a passage, among continuations of three other passages of its domain."""
     passages: list[tuple[str, str, str, str]] = []
     size = CONTEXT_WORDS + CHOICE_WORDS
     for document in found:
@@ -168,7 +168,7 @@ def encoded(found: list[Document], tokenizer: PreTrainedTokenizerBase) -> list[t
 
 
 def epoch(tokens: list[torch.Tensor], chance: torch.Generator) -> torch.Tensor:
-    """All documents in random order, one after the other, cut into shuffled sequences [sequences, LENGTH] of ids."""
+    """All documents, joined in random order and cut into shuffled sequences [sequences, LENGTH] of ids."""
     stream = torch.cat([tokens[number] for number in torch.randperm(len(tokens), generator=chance)])
     sequences = stream[: len(stream) // LENGTH * LENGTH].view(-1, LENGTH)
     return sequences[torch.randperm(len(sequences), generator=chance)]

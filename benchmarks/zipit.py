@@ -29,7 +29,7 @@ GROUPINGS = {
 
 
 def layer(clusters: Clusters, arguments: argparse.Namespace) -> Qwen2MoeExperts:
-    """Random experts in bf16, members of a cluster alike if there is a noise level."""
+    """Random experts in bf16; with a noise level, members of a cluster are similar."""
     config = Qwen2MoeConfig(
         hidden_size=arguments.hidden, moe_intermediate_size=arguments.intermediate, num_experts=EXPERTS
     )
@@ -46,7 +46,7 @@ def layer(clusters: Clusters, arguments: argparse.Namespace) -> Qwen2MoeExperts:
 
 
 def measure(grouping: str, features: Features, arguments: argparse.Namespace) -> tuple[float, float]:
-    """Seconds that one layer takes, on the clock and of all cores together."""
+    """Wall time and total CPU time of one layer, in seconds."""
     torch.manual_seed(0)
     clusters = Clusters.of(GROUPINGS[grouping])
     module = layer(clusters, arguments)
