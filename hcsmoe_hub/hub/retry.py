@@ -57,8 +57,8 @@ def retry_after(error: Exception) -> float:
     reason = root_cause(error)
     if not isinstance(reason, errors.HfHubHTTPError):
         return 0.0
-    asked = reason.response.headers.get("Retry-After", "")
-    return min(float(asked), MAX_PAUSE_SECONDS) if asked.isdecimal() else 0.0
+    seconds = reason.response.headers.get("Retry-After", "")
+    return min(float(seconds), MAX_PAUSE_SECONDS) if seconds.isdecimal() else 0.0
 
 
 def describe(error: Exception) -> str:

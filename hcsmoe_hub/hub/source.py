@@ -53,9 +53,9 @@ class Resolved:
 class HubSource(Source):
     """A repository at one commit, read through the Hub client and its cache."""
 
-    def __init__(self, found: Resolved, *, asked: str, token: str | None, cache_dir: Path | None) -> None:
+    def __init__(self, found: Resolved, *, requested_id: str, token: str | None, cache_dir: Path | None) -> None:
         self.repo_id = found.repo_id
-        self.renamed_from = asked if asked.lower() != found.repo_id.lower() else None
+        self.renamed_from = requested_id if requested_id.lower() != found.repo_id.lower() else None
         self.revision = found.commit
         self.gated = found.gated
         self.name = found.repo_id.split("/")[-1]
@@ -300,4 +300,4 @@ def open_hub_source(source: str, *, revision: str | None, token: str | None, cac
             raise SourceError(
                 f"{repo_id} is a {kind} on the Hub, not a model.", hint="pass the id of a model repository"
             ) from error
-    return HubSource(found, asked=repo_id, token=token, cache_dir=cache_dir)
+    return HubSource(found, requested_id=repo_id, token=token, cache_dir=cache_dir)

@@ -6,7 +6,15 @@ from calibration_text import FIRST, refusal
 
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.errors import PlanError
-from hcsmoe_hub.evaluation.loops import PROMPT_TOKENS, choose_prompts, is_loop, measure_loops, repeated_ngrams
+from hcsmoe_hub.evaluation.loops import (
+    CONTINUATION_TOKENS,
+    PROMPT_TOKENS,
+    choose_prompts,
+    is_loop,
+    measure_loops,
+    repeated_ngrams,
+)
+from hcsmoe_hub.evaluation.options import DEFAULT_WINDOW
 from hcsmoe_hub.evaluation.records import TextRecord, read_texts
 from hcsmoe_hub.evaluation.tokens import Tokens
 
@@ -64,3 +72,7 @@ def test_rate_is_counted_per_domain(model, words, loaded):
     assert figures["overall"]["repeated_4grams"] == pytest.approx(sum(map(repeated_ngrams, added)) / 2)
     assert figures["domains"].keys() == {"prose"}
     assert figures["domains"]["prose"] == figures["overall"]
+
+
+def test_prompts_continuations_and_windows_are_as_long_as_documented():
+    assert (PROMPT_TOKENS, CONTINUATION_TOKENS, DEFAULT_WINDOW) == (32, 128, 256)
