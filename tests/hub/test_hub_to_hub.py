@@ -205,7 +205,7 @@ def test_a_repository_that_holds_something_else_is_refused_before_the_model_runs
     held = journey.hub.model(NORMAL)
     refused = journey.run(NORMAL, "--seed", "7")
     assert refused.returncode == 1
-    assert "me/model-4e holds" in refused.stderr
+    assert "me/model-4e already holds" in refused.stderr
     assert "--overwrite" in refused.stderr
     assert journey.downloaded() == {}
     assert len(held.commits) == 1
