@@ -34,6 +34,7 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MOST_WORDS = 900
 FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+HERE_DOCUMENT = re.compile(r"^cat > (\S+) <<'(\w+)'\n(.*?)^\2$", re.MULTILINE | re.DOTALL)
 
 # Words that commands begin with, where they are not run, and why.
 NOT_RUN = {
@@ -106,9 +107,11 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return FENCE.findall(page.read_text("utf-8"))
 
 
-def commands(block: str) -> Iterator[list[str]]:
-    """The commands of a shell block, without comments, each as its words."""
-    for line in block.replace("\\\n", " ").splitlines():
+def commands(block: str, folder: Path) -> Iterator[list[str]]:
+    """The commands of a shell block, without comments, each as its words; files of here-documents are written."""
+    for name, _, content in HERE_DOCUMENT.findall(block):
+        (folder / name).write_text(content)
+    for line in HERE_DOCUMENT.sub("", block).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         while "&&" in words:
             yield words[: words.index("&&")]
@@ -238,9 +241,11 @@ def made(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_command_and_python_block_of_a_page_works(page: Path, shell: Shell, made: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(made, tmp_path / "page", symlinks=True)
     for language, block in blocks(page):
-        assert language in ("", "bash", "python", "json", "bibtex", "yaml"), f"blocks of {language} are not checked"
+        assert language in ("", "bash", "python", "text", "json", "bibtex", "yaml", "toml", "jinja"), (
+            f"blocks of {language} are not checked"
+        )
         if language == "bash":
-            for words in commands(block):
+            for words in commands(block, folder):
                 wanted = runnable(words)
                 if wanted is not None:
                     shell.run(folder, wanted)
