@@ -9,9 +9,10 @@ from rich.text import Text
 from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli.groups import grouped
 from hcsmoe_hub.cli.libraries import collector_paused, prepare_libraries
-from hcsmoe_hub.cli.output import Output, format_plural
+from hcsmoe_hub.cli.output import Output
 from hcsmoe_hub.cli.tables import Document, section
 from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.machine.units import format_plural
 
 OverwriteOption = Annotated[
     bool,

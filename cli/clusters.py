@@ -1,32 +1,43 @@
 """The clusters of a result: a line per MoE layer, or one layer in detail."""
 
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from hcsmoe_hub.cli.dendrogram import dendrogram, is_cut
-from hcsmoe_hub.cli.output import format_mean, format_plural
-from hcsmoe_hub.cli.reports import LayerResult, RefitResult, Result
-from hcsmoe_hub.cli.summary import UNCHANGED, effort
+from hcsmoe_hub.cli.summary import UNCHANGED, calibration_line, effort
 from hcsmoe_hub.cli.tables import section
+from hcsmoe_hub.machine.units import format_mean, format_percent, format_plural
+from hcsmoe_hub.recipe.read import read_recipe
+from hcsmoe_hub.recipe.words import method_line
+from hcsmoe_hub.report import ConversionReport, LayerReport, RefitReport
 
 NOTHING = "-"
 
 
-def overview(result: Result) -> RenderableType:
-    """How a result was made, and what became of each layer."""
+def overview(report: ConversionReport) -> RenderableType:
+    """How a result was made, and a line per layer.
+
+    Raises:
+        SourceError: If the report names a choice that this version does not know.
+    """
+    source, tool = report.source, report.tool
+    revision = source.get("revision")
+    name = source.get("repo_id") or source.get("path") or "a folder"
+    origin = f"{name} @ {revision[:7]}" if revision else name
     rows = [
-        ("made from", f"{result.origin} by {result.tool}"),
-        ("method", result.method),
-        ("calibration", result.calibration),
+        ("made from", f"{origin} by {tool['name']} {tool['version']}"),
+        ("method", method_line(read_recipe(report.method))),
+        ("calibration", calibration_line(report.calibration)),
     ]
-    return Group(Text("conversion", style="bold"), section(rows, indent=2), Text(), _layer_table(result.layers))
+    return Group(Text("conversion", style="bold"), section(rows, indent=2), Text(), _layer_table(report.layers))
 
 
-def _layer_table(layers: Sequence[LayerResult]) -> Table:
-    is_reduced = any(layer.policy != UNCHANGED for layer in layers)
+def _layer_table(layers: Sequence[LayerReport]) -> Table:
+    is_reduced = any(layer.router.policy != UNCHANGED for layer in layers)
     titles = ["LAYER", "EXPERTS", "SILHOUETTE", "DUNN", "OUTPUT ERROR", "DEAD", "MERGE HEIGHTS"]
     if is_reduced:
         titles.insert(5, "TOP-K AGREEMENT")
@@ -39,8 +50,8 @@ def _layer_table(layers: Sequence[LayerResult]) -> Table:
             str(len(layer.dominant)),
             format_mean([layer.silhouette]),
             format_mean([layer.dunn]),
-            f"{100 * layer.output_error:.1f} %",
-            *([f"{100 * layer.top_k_agreement:.1f} %"] if is_reduced else []),
+            format_percent(layer.output_error),
+            *([format_percent(layer.router.top_k_agreement)] if is_reduced else []),
             str(len(layer.dead_experts)),
             _heights(layer),
         )
@@ -50,8 +61,12 @@ def _layer_table(layers: Sequence[LayerResult]) -> Table:
             format_mean((len(layer.dominant) for layer in layers), digits=1),
             format_mean(layer.silhouette for layer in layers),
             format_mean(layer.dunn for layer in layers),
-            f"{format_mean((100 * layer.output_error for layer in layers), digits=1)} %",
-            *([f"{format_mean((100 * layer.top_k_agreement for layer in layers), digits=1)} %"] if is_reduced else []),
+            format_percent(fmean(layer.output_error for layer in layers)),
+            *(
+                [f"{format_mean((100 * layer.router.top_k_agreement for layer in layers), digits=1)} %"]
+                if is_reduced
+                else []
+            ),
             format_mean((len(layer.dead_experts) for layer in layers), digits=1),
             "",
             style="bold",
@@ -59,13 +74,13 @@ def _layer_table(layers: Sequence[LayerResult]) -> Table:
     return table
 
 
-def _heights(layer: LayerResult) -> str:
+def _heights(layer: LayerReport) -> str:
     heights = layer.merge_heights
     return f"{min(heights):.3g} to {max(heights):.3g}" if heights else NOTHING
 
 
-def detail(layer: LayerResult, *, width: int, is_ascii: bool) -> RenderableType:
-    """One layer: its clusters, their shares of the tokens, and the tree that they were cut from.
+def detail(layer: LayerReport, *, width: int, is_ascii: bool) -> RenderableType:
+    """One layer: its clusters, their share of the tokens, and the tree that they were cut from.
 
     Args:
         layer: What the report says of it.
@@ -83,53 +98,52 @@ def detail(layer: LayerResult, *, width: int, is_ascii: bool) -> RenderableType:
     )
 
 
-def _facts(layer: LayerResult) -> Iterator[tuple[str, str]]:
+def _facts(layer: LayerReport) -> Iterator[tuple[str, str]]:
     for label, value in (("silhouette", layer.silhouette), ("Dunn index", layer.dunn)):
         if value is not None:
             yield label, format_mean([value])
-    yield "output error", f"{100 * layer.output_error:.1f} %"
-    if layer.policy == UNCHANGED:
+    yield "output error", format_percent(layer.output_error)
+    if layer.router.policy == UNCHANGED:
         yield "router", UNCHANGED
     else:
-        yield "router", f"{_rule(layer)}, top-k agreement {100 * layer.top_k_agreement:.1f} %"
+        yield "router", _router(layer)
     if layer.refit is not None:
         yield "refit", _refitted(layer.refit)
     yield "dead experts", ", ".join(map(str, layer.dead_experts)) or "none"
-    pruned = [str(expert) for expert, label in enumerate(layer.labels) if label < 0]
-    if pruned:
-        yield "pruned", ", ".join(pruned)
+    if layer.pruned:
+        yield "pruned", ", ".join(map(str, layer.pruned))
     if layer.merge_heights:
         yield "merge heights", _heights(layer)
 
 
-def _rule(layer: LayerResult) -> str:
-    """How the rows of a reduced router came about, in words."""
-    match layer.is_fitted, layer.top_k_agreement_before:
+def _router(layer: LayerReport) -> str:
+    """How the rows of a reduced router were made and how well it agrees with the original one, in words."""
+    router, agreement = layer.router, format_percent(layer.router.top_k_agreement)
+    match router.is_fitted, router.top_k_agreement_before:
         case True, float(before):
-            return f"fitted from {100 * before:.1f} %"
+            return f"fitted; top-k agreement {format_percent(before)} -> {agreement}"
         case False, float():
-            return "not fitted, as that was no better on held-out text"
+            return f"not fitted: the fit was no better on held-out text; top-k agreement {agreement}"
         case False, None:
-            return "not fitted, as there was nothing to fit"
-    return layer.policy
+            return f"not fitted: there was nothing to fit; top-k agreement {agreement}"
+    return f"{router.policy}; top-k agreement {agreement}"
 
 
-def _refitted(refit: RefitResult) -> str:
+def _refitted(refit: RefitReport) -> str:
     """What a refit did on held-out text, in words."""
     if not refit.is_kept:
-        return "dropped, as the error on held-out text did not fall"
-    before, after = (100 * error for error in (refit.error_before, refit.error_after))
-    text = f"error on held-out text from {before:.1f} to {after:.1f} %"
-    return text if refit.rounds is None else f"{text} {effort([refit.rounds], [refit.steps or 0])}"
+        return "dropped: held-out error did not fall"
+    text = f"held-out error {format_percent(refit.error_before)} -> {format_percent(refit.error_after)}"
+    return text if refit.rounds is None else f"{text} ({effort([refit.rounds], [refit.steps])})"
 
 
-def _cluster_table(layer: LayerResult) -> Table:
+def _cluster_table(layer: LayerReport) -> Table:
     total = sum(layer.usage) or 1
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("CLUSTER", justify="right")
-    table.add_column("EXPERTS, * LEADS")
+    table.add_column("EXPERTS (* = dominant)")
     table.add_column("USAGE", justify="right", no_wrap=True)
-    table.add_column("OF EACH EXPERT, %")
+    table.add_column("PER EXPERT, %")
     for number, members in enumerate(layer.members()):
         lead = layer.dominant[number]
         table.add_row(
@@ -141,7 +155,7 @@ def _cluster_table(layer: LayerResult) -> Table:
     return table
 
 
-def _drawing(layer: LayerResult, *, width: int, is_ascii: bool) -> Iterator[RenderableType]:
+def _drawing(layer: LayerReport, *, width: int, is_ascii: bool) -> Iterator[RenderableType]:
     if not layer.tree:
         return
     yield Text()

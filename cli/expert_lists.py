@@ -1,4 +1,4 @@
-"""Turns lists of layers and experts, as they are typed or kept in a file, into numbers."""
+"""Parses lists of layers and experts, typed or kept in a file."""
 
 import os
 import re
@@ -20,10 +20,12 @@ def _span(text: str, *, of: str) -> range:
     """
     match = _SPAN.fullmatch(text.strip())
     if match is None:
-        raise typer.BadParameter(f"'{text.strip()}' is no {of}; write a number such as 3, or a range such as 0-7.")
+        raise typer.BadParameter(
+            f"'{text.strip()}' is not a valid {of}; write a number such as 3, or a range such as 0-7."
+        )
     first, last = int(match[1]), int(match[2] or match[1])
     if last < first:
-        raise typer.BadParameter(f"the range '{text.strip()}' ends before it begins.")
+        raise typer.BadParameter(f"the range '{text.strip()}' counts down.")
     return range(first, last + 1)
 
 
@@ -31,29 +33,18 @@ def parse_layers(text: str) -> tuple[int, ...]:
     """Layers of a list such as ``0-3,7``, ascending, each once.
 
     Raises:
-        typer.BadParameter: If it is no such list.
+        typer.BadParameter: If it is not such a list.
     """
     return tuple(sorted({layer for item in text.split(",") for layer in _span(item, of="layer")}))
-
-
-def format_numbers(numbers: list[int]) -> str:
-    """Ascending numbers as a list of ranges: ``0-3,7``."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1] = [spans[-1][0], number]
-        else:
-            spans.append([number])
-    return ",".join("-".join(map(str, span)) for span in spans)
 
 
 def parse_protected(text: str) -> tuple[tuple[int | None, int], ...]:
     """``(layer, expert)`` pairs of a list such as ``3:17,*:0-2,5``, or of a file with such lists.
 
     Args:
-        text: Items ``LAYER:EXPERT`` separated by commas, where either may be a range, ``*`` stands for every layer and
-            is what an expert without a layer means; or the name of a file, with or without a leading ``@``. In a file
-            a line ends an item, and ``#`` begins a comment.
+        text: Items ``LAYER:EXPERT`` separated by commas, where either may be a range; ``*`` stands for every layer, as
+            does leaving the layer out. Or the name of a file of such items, with or without a leading ``@``: there a
+            line also ends an item, and ``#`` starts a comment.
 
     Returns:
         Pairs in order, each once; a layer of ``None`` stands for every layer.

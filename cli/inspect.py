@@ -1,6 +1,7 @@
 """``hcsmoe inspect``: what a checkpoint is made of, what fewer experts would save, and how a result was made."""
 
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,12 +13,12 @@ from hcsmoe_hub.cli.clusters import detail, overview
 from hcsmoe_hub.cli.documents import model_document
 from hcsmoe_hub.cli.groups import grouped
 from hcsmoe_hub.cli.libraries import prepare_libraries
-from hcsmoe_hub.cli.output import Output, format_plural
-from hcsmoe_hub.cli.reports import LayerResult, Result, read_result
-from hcsmoe_hub.cli.tables import Document, format_range, section, source_line
+from hcsmoe_hub.cli.output import Output
+from hcsmoe_hub.cli.tables import Document, section, source_line
 from hcsmoe_hub.errors import PlanError, SourceError
-from hcsmoe_hub.machine.units import format_bytes, format_count
-from hcsmoe_hub.report import REPORT_FILE
+from hcsmoe_hub.machine.units import format_bytes, format_count, format_plural, format_range
+from hcsmoe_hub.recipe.read import read_recipe
+from hcsmoe_hub.report import REPORT_FILE, ConversionReport, LayerReport
 
 if TYPE_CHECKING:
     from hcsmoe_hub.checkpoint.source import Source
@@ -41,59 +42,65 @@ def inspect(
 
         opened = open_source(source, **hub.arguments())
         document = model_document(read_model(opened))
-        result = _result(opened, sink, is_needed=layer is not None)
+        report = _report(opened, sink, is_needed=layer is not None)
     if layer is not None:
-        assert result is not None, "a layer without a report is refused"
-        chosen = _chosen(result, layer, label=opened.label)
-        kept = [content for content in result.document["layers"] if content["layer"] == layer]
-        document["conversion"] = {**result.document, "layers": kept}
+        assert report is not None, "a layer without a report is refused"
+        chosen = _chosen(report, layer, label=opened.label)
+        document["conversion"] = replace(report, layers=[chosen]).as_dict()
         sink.result(document, human=detail(chosen, width=sink.drawing_width, is_ascii=sink.is_ascii))
         return
-    document["conversion"] = None if result is None else result.document
+    document["conversion"] = None if report is None else report.as_dict()
     human = _summary(document)
-    sink.result(document, human=human if result is None else Group(human, Text(), overview(result)))
+    sink.result(document, human=human if report is None else Group(human, Text(), overview(report)))
     path = shlex.quote(source)
-    if result is not None and result.layers:
-        sink.hint(f"'hcsmoe inspect {path} --layer {result.layers[0].layer}' shows the clusters of one layer")
+    if report is not None:
+        sink.hint(f"'hcsmoe inspect {path} --layer {report.layers[0].layer}' shows the clusters of one layer")
     elif document["projections"]:
         experts = document["projections"][-1]["experts"]
-        sink.hint(f"'hcsmoe convert {path} --experts {experts} --dry-run' says what that would need")
+        sink.hint(f"'hcsmoe convert {path} --experts {experts} --dry-run' shows what that would need")
 
 
-def _result(source: "Source", sink: Output, *, is_needed: bool) -> Result | None:
-    """What is known about a conversion; a damaged report is told, and hides nothing else of the checkpoint.
+def _report(source: "Source", sink: Output, *, is_needed: bool) -> ConversionReport | None:
+    """The report of a conversion; of a damaged one a warning, and the rest of the checkpoint is shown.
 
     Raises:
         SourceError: If the report is needed, and damaged.
         PlanError: If it is needed, and there is none.
     """
+    if REPORT_FILE not in source.files():
+        if is_needed:
+            raise PlanError(
+                f"{source.label} holds no {REPORT_FILE}, which records the clusters of every layer.",
+                hint="name a result of 'hcsmoe convert', or leave --layer out",
+            )
+        return None
+    # Imported on use: pydantic takes a tenth of a second.
+    from hcsmoe_hub.report.read import read_report
+
     try:
-        result = read_result(source)
+        report = read_report(source.text(REPORT_FILE), label=f"{source.label}/{REPORT_FILE}")
+        # A choice that only a newer version knows cannot be shown.
+        read_recipe(report.method)
     except SourceError as error:
         if is_needed:
             raise
         sink.warn(error.message)
         return None
-    if result is None and is_needed:
-        raise PlanError(
-            f"{source.label} holds no {REPORT_FILE}, so nothing is known about clusters of its layers.",
-            hint="name a result of 'hcsmoe convert', or leave --layer out",
-        )
-    return result
+    return report
 
 
-def _chosen(result: Result, layer: int, *, label: str) -> LayerResult:
-    found = {known.layer: known for known in result.layers}
+def _chosen(report: ConversionReport, layer: int, *, label: str) -> LayerReport:
+    found = {known.layer: known for known in report.layers}
     if layer not in found:
         raise PlanError(
-            f"layer {layer} of {label} is none of its {len(found)} MoE layers: {', '.join(map(str, found))}.",
+            f"layer {layer} of {label} is not one of its {len(found)} MoE layers: {', '.join(map(str, found))}.",
             hint="use --layer with one of them",
         )
     return found[layer]
 
 
 def _experts(experts: Document) -> str:
-    """How many experts a layer has, and a token visits."""
+    """How many experts a layer has, and how many are active per token."""
     groups = f", in {experts['groups']} groups" if experts["groups"] > 1 else ""
     tail = f"{experts['per_token']} per token{groups}"
     if "stored_by_layer" not in experts:
@@ -103,7 +110,7 @@ def _experts(experts: Document) -> str:
 
 
 def _summary(document: Document) -> RenderableType:
-    """A checkpoint and what fewer experts would leave of it."""
+    """A checkpoint, and what would be left of it with fewer experts."""
     source, experts, parameters = document["source"], document["experts"], document["parameters"]
     share = 100 * parameters["experts"] / parameters["total"]
     stored = source["quantization"] or source["dtype"]

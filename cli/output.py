@@ -1,10 +1,8 @@
-"""The one place that writes to the terminal: data on stdout, everything else on stderr."""
+"""The only place that writes to the terminal: data on stdout, everything else on stderr."""
 
 import json
-from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum, auto
-from statistics import fmean
 from typing import Any, assert_never
 
 import typer
@@ -13,7 +11,7 @@ from rich.text import Text
 
 # Wide enough that no line is cut or wrapped when the output goes to a file or to another program.
 PIPE_WIDTH = 1000
-# What a drawing is given there: it grows with its width, and is no better for it.
+# Width of a drawing there: a wider one shows no more.
 PAGE_WIDTH = 100
 # A person cannot read faster, and the work needs the processor more than its display does.
 REFRESHES_PER_SECOND = 4
@@ -52,7 +50,7 @@ class Output:
     @property
     def is_live(self) -> bool:
         """Whether a person watches stderr, so that lines may be redrawn."""
-        # FORCE_COLOR makes rich call a pipe a terminal; redrawn lines have no place in it all the same.
+        # FORCE_COLOR makes rich call a pipe a terminal, but redrawn lines would garble it.
         return self.mode is not Mode.QUIET and self.stderr.is_interactive and self.stderr.file.isatty()
 
     @property
@@ -94,7 +92,7 @@ class Output:
             return
         with self._stdout.capture() as capture:
             self._stdout.print(human)
-        # Tables fill their last column with blanks, which would be in the way of other programs.
+        # Tables pad their last column with blanks, which other programs would have to strip.
         self._write("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
     def _write(self, line: str) -> None:
@@ -102,17 +100,17 @@ class Output:
         self._stdout.file.flush()
 
     def warn(self, message: str) -> None:
-        """Says on stderr that something deserves a second look."""
+        """Prints a warning on stderr."""
         if self.mode is not Mode.QUIET:
             print_labelled(self.stderr, "Warning", "yellow", message)
 
     def hint(self, message: str) -> None:
-        """Says on stderr what a person could do next."""
+        """Prints on stderr what a person could do next."""
         if self.mode is Mode.HUMAN:
             print_labelled(self.stderr, "Hint", "dim", message)
 
     def working(self, message: str) -> AbstractContextManager[object]:
-        """Shows that something goes on, while it goes on and if a person is there to see it."""
+        """Shows a spinner while work goes on, if a person is watching."""
         if not self.is_live:
             return nullcontext()
         return self.stderr.status(f"{message} ...", refresh_per_second=REFRESHES_PER_SECOND)
@@ -124,39 +122,10 @@ def _console() -> Console:
 
 
 def stderr_console() -> Console:
-    """A console for messages; the values in them are never read as markup."""
+    """A console for messages; values in them are never interpreted as markup."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def print_labelled(console: Console, label: str, style: str, message: str) -> None:
-    """Prints ``Label: message``; long lines are left to the terminal, so that they can be copied."""
+    """Prints ``Label: message``; the terminal wraps long lines, so that they can be copied whole."""
     console.print(Text.assemble((f"{label}:", style), f" {message}"), soft_wrap=True)
-
-
-def format_mean(values: Iterable[float | None], *, digits: int = 3) -> str:
-    """Mean of the values that are defined; a dash if none is."""
-    defined = [value for value in values if value is not None]
-    return f"{fmean(defined):.{digits}f}" if defined else "-"
-
-
-def format_plural(number: int, noun: str) -> str:
-    """A number with its noun: ``1 shard``, ``2 shards``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def format_change(change: Mapping[str, int]) -> str:
-    """How much less (or more) ``after`` is than ``before``: ``-48.3 %``; empty if they are equal."""
-    before, after = change["before"], change["after"]
-    return "" if before == after else f"{100 * (after / before - 1):+.1f} %"
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration in its two largest units: ``6 min 40 s``."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

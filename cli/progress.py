@@ -8,7 +8,7 @@ import psutil
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from hcsmoe_hub.cli.output import REFRESHES_PER_SECOND, Mode, Output, format_plural, format_seconds
+from hcsmoe_hub.cli.output import REFRESHES_PER_SECOND, Mode, Output
 from hcsmoe_hub.events import (
     Delivered,
     Event,
@@ -22,7 +22,7 @@ from hcsmoe_hub.events import (
     Warned,
     ignore,
 )
-from hcsmoe_hub.machine.units import format_bytes
+from hcsmoe_hub.machine.units import format_bytes, format_plural, format_seconds
 
 BAR_WIDTH = 16
 # Stages whose steps are decoder layers.
@@ -32,7 +32,7 @@ STAGE_WIDTH = max(len(stage) for stage in Stage)
 
 @contextmanager
 def listening(output: Output) -> Iterator[Listener]:
-    """Gives a listener that shows events as ``output`` allows; the display ends with the context."""
+    """Yields a listener that shows events as ``output`` allows; the display ends with the context."""
     if output.mode is Mode.QUIET:
         yield ignore
     elif output.is_live:
@@ -46,7 +46,7 @@ def listening(output: Output) -> Iterator[Listener]:
 def delivered(event: Delivered) -> str:
     """How a file came to be on the Hub."""
     size = format_bytes(event.file_bytes)
-    return f"{event.file} was there, {size}" if event.bytes_sent == 0 else f"{event.file} sent, {size}"
+    return f"{event.file} was there already, {size}" if event.bytes_sent == 0 else f"{event.file} sent, {size}"
 
 
 class _PlainView:
@@ -73,7 +73,7 @@ class _PlainView:
             case Delivered():
                 self._line(Stage.PUSH, delivered(event))
             case Sending():
-                # Lines that nobody watches tell of whole files only.
+                # A log has lines for whole files only.
                 pass
             case Warned(message):
                 self._output.warn(message)
@@ -103,7 +103,7 @@ class _LiveView:
     def listen(self, event: Event) -> None:
         match event:
             case StageStarted(stage, total):
-                # A stage of one step has no share that could be shown: its bar only moves.
+                # A stage of one step has no progress to show: its bar only pulses.
                 known = total if total > 1 else None
                 self._stage = stage
                 self._tasks[stage] = self.progress.add_task(
@@ -132,7 +132,7 @@ class _LiveView:
 
 
 class _Details(ProgressColumn):
-    """Layers, bytes written, memory and the time that is left, as far as a stage has them."""
+    """Layers, bytes written, memory and time left, where a stage has them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class _Details(ProgressColumn):
 
 
 def _seconds_left(task: Task) -> float | None:
-    """Estimate from the mean time of the layers so far; layers take too long for rich's moving window of seconds."""
+    """Estimate from the mean time of the layers so far; a layer outlasts rich's moving window of seconds."""
     if not task.completed or task.total is None or task.elapsed is None:
         return None
     layer_seconds: float = task.fields["seconds"] / task.completed

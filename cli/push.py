@@ -13,11 +13,11 @@ from rich.text import Text
 from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli.groups import grouped
 from hcsmoe_hub.cli.libraries import collector_paused, prepare_libraries
-from hcsmoe_hub.cli.output import REFRESHES_PER_SECOND, Mode, Output, format_plural
+from hcsmoe_hub.cli.output import REFRESHES_PER_SECOND, Mode, Output
 from hcsmoe_hub.cli.progress import BAR_WIDTH, listening
 from hcsmoe_hub.cli.tables import Document, section
 from hcsmoe_hub.events import Delivered, Event, Listener, Sending, Warned, ignore
-from hcsmoe_hub.machine.units import format_bytes
+from hcsmoe_hub.machine.units import format_bytes, format_plural
 from hcsmoe_hub.options import PushOptions
 from hcsmoe_hub.push import push as publish
 

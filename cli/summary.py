@@ -8,21 +8,28 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hcsmoe_hub.cli.method_words import method_line
-from hcsmoe_hub.cli.output import format_mean, format_plural, format_seconds
-from hcsmoe_hub.cli.tables import Document, before_after, experts_left, format_range, section, source_line
-from hcsmoe_hub.machine.units import format_bytes
+from hcsmoe_hub.cli.tables import Document, before_after, experts_left, section, source_line
+from hcsmoe_hub.machine.units import (
+    format_bytes,
+    format_mean,
+    format_percent,
+    format_plural,
+    format_range,
+    format_seconds,
+)
 from hcsmoe_hub.options import Layout
+from hcsmoe_hub.recipe.read import read_recipe
+from hcsmoe_hub.recipe.words import method_line
 
 # What a report calls the policy of a router that keeps all its rows.
 UNCHANGED = "unchanged"
 TWO_PASSES = (
-    "how many experts each layer keeps follows from statistics: the model runs once, and the weights are read twice"
+    "two: the number of experts per layer depends on statistics, so the weights are read again after the model has run"
 )
 
 
 def calibration_line(calibration: Document) -> str:
-    """The calibration set, in words."""
+    """The calibration set in words."""
     size = f"{calibration['sequences']} x {calibration['sequence_length']} tokens"
     return f"{calibration['dataset']}, {size}, seed {calibration['seed']}"
 
@@ -45,11 +52,11 @@ def _needs(needs: Document, room: Document) -> Table:
 
 
 def _cache(needs: Document, room: Document) -> list[tuple[str, str, str]]:
-    """What the download takes on its disk at a time, if there is one."""
+    """The space that the download needs at a time, if there is one."""
     if not needs["cache_bytes"]:
         return []
     place = f"{format_bytes(room['cache_bytes'])} free on {room['cache']}"
-    part = ", of the download at a time" if needs["cache_bytes"] < needs["download_bytes"] else ""
+    part = ", part of the download at a time" if needs["cache_bytes"] < needs["download_bytes"] else ""
     return [("cache", format_bytes(needs["cache_bytes"]), place + part)]
 
 
@@ -62,11 +69,11 @@ def dry_run(document: Document, room: Document) -> RenderableType:
             ``device_bytes`` on ``device``.
     """
     rows = [
-        ("method", method_line(document["method"])),
+        ("method", method_line(read_recipe(document["method"]))),
         ("calibration", calibration_line(document["calibration"])),
     ]
     if document["statistics"] is not None:
-        use = "reused, the model does not run" if document["statistics"]["reused"] else "will be written"
+        use = "reused, so the model does not run" if document["statistics"]["reused"] else "will be written"
         rows.append(("statistics", f"{document['statistics']['path']}, {use}"))
     rows.append(("output", document["output"]))
     if document["push_to"] is not None:
@@ -113,71 +120,71 @@ def conversion(document: Document, *, check_mark: str, seconds: float) -> Render
         Text(),
         section(_measures(layers)),
         Text(
-            f"Mean over {format_plural(len(layers), 'MoE layer')} on the calibration text; no measure of quality.",
+            f"Averages over {format_plural(len(layers), 'MoE layer')} on calibration text. "
+            "For quality, run `hcsmoe evaluate`.",
             style="dim",
         ),
     )
 
 
 def loading(path: str) -> str:
-    """How a result that brings a modelling file is loaded."""
+    """How a result with a modelling file of its own is loaded."""
     consent = {"trust_remote_code": True}
     arguments = [repr(path), *(f"{name}={value}" for name, value in consent.items())]
     return f"AutoModelForCausalLM.from_pretrained({', '.join(arguments)})"
 
 
 def _fit(layers: Sequence[Document]) -> list[tuple[str, str, str]]:
-    """What became of a fit of the router, if one was asked for."""
+    """What a fit of the router brought, if one was asked for."""
     routers = [layer["router"] for layer in layers if layer["router"]["is_fitted"] is not None]
     kept = [router for router in routers if router["is_fitted"]]
     if not routers:
         return []
     if not kept:
-        meaning = "layers; elsewhere the fit was worse on held-out text, or there was nothing to fit"
+        meaning = "layers, as the fit was worse on held-out text, or there was nothing to fit"
     else:
         before, after = (fmean(router[key] for router in kept) for key in ("top_k_agreement_before", "top_k_agreement"))
-        meaning = f"layers; the agreement of these rose from {100 * before:.1f} to {100 * after:.1f} %"
-    return [("router fit", f"{len(kept)} of {len(routers)}", meaning)]
+        meaning = f"layers, top-k agreement {format_percent(before)} -> {format_percent(after)}"
+    return [("router fit", f"{len(kept)}/{len(routers)}", meaning)]
 
 
 def _refit(refits: Sequence[Document]) -> list[tuple[str, str, str]]:
-    """What became of a refit, if one was asked for."""
+    """What a refit brought, if one was asked for."""
     kept = [refit for refit in refits if refit["is_kept"]]
     if not refits:
         return []
-    meaning = "layers; on held-out text all would have become worse"
+    meaning = "layers, as held-out error fell in none"
     if kept:
         before, after = (fmean(refit[key] for refit in kept) for key in ("error_before", "error_after"))
-        fell = f"fell from {100 * before:.1f} to {100 * after:.1f} %"
         work = effort([refit["rounds"] for refit in kept], [refit["steps"] for refit in kept])
-        meaning = f"layers; the error of these on held-out text {fell} {work}"
-    return [("refit", f"{len(kept)} of {len(refits)}", meaning)]
+        meaning = f"layers, held-out error {format_percent(before)} -> {format_percent(after)} ({work})"
+    return [("refit", f"{len(kept)}/{len(refits)}", meaning)]
 
 
 def effort(rounds: list[int], steps: list[int]) -> str:
-    """What was kept of refits, a number per layer each, in words."""
-    words = f"in {format_range(rounds)} round{'s' if max(rounds) != 1 else ''}"
+    """The work of the refits that were kept, a number per layer each, in words."""
+    words = f"{format_range(rounds)} round{'s' if max(rounds) != 1 else ''}"
     return f"{words} and {format_range(steps)} steps" if any(steps) else words
 
 
 def _measures(layers: Sequence[Document]) -> list[tuple[str, str, str]]:
-    """What was measured of the layers, as far as it is defined."""
+    """What was measured of the layers, where it is defined."""
     if all(layer["router"]["policy"] == UNCHANGED for layer in layers):
-        rows = [("router", "unchanged", "every token is routed as in the source")]
+        rows = [("router", "unchanged", "tokens are routed as in the source")]
     else:
         agreement = fmean(layer["router"]["top_k_agreement"] for layer in layers)
-        meaning = "of the clusters that the full router chooses, the reduced one chooses too"
-        rows = [("top-k agreement", f"{100 * agreement:.1f} %", meaning), *_fit(layers)]
+        meaning = "of the original router's choices are kept"
+        rows = [("top-k agreement", format_percent(agreement), meaning), *_fit(layers)]
     error = fmean(layer["output_error"] for layer in layers)
-    rows.append(("output error", f"{100 * error:.1f} %", "of the norm of the routed experts' output"))
+    rows.append(("output error", format_percent(error), "of the norm of the routed experts' output"))
     rows += _refit([layer["refit"] for layer in layers if layer["refit"] is not None])
     for label, key, meaning in (
-        ("silhouette", "silhouette", "-1 to 1: how much closer experts are to their own cluster than to the next"),
-        ("Dunn index", "dunn", "least distance between clusters over the greatest within one"),
+        ("silhouette", "silhouette", "-1 to 1: how much closer experts are to their own cluster than to the next one"),
+        ("Dunn index", "dunn", "smallest distance between clusters over the largest within one"),
     ):
         if any(layer[key] is not None for layer in layers):
             rows.append((label, format_mean(layer[key] for layer in layers), meaning))
     dead, experts = (sum(len(layer[key]) for layer in layers) for key in ("dead_experts", "labels"))
     if dead:
-        rows.append(("dead experts", f"{dead} of {experts}", "that no calibration token was routed to"))
+        rows.append(("dead experts", f"{dead} of {experts}", "were routed no calibration token"))
     return rows

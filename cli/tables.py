@@ -7,8 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from hcsmoe_hub.cli.output import format_change, format_plural
-from hcsmoe_hub.machine.units import format_bytes, format_count
+from hcsmoe_hub.machine.units import format_bytes, format_change, format_count, format_plural, format_range
 from hcsmoe_hub.options import Layout
 
 Document = Mapping[str, Any]
@@ -57,20 +56,14 @@ def before_after(document: Document) -> Table:
 
 
 def experts_left(document: Document) -> list[int]:
-    """Experts that the layers have left; copies are counted once."""
+    """Experts left per layer, without copies."""
     if "layers" in document:
         return [layer["experts"] for layer in document["layers"]]
     return list(document.get("experts_by_layer", {}).values()) or [document["experts"]["after"]]
 
 
-def format_range(numbers: list[int]) -> str:
-    """The number that all are, or the least and the greatest."""
-    least, greatest = min(numbers), max(numbers)
-    return str(least) if least == greatest else f"{least} to {greatest}"
-
-
 def _experts_after(document: Document) -> tuple[str, str]:
-    """Experts per layer that a result stores, and a remark."""
+    """Experts per layer that a result stores, with a remark."""
     counts = experts_left(document)
     found = format_range(counts)
     if document["method"]["layout"] == Layout.FULL:

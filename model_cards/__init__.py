@@ -1,5 +1,5 @@
-"""Model cards: what a conversion did and what was measured of it, as the README.md of the result."""
+"""Model cards: what a conversion did and what was measured of its result, as the README.md of that result."""
 
-from hcsmoe_hub.model_cards.write import BENCHMARK_FILE, CARD_FILE, WrittenCard, write_card
+from hcsmoe_hub.model_cards.write import WrittenCard, write_card
 
-__all__ = ["BENCHMARK_FILE", "CARD_FILE", "WrittenCard", "write_card"]
+__all__ = ["WrittenCard", "write_card"]

@@ -1,14 +1,15 @@
-"""The commands that make a result again, and that measure it."""
+"""The commands that reproduce a result and that measure it."""
 
 import shlex
-from collections.abc import Iterator
-from enum import StrEnum
-from typing import Any, get_args, get_type_hints
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
 
+from hcsmoe_hub.calibration.text import TOKEN_IDS
 from hcsmoe_hub.errors import PlanError, SourceError
 from hcsmoe_hub.evaluation.options import DEFAULT_WINDOW
-from hcsmoe_hub.model_cards.facts import Document, Facts
-from hcsmoe_hub.model_cards.markdown import ranges, shell
+from hcsmoe_hub.machine.units import format_numbers
+from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.options import (
     DEFAULT_SEQUENCE_LENGTH,
     CalibrationOptions,
@@ -21,38 +22,39 @@ from hcsmoe_hub.recipe.recipe import Recipe
 from hcsmoe_hub.recipe.resolve import flag, resolve
 from hcsmoe_hub.report import FIGURE_FILE
 
-TOKEN_IDS = ".npy"
+# Longer commands get a line per option.
+LINE = 96
 _CALIBRATION = CalibrationOptions()
 
 
-def convert_command(facts: Facts) -> str:
+def convert_command(card: CardData) -> str:
     """The command that makes the result again: every option in force that is not the default.
 
     Raises:
-        SourceError: If the report names a choice that this program does not know.
+        SourceError: If the report names choices that contradict each other.
     """
-    report, base = facts.report, facts.base
-    experts = report["experts"]
+    base, experts = card.base, card.report.experts
     words = ["hcsmoe convert", shlex.quote(base.name)]
     if base.revision is not None:
         words.append(f"--revision {base.revision}")
     words.append(f"--experts {experts['after']}")
     if experts["per_token_before"] != experts["per_token_after"]:
         words.append(f"--experts-per-token {experts['per_token_after']}")
-    words += [*_method_words(facts.method), *_calibration_words(facts)]
-    if FIGURE_FILE in facts.files:
+    words += [*_method_words(card.recipe), *_calibration_words(card)]
+    if FIGURE_FILE in card.files:
         words.append("--figure")
-    return shell(*words)
+    return _shell(*words)
 
 
-def evaluate_command(facts: Facts) -> str:
-    """The command that measures the result: as it was measured, or as it could be."""
-    measures, base = facts.measures, facts.base
+def evaluate_command(card: CardData) -> str:
+    """The command that measures the result: as it was measured, or an example."""
+    measures, base = card.measures, card.base
     source = base.name if base.revision is None else f"hf://{base.repo_id}@{base.revision}"
-    text, choices = (measures.get(name, {}).get("file", {}).get("name") for name in ("perplexity", "choices"))
+    text = measures["perplexity"]["file"]["name"] if "perplexity" in measures else None
+    choices = measures["choices"]["file"]["name"] if "choices" in measures else None
     if not measures:
         text, choices = "heldout.jsonl", "questions.jsonl"
-    words = [f"hcsmoe evaluate {shlex.quote(facts.location)}", f"--base {shlex.quote(source)}"]
+    words = [f"hcsmoe evaluate {shlex.quote(card.location)}", f"--base {shlex.quote(source)}"]
     words += [f"--perplexity {shlex.quote(text)}"] if text else []
     words += [f"--choices {shlex.quote(choices)}"] if choices else []
     if "loops" in measures:
@@ -61,15 +63,16 @@ def evaluate_command(facts: Facts) -> str:
         words.append(f"--tasks {shlex.quote(','.join(measures['tasks']['settings']['tasks']))}")
     window = measures["perplexity"]["settings"]["window"] if "perplexity" in measures else DEFAULT_WINDOW
     words += [f"--window {window}"] if window != DEFAULT_WINDOW else []
-    # A repository is no folder that figures could be kept in.
-    words += ["--output results.json"] if facts.repo_id is not None else []
-    return shell(*words)
+    # A repository is not a folder that results could be kept in.
+    words += ["--output results.json"] if card.repo_id is not None else []
+    return _shell(*words)
 
 
-def _method_words(method: Document) -> Iterator[str]:
-    """Options of the method, from the preset that needs the fewest: what the others do not decide by themselves."""
+def _method_words(recorded: Recipe) -> Iterator[str]:
+    """Options of the method, from the preset that needs the fewest: those that the others do not imply."""
+    values = {field.name: getattr(recorded, field.name) for field in fields(recorded)}
+    asked = {name: value for name, value in values.items() if value not in (None, ())}
     try:
-        asked = {name: value for name, value in _values(method).items() if value not in (None, ())}
         recipe = resolve(MethodOptions(**asked))
         found = [given for preset in Preset if (given := _fewest(preset, asked, recipe)) is not None]
         # Of equally many options, those with the name of a method say more.
@@ -80,12 +83,12 @@ def _method_words(method: Document) -> Iterator[str]:
             yield f"{flag(name)} {shlex.quote(_text(name, value))}"
     except (PlanError, ValueError, TypeError) as error:
         raise SourceError(
-            f"the report names a method that is none: {str(error).rstrip('.')}.", hint="use a newer hcsmoe"
+            f"the method in the report contradicts itself: {str(error).rstrip('.')}.", hint="use a newer hcsmoe"
         ) from error
 
 
-def _fewest(preset: Preset, asked: Document, recipe: Recipe) -> Document | None:
-    """The options that a preset needs to become a recipe, itself among them; ``None`` if none make it that."""
+def _fewest(preset: Preset, asked: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any] | None:
+    """A preset and the options that turn it into a recipe; ``None`` if nothing does."""
     given = {"preset": preset, **asked}
     if not _resolves_to(given, recipe):
         return None
@@ -95,37 +98,17 @@ def _fewest(preset: Preset, asked: Document, recipe: Recipe) -> Document | None:
     return given
 
 
-def _without_preset(given: Document, recipe: Recipe) -> Document:
-    """The same without the preset, if the other options lead to it by themselves."""
+def _without_preset(given: Mapping[str, Any], recipe: Recipe) -> Mapping[str, Any]:
+    """The same without the preset, if the other options imply it."""
     fewer = {name: value for name, value in given.items() if name != "preset"}
     return fewer if _resolves_to(fewer, recipe) else given
 
 
-def _resolves_to(given: Document, recipe: Recipe) -> bool:
+def _resolves_to(given: Mapping[str, Any], recipe: Recipe) -> bool:
     try:
         return resolve(method_options(**given)) == recipe
     except PlanError:
         return False
-
-
-def _values(method: Document) -> dict[str, Any]:
-    """A method of a report as arguments of ``MethodOptions``; what an older report does not name is left open."""
-    hints = get_type_hints(MethodOptions)
-    known = {name: method[name] for name in hints if method.get(name) is not None}
-    return {name: _value(name, hints[name], value) for name, value in known.items()}
-
-
-def _value(name: str, hint: Any, value: Any) -> Any:
-    kinds = [kind for part in (hint, *get_args(hint)) for kind in (part, *get_args(part))]
-    enum = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, StrEnum)), None)
-    if name == "protect":
-        pairs = (item.split(":") for item in value.split(","))
-        return tuple((None if layer == "*" else int(layer), int(expert)) for layer, expert in pairs)
-    if name == "similarity" and enum is not None:
-        return tuple(enum(word) for word in value.split("+"))
-    if enum is not None:
-        return enum(value)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _text(name: str, value: Any) -> str:
@@ -136,15 +119,15 @@ def _text(name: str, value: Any) -> str:
         case "protect":
             return ",".join(f"{'*' if layer is None else layer}:{expert}" for layer, expert in value)
         case "layers":
-            return ranges(value)
+            return format_numbers(value)
         case "dominant_weights":
             return "{:g},{:g}".format(*value)
         case _:
             return str(value)
 
 
-def _calibration_words(facts: Facts) -> Iterator[str]:
-    calibration = facts.report["calibration"]
+def _calibration_words(card: CardData) -> Iterator[str]:
+    calibration = card.report.calibration
     name = calibration["dataset"]
     if name != _CALIBRATION.dataset:
         yield f"--calibration {shlex.quote(name)}"
@@ -152,20 +135,34 @@ def _calibration_words(facts: Facts) -> Iterator[str]:
         yield f"--feature-tokens {calibration['feature_tokens']}"
     if name.endswith(TOKEN_IDS):
         return
-    fits = facts.method.get("refit") not in (None, Refit.NONE)
+    fits = card.recipe.refit not in (None, Refit.NONE)
     if calibration["sequences"] != default_samples(calibration["sequence_length"], fits=fits):
         yield f"--samples {calibration['sequences']}"
-    if calibration["sequence_length"] != _default_length(facts.config):
+    if calibration["sequence_length"] != _default_length(card.config):
         yield f"--sequence-length {calibration['sequence_length']}"
     if calibration["text_column"] is not None:
         yield f"--text-column {shlex.quote(calibration['text_column'])}"
 
 
-def _default_length(config: Document) -> int:
-    """Tokens per sequence that a conversion takes if it is not told."""
+def _default_length(config: Mapping[str, Any]) -> int:
+    """Tokens per sequence of a conversion that names none."""
     text = config.get("text_config")
     for section in (config, text if isinstance(text, dict) else {}):
         limit = section.get("max_position_embeddings")
         if isinstance(limit, int):
             return min(DEFAULT_SEQUENCE_LENGTH, limit)
     return DEFAULT_SEQUENCE_LENGTH
+
+
+def _shell(*words: str) -> str:
+    """A command; one option per line if it is long.
+
+    Args:
+        words: The command and its arguments, then options, each with its value: ``--experts 4``.
+    """
+    line = " ".join(words)
+    if len(line) <= LINE:
+        return line
+    head = [word for word in words if not word.startswith("-")]
+    options = [word for word in words if word.startswith("-")]
+    return " \\\n  ".join((" ".join(head), *options))

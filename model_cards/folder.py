@@ -1,4 +1,4 @@
-"""Collects the facts of a card from a folder."""
+"""Collects the data of a card from a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -9,40 +9,51 @@ from huggingface_hub.utils import validate_repo_id
 from hcsmoe_hub.checkpoint.sidecars import has_tokenizer
 from hcsmoe_hub.checkpoint.tensors import SINGLE_FILE
 from hcsmoe_hub.errors import PlanError, SourceError
+from hcsmoe_hub.evaluation.measures import Measures
+from hcsmoe_hub.evaluation.results import read_evaluation
 from hcsmoe_hub.hub.open import open_source
-from hcsmoe_hub.model_cards.facts import Base, Document, Facts, name_of, read_json, read_measures, read_report
-from hcsmoe_hub.report import EVALUATION_FILE
+from hcsmoe_hub.model_cards.card_data import Base, CardData, name_of
+from hcsmoe_hub.recipe.read import read_recipe
+from hcsmoe_hub.report import EVALUATION_FILE, REPORT_FILE
+from hcsmoe_hub.report.read import read_report
+from hcsmoe_hub.report.validate import parse_json
 from hcsmoe_hub.result.source_card import Inherited
 
 CONFIG_FILE = "config.json"
 
 
-def read_facts(folder: Path, repo_id: str | None) -> tuple[Facts, list[str]]:
-    """Reads what a folder says about its checkpoint; weights are looked at only to tell whose figures there are.
+def read_card_data(folder: Path, repo_id: str | None) -> tuple[CardData, list[str]]:
+    """Reads what a folder says about its checkpoint; weights only serve to check that measures are theirs.
 
     Args:
         folder: A result of ``hcsmoe convert``.
         repo_id: Repository that it is, or will be, in.
 
     Returns:
-        The facts, and what deserves a second look.
+        The data, and warnings.
 
     Raises:
         SourceError: If something is missing or damaged.
-        PlanError: If ``repo_id`` is none.
+        PlanError: If ``repo_id`` is not the name of a repository.
     """
     if repo_id is not None:
         check_repo_id(repo_id)
-    report = read_report(folder)
+    if not (folder / REPORT_FILE).is_file():
+        raise SourceError(
+            f"{folder} has no {REPORT_FILE}, which everything in a card comes from.",
+            hint="pass the folder that 'hcsmoe convert' wrote",
+        )
+    report = read_report(_text(folder / REPORT_FILE), label=str(folder / REPORT_FILE))
     if not (folder / CONFIG_FILE).is_file():
         raise SourceError(f"{folder} has no {CONFIG_FILE}.", hint="pass the folder that 'hcsmoe convert' wrote")
     files = frozenset(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    source = report["source"]
+    source = report.source
     measures, warnings = _measures(folder)
-    facts = Facts(
+    found = CardData(
         folder_name=folder.resolve().name,
         repo_id=repo_id,
         report=report,
+        recipe=read_recipe(report.method),
         base=Base(
             repo_id=source.get("repo_id"),
             name=name_of(source),
@@ -51,42 +62,65 @@ def read_facts(folder: Path, repo_id: str | None) -> tuple[Facts, list[str]]:
             model_type=source["model_type"],
         ),
         inherited=Inherited.of_source(source),
-        config=read_json(folder / CONFIG_FILE),
+        config=_read_json(folder / CONFIG_FILE),
         files=files,
         tensors=_tensor_names(folder),
         measures=measures,
         is_chat=_has_chat_template(folder, files),
         has_tokenizer=has_tokenizer(files),
     )
-    return facts, warnings
+    return found, warnings
 
 
 def check_repo_id(repo_id: str) -> None:
     """Checks the name of a repository.
 
     Raises:
-        PlanError: If it is none.
+        PlanError: If it is not valid.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise PlanError(f"{repo_id!r} is no name of a repository.", hint="write it as user/name") from error
+        raise PlanError(f"{repo_id!r} is not the name of a repository.", hint="write it as user/name") from error
 
 
-def _measures(folder: Path) -> tuple[Document, list[str]]:
-    """Figures of exactly these weights, by kind."""
-    document = read_measures(folder)
-    if document is None:
-        return {}, []
-    source = open_source(str(folder))
-    if document.get("model", {}).get("fingerprint") != source.fingerprint(source.tensors.values()):
-        return {}, [f"the figures in {EVALUATION_FILE} are of other weights, and were left out."]
-    measures: Document = document["measures"]
+def _measures(folder: Path) -> tuple[Measures, list[str]]:
+    """Measures of exactly these weights."""
+    path = folder / EVALUATION_FILE
+    if not path.is_file():
+        return Measures(), []
+    document, source = read_evaluation(path), open_source(str(folder))
+    if document["model"]["fingerprint"] != source.fingerprint(source.tensors.values()):
+        return Measures(), [f"the figures in {EVALUATION_FILE} are of other weights, and were left out."]
+    measures: Measures = document["measures"]
     return measures, []
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise _damaged(path, "it is not UTF-8 text") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        SourceError: If the file holds something else.
+    """
+    try:
+        return parse_json(_text(path))
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, reason: str) -> SourceError:
+    return SourceError(f"{path} is damaged: {reason}.", hint="download it again, or repeat what wrote it")
+
+
 def _tensor_names(folder: Path) -> frozenset[str]:
-    """Names from the index, which outlives shards that were uploaded and deleted, or from the only file."""
+    """Names from the index, which outlives shards that were pushed and deleted, or from the only file."""
     source = open_source(str(folder))
     if source.weight_map is not None:
         return frozenset(source.weight_map)
@@ -98,5 +132,5 @@ def _has_chat_template(folder: Path, files: frozenset[str]) -> bool:
         return True
     settings: dict[str, Any] = {}
     if "tokenizer_config.json" in files:
-        settings = read_json(folder / "tokenizer_config.json")
+        settings = _read_json(folder / "tokenizer_config.json")
     return bool(settings.get("chat_template"))

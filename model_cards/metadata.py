@@ -2,12 +2,12 @@
 
 import posixpath
 from collections.abc import Iterator, Mapping
-from typing import Any
 from urllib.parse import urlsplit
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData
 
-from hcsmoe_hub.model_cards.facts import Facts
+from hcsmoe_hub.evaluation.measures import File
+from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.model_cards.papers import papers
 
 LIBRARY = "transformers"
@@ -31,18 +31,16 @@ BENCHMARKS: Mapping[str, tuple[str, str]] = {"gpqa_diamond_zeroshot": ("Idavidre
 METRICS: Mapping[str, str] = {"acc": "accuracy", "acc_norm": "accuracy"}
 
 
-def card_data(facts: Facts) -> ModelCardData:
-    """Front matter.
-
-    Never the base model's: its scores, training data, widget examples and emissions are not this model's.
+def front_matter(card: CardData) -> ModelCardData:
+    """Front matter; never the base model's scores, training data, widget examples and emissions.
 
     The Hub knows four relations to a base model: ``adapter``, ``merge``, ``quantized`` and ``finetune``, and none for
     fewer experts. ``merge`` stands for several base models, and so does the tag of that name; the weights keep their
     precision and need no base model to run. What is left is ``finetune``, a changed copy of one model. It is written
-    out, as the Hub guesses from the files where it is missing.
+    out because the Hub guesses it from the files where it is missing.
     """
-    inherited, base = facts.inherited, facts.base
-    results = list(eval_results(facts))
+    inherited, base = card.inherited, card.base
+    results = list(eval_results(card))
     return ModelCardData(
         library_name=LIBRARY,
         pipeline_tag=inherited.pipeline_tag or DEFAULT_TASK,
@@ -51,53 +49,61 @@ def card_data(facts: Facts) -> ModelCardData:
         # The client calls both one text, and the Hub takes lists as well.
         license=inherited.license,  # type: ignore[arg-type]
         license_name=inherited.license_name,
-        license_link=license_link(facts),
+        license_link=license_link(card),
         language=inherited.language,
-        tags=list(_tags(facts)),
-        model_name=facts.title if results else None,
+        tags=list(_tags(card)),
+        model_name=card.title if results else None,
         eval_results=results or None,
     )
 
 
-def license_link(facts: Facts) -> str | None:
-    """Where the licence is: a URL, a file that came along, or that file in the base model's repository."""
-    link, base = facts.inherited.license_link, facts.base
+def license_link(card: CardData) -> str | None:
+    """Where the licence is: a URL, a file that was copied along, or that file in the base model's repository."""
+    link, base = card.inherited.license_link, card.base
     if link is None or urlsplit(link).scheme in ("http", "https"):
         return link
     file = posixpath.normpath(link)
-    if file in facts.files:
+    if file in card.files:
         return file
     if base.repo_id is None or file.startswith((".", "/")):
         return None
     return f"https://huggingface.co/{base.repo_id}/blob/{base.revision or 'main'}/{file}"
 
 
-def _tags(facts: Facts) -> Iterator[str]:
-    yield from ("moe", facts.base.model_type, "model-compression", "hcsmoe")
-    if facts.changed:
-        yield "expert-pruning" if facts.is_pruned else "expert-merging"
-    for paper in papers(facts):
+def _tags(card: CardData) -> Iterator[str]:
+    yield from ("moe", card.base.model_type, "model-compression", "hcsmoe")
+    if card.changed:
+        yield "expert-pruning" if card.is_pruned else "expert-merging"
+    for paper in papers(card):
         yield paper.tag
 
 
-def eval_results(facts: Facts) -> Iterator[EvalResult]:
-    """What was measured of this model, for ``model-index``; never what was measured of another."""
-    for name, metric, key in (("perplexity", "perplexity", "perplexity"), ("choices", "accuracy", "accuracy")):
-        if name in facts.measures:
-            measure = facts.measures[name]
-            file, row = measure["file"], measure["model"]["overall"]
-            yield EvalResult(
-                task_type=DEFAULT_TASK,
-                dataset_type=file["name"],
-                dataset_name=file["name"],
-                dataset_args={"sha256": file["sha256"]},
-                metric_type=metric,
-                metric_value=round(row[key], 4),
-                metric_name=f"{metric} per token, windows of {measure['settings']['window']}"
-                if name == "perplexity"
-                else metric,
-            )
-    tasks: Mapping[str, Any] = facts.measures.get("tasks", {}).get("model", {}).get("tasks", {})
+def eval_results(card: CardData) -> Iterator[EvalResult]:
+    """Measures of this model for ``model-index``, never those of its base."""
+    if "perplexity" in card.measures:
+        text = card.measures["perplexity"]
+        name = f"perplexity per token, windows of {text['settings']['window']}"
+        yield _of_file(text["file"], "perplexity", text["model"]["overall"]["perplexity"], name=name)
+    if "choices" in card.measures:
+        choices = card.measures["choices"]
+        yield _of_file(choices["file"], "accuracy", choices["model"]["overall"]["accuracy"], name="accuracy")
+    if "tasks" in card.measures:
+        yield from _of_tasks(card.measures["tasks"]["model"]["tasks"])
+
+
+def _of_file(file: File, metric: str, value: float, *, name: str) -> EvalResult:
+    return EvalResult(
+        task_type=DEFAULT_TASK,
+        dataset_type=file["name"],
+        dataset_name=file["name"],
+        dataset_args={"sha256": file["sha256"]},
+        metric_type=metric,
+        metric_value=round(value, 4),
+        metric_name=name,
+    )
+
+
+def _of_tasks(tasks: Mapping[str, Mapping[str, float | None]]) -> Iterator[EvalResult]:
     for task, row in tasks.items():
         dataset, config, split = DATASETS.get(task, (task, None, None))
         for metric, value in row.items():
@@ -114,17 +120,19 @@ def eval_results(facts: Facts) -> Iterator[EvalResult]:
                 )
 
 
-def benchmark_entries(facts: Facts) -> list[EvalResultEntry]:
+def benchmark_entries(card: CardData) -> list[EvalResultEntry]:
     """Entries of ``.eval_results`` for the leaderboards of the Hub; usually none."""
-    measure: Mapping[str, Any] = facts.measures.get("tasks", {})
-    tasks = measure.get("model", {}).get("tasks", {})
+    if "tasks" not in card.measures:
+        return []
+    measure = card.measures["tasks"]
+    tasks = measure["model"]["tasks"]
     return [
         EvalResultEntry(
             dataset_id=dataset,
             task_id=task_id,
-            value=round(100 * tasks[task]["acc"], 2),
+            value=round(100 * accuracy, 2),
             notes=f"zero-shot, choices scored by log-likelihood, lm-eval {measure['versions']['lm_eval']}",
         )
         for task, (dataset, task_id) in BENCHMARKS.items()
-        if tasks.get(task, {}).get("acc") is not None
+        if (accuracy := tasks.get(task, {}).get("acc")) is not None
     ]

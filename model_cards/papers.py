@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hcsmoe_hub.model_cards.facts import Facts
+from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.options import Align, Budget, Clustering, Merge, Saliency, Similarity
 
 
@@ -87,20 +87,19 @@ _HC_CLUSTERINGS = frozenset({Clustering.HIERARCHICAL, Clustering.KMEANS, Cluster
 _HC_MERGES = frozenset({Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE})
 
 
-def papers(facts: Facts) -> list[Paper]:
+def papers(card: CardData) -> list[Paper]:
     """The papers in force; none where no layer has fewer experts."""
-    method = facts.method
-    if not facts.changed:
+    recipe = card.recipe
+    if not card.changed:
         return []
-    if facts.is_pruned:
-        return [REAP] if method["saliency"] == Saliency.REAP else []
-    merge, budget = method["merge"], method.get("budget")
-    is_hc = method["clustering"] in _HC_CLUSTERINGS or merge in _HC_MERGES or budget == Budget.FREQUENCY
+    if card.is_pruned:
+        return [REAP] if recipe.saliency is Saliency.REAP else []
+    is_hc = recipe.clustering in _HC_CLUSTERINGS or recipe.merge in _HC_MERGES or recipe.budget is Budget.FREQUENCY
     is_m = (
-        method["clustering"] == Clustering.SINGLE_SHOT
-        or budget == Budget.M_SMOE
-        or method.get("align") == Align.WEIGHT
-        or Similarity.ROUTER_LOGITS in (method.get("similarity") or "").split("+")
+        recipe.clustering is Clustering.SINGLE_SHOT
+        or recipe.budget is Budget.M_SMOE
+        or recipe.align is Align.WEIGHT
+        or Similarity.ROUTER_LOGITS in (recipe.similarity or ())
     )
-    found = ((HC_SMOE, is_hc), (M_SMOE, is_m), (ZIPIT, merge == Merge.ZIPIT))
+    found = ((HC_SMOE, is_hc), (M_SMOE, is_m), (ZIPIT, recipe.merge is Merge.ZIPIT))
     return [paper for paper, is_used in found if is_used]

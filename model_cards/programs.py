@@ -1,19 +1,19 @@
-"""Which programs a result runs in, as far as that is known, and within which limits.
+"""Which programs are known to run a result, and within which limits.
 
 What is known comes from running small checkpoints of each architecture, with fewer experts, in the versions below and
-comparing log-probabilities with transformers 5.23, and from reading the loaders of SGLang 0.5.23. It is knowledge of an
-architecture, not of one result.
+comparing log-probabilities with transformers 5.23, and from reading the loaders of SGLang 0.5.23. It holds for an
+architecture, not for one result.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hcsmoe_hub.model_cards.facts import Document, Facts
+from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.options import Layout
 
-RAN = "checkpoints of this architecture with fewer experts ran in it and gave the log-probabilities of transformers"
-READ = "its loader was read and takes such a checkpoint; none was run"
+RAN = "runs checkpoints of this architecture with fewer experts and matches the log-probabilities of transformers"
+READ = "takes checkpoints of this architecture with fewer experts, according to its loader; none was run"
 # Experts stored one by one, numbered from 0.
 _SINGLE_EXPERT = re.compile(r"\.experts\.0\.")
 # The name of the expert count that every program reads; transformers 5 saves some under another one.
@@ -40,8 +40,8 @@ class Program:
 
     Attributes:
         name: Its name.
-        version: What was looked at.
-        evidence: What is known of the architectures.
+        version: The version that was tried or read.
+        evidence: What is known of it and the architectures.
         model_types: The architectures.
         takes: Whether it takes the names in which a result stores its tensors and its config its settings.
     """
@@ -50,23 +50,23 @@ class Program:
     version: str
     evidence: str
     model_types: frozenset[str]
-    takes: Callable[[Facts], bool]
+    takes: Callable[[CardData], bool]
 
 
-def stores_single_experts(facts: Facts) -> bool:
+def stores_single_experts(card: CardData) -> bool:
     """Whether the result stores experts one by one, as most programs want them."""
-    return any(_SINGLE_EXPERT.search(name) for name in facts.tensors)
+    return any(_SINGLE_EXPERT.search(name) for name in card.tensors)
 
 
-def _takes_anything(facts: Facts) -> bool:
+def _takes_anything(card: CardData) -> bool:
     return True
 
 
-def _is_in_common_words(facts: Facts) -> bool:
-    """Whether the config says what programs ask for that do not know the words of transformers 5."""
-    # Without its base, mlx-lm assumes another one and is wrong in silence.
-    has_count = COUNT_KEYS[facts.base.model_type] in facts.config
-    return stores_single_experts(facts) and has_count and "rope_theta" in facts.config
+def _has_common_keys(card: CardData) -> bool:
+    """Whether the config has the keys of programs that do not know those of transformers 5."""
+    # Where the base of the rotary embedding is missing, mlx-lm silently assumes another one.
+    has_count = COUNT_KEYS[card.base.model_type] in card.config
+    return stores_single_experts(card) and has_count and "rope_theta" in card.config
 
 
 VLLM = Program(
@@ -95,44 +95,43 @@ MLX_LM = Program(
     version="0.32.2",
     evidence=RAN,
     model_types=frozenset(COUNT_KEYS) - {"deepseek_v2"},
-    takes=_is_in_common_words,
+    takes=_has_common_keys,
 )
 PROGRAMS = (VLLM, SGLANG, LLAMA_CPP, MLX_LM)
 
 
-def programs_for(facts: Facts) -> list[Program]:
-    """The programs besides transformers that run a result of this architecture and layout."""
-    if facts.layout is Layout.MAPPED:
+def programs_for(card: CardData) -> list[Program]:
+    """The programs, other than transformers, that run a result of this architecture and layout."""
+    if card.layout is Layout.MAPPED:
         return []
-    return [program for program in PROGRAMS if facts.base.model_type in program.model_types and program.takes(facts)]
+    return [program for program in PROGRAMS if card.base.model_type in program.model_types and program.takes(card)]
 
 
-def stored_experts(facts: Facts) -> int:
+def stored_experts(card: CardData) -> int:
     """Experts per layer in the config of a result that plain programs load."""
-    count: int = facts.report["experts"]["after"]
-    return facts.experts_before if facts.layout is Layout.FULL else count
+    return card.experts_before if card.layout is Layout.FULL else card.report.experts["after"]
 
 
-def tensor_parallel_sizes(facts: Facts) -> list[int]:
+def tensor_parallel_sizes(card: CardData) -> list[int]:
     """Sizes that divide heads and widths and do not exceed the experts; empty if the config leaves that open.
 
     vLLM and SGLang refuse more parts than there are experts in most of their models.
     """
-    config: Document = facts.config
+    config = card.config
     heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
-    keys = WIDTH_KEYS.get(facts.base.model_type, ())
+    keys = WIDTH_KEYS.get(card.base.model_type, ())
     widths = [width for key in keys if isinstance(width := config.get(key), int)]
     if not isinstance(heads, int) or not isinstance(groups, int) or not keys or len(widths) < len(keys):
         return []
     return [
         size
-        for size in range(1, min(stored_experts(facts), heads) + 1)
-        # Key and value heads are either dealt out or copied.
+        for size in range(1, min(stored_experts(card), heads) + 1)
+        # Key and value heads are either split or replicated.
         if all(number % size == 0 for number in (heads, *widths)) and max(groups, size) % min(groups, size) == 0
     ]
 
 
-def expert_parallel_sizes(facts: Facts) -> list[int]:
+def expert_parallel_sizes(card: CardData) -> list[int]:
     """Sizes that SGLang accepts: those that divide the number of experts."""
-    experts = stored_experts(facts)
+    experts = stored_experts(card)
     return [size for size in range(1, experts + 1) if experts % size == 0]

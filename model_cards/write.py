@@ -1,4 +1,4 @@
-"""Writes a card into the folder of a result, and keeps what a person wrote into an earlier one."""
+"""Writes a card into the folder of a result, and keeps what a person added to an earlier one."""
 
 import hashlib
 import re
@@ -11,18 +11,12 @@ from huggingface_hub.utils import yaml_dump
 
 from hcsmoe_hub.checkpoint.writer import write_bytes
 from hcsmoe_hub.errors import OutputError, SourceError
-from hcsmoe_hub.model_cards.ending import citation, licence, limitations
-from hcsmoe_hub.model_cards.facts import Facts
-from hcsmoe_hub.model_cards.folder import read_facts
-from hcsmoe_hub.model_cards.making import making
-from hcsmoe_hub.model_cards.metadata import benchmark_entries, card_data, license_link
-from hcsmoe_hub.model_cards.quality import quality
-from hcsmoe_hub.model_cards.summary import before_after, description
-from hcsmoe_hub.model_cards.usage import usage
+from hcsmoe_hub.model_cards.card_data import CardData
+from hcsmoe_hub.model_cards.folder import read_card_data
+from hcsmoe_hub.model_cards.metadata import benchmark_entries, license_link
+from hcsmoe_hub.model_cards.render import render_body
+from hcsmoe_hub.report import BENCHMARK_FILE, CARD_FILE
 
-CARD_FILE = "README.md"
-# One file of our own: others of the folder are other people's results.
-BENCHMARK_FILE = ".eval_results/hcsmoe.yaml"
 KEEP, END = "<!-- hcsmoe:keep -->", "<!-- /hcsmoe:keep -->"
 INVITATION = "\n<!-- What you write between these two lines stays when the card is written again. -->\n"
 _KEPT = re.compile(f"{re.escape(KEEP)}(.*?){re.escape(END)}", re.DOTALL)
@@ -36,9 +30,9 @@ class WrittenCard:
     Attributes:
         path: The README.md.
         repo_id: Repository that its commands name, ``None`` if they name the folder.
-        measures: What it shows of the quality, by kind.
+        measures: Kinds of measures that it shows.
         kept_sections: Sections of an earlier card that were kept.
-        warnings: What deserves a second look.
+        warnings: What to look at before publishing.
     """
 
     path: Path
@@ -49,20 +43,20 @@ class WrittenCard:
 
 
 def write_card(folder: str | Path, repo_id: str | None = None, *, overwrite: bool = False) -> WrittenCard:
-    """Writes ``README.md``, and ``.eval_results`` if there are results of a benchmark of the Hub.
+    """Writes ``README.md``, and ``.eval_results`` if there are results of a benchmark that the Hub ranks.
 
     Args:
         folder: A result of ``hcsmoe convert``.
-        repo_id: Repository that it is, or will be, in; ``None`` takes that of the card that is there.
-        overwrite: Replace a card that hcsmoe did not write, or that was changed since, but for what is marked as kept.
+        repo_id: Repository that it is, or will be, in; ``None`` keeps that of the card that is there.
+        overwrite: Replace a card that hcsmoe did not write, or that was edited since; sections marked as kept stay.
 
     Returns:
         What was written.
 
     Raises:
         SourceError: If the folder holds no report, or a damaged one.
-        PlanError: If ``repo_id`` is no name of a repository.
-        OutputError: If there is a card to be kept.
+        PlanError: If ``repo_id`` is not the name of a repository.
+        OutputError: If there is a card that must not be replaced.
     """
     folder = Path(folder)
     path = folder / CARD_FILE
@@ -71,46 +65,30 @@ def write_card(folder: str | Path, repo_id: str | None = None, *, overwrite: boo
     if earlier is not None and not overwrite:
         _check_ours(earlier, path)
     known = None if earlier is None else _repo_id(earlier)
-    facts, warnings = read_facts(folder, known if repo_id is None else repo_id)
-    content = render(facts, kept)
-    _write_benchmarks(facts, folder)
+    card, warnings = read_card_data(folder, known if repo_id is None else repo_id)
+    content = render(card, kept)
+    _write_benchmarks(card, folder)
     write_bytes(path, content.encode())
     return WrittenCard(
         path=path,
-        repo_id=facts.repo_id,
-        measures=list(facts.measures),
+        repo_id=card.repo_id,
+        measures=list(card.measures),
         kept_sections=len(kept),
-        warnings=[*warnings, *_doubts(facts)],
+        warnings=[*warnings, *_doubts(card)],
     )
 
 
-def render(facts: Facts, kept: list[str]) -> str:
+def render(card: CardData, kept: list[str]) -> str:
     """Text of a card.
 
     Args:
-        facts: What is known of the result.
+        card: What is known of the result.
         kept: Sections that a person wrote.
     """
-    sections = [KEEP + text + END for text in kept or [INVITATION]]
-    body = "\n\n".join(
-        part
-        for part in (
-            f"# {facts.title}",
-            description(facts),
-            before_after(facts),
-            usage(facts),
-            quality(facts),
-            *sections,
-            making(facts),
-            limitations(facts),
-            licence(facts),
-            citation(facts),
-        )
-        if part
-    )
+    sections = "\n\n".join(KEEP + text + END for text in kept or [INVITATION])
     # Parsed and written by the client: what it does not understand, the Hub would not either.
-    card = ModelCard(f"---\n{card_data(facts).to_yaml()}\n---\n\n{body}\n")
-    return _marked(str(card), f"# {facts.title}", facts.repo_id)
+    content = str(ModelCard(render_body(card, sections)))
+    return _marked(content, f"# {card.title}", card.repo_id)
 
 
 def kept_sections(content: str, path: Path) -> list[str]:
@@ -135,7 +113,7 @@ def _read(path: Path) -> str | None:
         # Windows, and the editor of the Hub, may have changed line ends.
         return path.read_text("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is no text: {error}.", hint="remove it, or save it as UTF-8") from None
+        raise SourceError(f"{path} is not UTF-8 text: {error}.", hint="remove it, or save it as UTF-8") from None
 
 
 def _digest(content: str) -> str:
@@ -145,7 +123,7 @@ def _digest(content: str) -> str:
 
 
 def _marked(content: str, title: str, repo_id: str | None) -> str:
-    """The card with a mark that tells whose it is, and whether it was changed since."""
+    """The card with a mark from which a later run sees whose it is, and whether it was edited."""
     words = ["hcsmoe:card", _digest(content), *([repo_id] if repo_id is not None else [])]
     return content.replace(f"\n{title}\n", f"\n<!-- {' '.join(words)} -->\n\n{title}\n", 1)
 
@@ -160,17 +138,17 @@ def _check_ours(content: str, path: Path) -> None:
     if mark is None:
         raise OutputError(
             f"{path} was not written by hcsmoe.",
-            hint=f"add --overwrite to replace it; what stands between {KEEP} and {END} stays",
+            hint=f"add --overwrite to replace it; what is between {KEEP} and {END} stays",
         )
     if mark.group(1) != _digest(content):
         raise OutputError(
-            f"{path} was changed since hcsmoe wrote it.",
-            hint=f"put what shall stay between {KEEP} and {END}, then add --overwrite",
+            f"{path} was edited after hcsmoe wrote it.",
+            hint=f"wrap what you want to keep in {KEEP} and {END}, then add --overwrite",
         )
 
 
-def _write_benchmarks(facts: Facts, folder: Path) -> None:
-    entries, path = benchmark_entries(facts), folder / BENCHMARK_FILE
+def _write_benchmarks(card: CardData, folder: Path) -> None:
+    entries, path = benchmark_entries(card), folder / BENCHMARK_FILE
     if not entries:
         path.unlink(missing_ok=True)
         return
@@ -178,12 +156,12 @@ def _write_benchmarks(facts: Facts, folder: Path) -> None:
     write_bytes(path, yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False).encode())
 
 
-def _doubts(facts: Facts) -> Iterator[str]:
-    """What whoever publishes the result should know."""
-    inherited, base = facts.inherited, facts.base
+def _doubts(card: CardData) -> Iterator[str]:
+    """What to know before publishing the result."""
+    inherited, base = card.inherited, card.base
     if inherited.license is None:
         yield f"no licence of {base.name} is known; the card names none."
-    if inherited.license_link is not None and license_link(facts) is None:
-        yield f"the licence of {base.name} is said to be in {inherited.license_link}, which did not come along."
+    if inherited.license_link is not None and license_link(card) is None:
+        yield f"the licence of {base.name} is in {inherited.license_link}, which is not among the files of the result."
     if inherited.gated:
-        yield f"{base.name} is gated; think about gating the repository of the result as well."
+        yield f"{base.name} is gated; consider gating the repository of the result as well."

@@ -54,7 +54,7 @@ def test_the_report_has_every_key_of_the_contract(source: Path, result: Path) ->
     convert(source, options(source, 4, experts_per_token=1))
     report = json.loads((result / "hcsmoe.json").read_text())
     assert next(iter(report)) == "schema_version"
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     assert report["tool"]["name"] == "hcsmoe"
     described = dict(report["source"])
     assert len(described.pop("fingerprint")) == 64

@@ -1,6 +1,5 @@
-"""The result file: what was measured, on what, with which figures; later runs add to it."""
+"""The result file of evaluations, its one reader and its one writer; later runs add to it."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +7,11 @@ from typing import Any
 
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.checkpoint.writer import write_json
-from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.errors import PlanError, SourceError
+from hcsmoe_hub.evaluation.measures import Evaluation
 from hcsmoe_hub.machine.versions import tool
 from hcsmoe_hub.report import EVALUATION_FILE
+from hcsmoe_hub.report.validate import conform, parse_json
 
 SCHEMA_VERSION = 1
 
@@ -18,7 +19,7 @@ Document = dict[str, Any]
 
 
 def result_path(source: Source, output: Path | None) -> Path:
-    """Where results go: beside the model unless another file was named.
+    """Where results go: next to the weights unless another file was named.
 
     Raises:
         PlanError: If a repository was named and no file, or the file cannot be written.
@@ -38,25 +39,42 @@ def result_path(source: Source, output: Path | None) -> Path:
     return path
 
 
+def read_evaluation(path: Path) -> Document:
+    """Reads and checks a result file.
+
+    Raises:
+        SourceError: If the file is damaged, or of a version that this program does not read.
+    """
+    try:
+        document: Document = parse_json(path.read_text("utf-8"))
+        version = document.get("schema_version", SCHEMA_VERSION)
+        if version == SCHEMA_VERSION:
+            # Checked, and returned as it is: a file keeps keys that only the program that wrote them knows.
+            conform(document, Evaluation)
+            return document
+    except ValueError as error:
+        raise SourceError(f"{path} is damaged: {error}.", hint="remove it, and run 'hcsmoe evaluate' again") from error
+    raise SourceError(
+        f"{path} has schema version {version!r}, and this version of hcsmoe reads {SCHEMA_VERSION}.",
+        hint="use a newer hcsmoe",
+    )
+
+
 def read_results(path: Path) -> Document | None:
     """Earlier results, ``None`` if there are none.
 
     Raises:
-        PlanError: If the file holds something else.
+        PlanError: If the file cannot be read as one of this version.
     """
     if not path.exists():
         return None
     try:
-        document: Document = json.loads(path.read_text("utf-8"))
-        is_ours = document["schema_version"] == SCHEMA_VERSION and isinstance(document["measures"], dict)
-        is_ours = is_ours and isinstance(document["model"]["fingerprint"], str)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        is_ours = False
-    if not is_ours:
+        return read_evaluation(path)
+    except SourceError as error:
         raise PlanError(
-            f"{path} holds no results of this version of hcsmoe.", hint="remove it, or use another --output"
-        )
-    return document
+            f"{path} holds no results that new ones could be added to: {error.message}",
+            hint="remove it, or use another --output",
+        ) from error
 
 
 def merge_results(earlier: Document | None, model: Mapping[str, Any], measures: Mapping[str, Any]) -> Document:
@@ -64,8 +82,8 @@ def merge_results(earlier: Document | None, model: Mapping[str, Any], measures: 
 
     Args:
         earlier: What the file held; results of another model are left out.
-        model: What was measured.
-        measures: What was measured, by kind.
+        model: The checkpoint that was measured.
+        measures: Its measures, by kind.
     """
     is_same = earlier is not None and earlier["model"]["fingerprint"] == model["fingerprint"]
     kept = earlier["measures"] if earlier is not None and is_same else {}

@@ -7,8 +7,7 @@ from hcsmoe_hub.checkpoint.sidecars import sidecar_files
 from hcsmoe_hub.checkpoint.source import LocalSource, Source
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
 from hcsmoe_hub.hub.write_errors import PushError
-from hcsmoe_hub.report import EVALUATION_FILE, FIGURE_FILE, REPORT_FILE
-from hcsmoe_hub.result.source_card import CARD_FILE
+from hcsmoe_hub.report import CARD_FILE, EVALUATION_FILE, FIGURE_FILE, REPORT_FILE
 from hcsmoe_hub.result.verify import check_structure
 
 REPORTS = (REPORT_FILE, EVALUATION_FILE, FIGURE_FILE)

@@ -24,10 +24,7 @@ from hcsmoe_hub.errors import OutputError
 from hcsmoe_hub.options import Layout
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.mapped_layout import MODELING_FILE, mapped_config, modeling_source
-from hcsmoe_hub.report import EVALUATION_FILE, FIGURE_FILE, REPORT_FILE, ConversionReport
-
-# Written with the card; its figures are invalid after a new conversion.
-BENCHMARK_FILE = ".eval_results/hcsmoe.yaml"
+from hcsmoe_hub.report import BENCHMARK_FILE, EVALUATION_FILE, FIGURE_FILE, REPORT_FILE, ConversionReport
 
 
 def _clear(folder: Path) -> None:

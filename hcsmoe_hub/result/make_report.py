@@ -1,4 +1,4 @@
-"""Puts together what a conversion reports: what it was made of and how, and what came out."""
+"""Puts together the report of a conversion: what was converted, how, and what came out."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from torch import Tensor
 from hcsmoe_hub.calibration.text import dataset_digest, dataset_name
 from hcsmoe_hub.calibration.text import fingerprint as token_fingerprint
 from hcsmoe_hub.checkpoint.source import Source
-from hcsmoe_hub.checkpoint.tensors import total_bytes
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Listener, Warned
 from hcsmoe_hub.machine.versions import installed_versions, tool
 from hcsmoe_hub.observation.statistics_file import StatisticsWriter, fingerprint
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
-from hcsmoe_hub.report import ConversionReport, LayerReport, strip_paths
+from hcsmoe_hub.planning.sizes import active_parameter_counts, parameter_counts, weight_bytes
+from hcsmoe_hub.report import CalibrationRecord, ConversionReport, LayerReport, strip_paths
 from hcsmoe_hub.result.source_card import inherit_from
 
 
@@ -26,7 +26,7 @@ def describe_making(plan: ConversionPlan, token_ids: Tensor | None, emit: Listen
     Args:
         plan: The conversion.
         token_ids: ``[B, S]`` int64; ``None`` where the plan has statistics.
-        emit: Told of a card of the source that cannot be read.
+        emit: Receives a warning if the card of the source cannot be read.
     """
     source, before, after = plan.model.source, plan.model.settings, plan.settings
     described = {**describe_source(source), "model_type": source.config["model_type"]}
@@ -46,7 +46,7 @@ def describe_making(plan: ConversionPlan, token_ids: Tensor | None, emit: Listen
 
 
 def _inherited(source: Source, emit: Listener) -> dict[str, Any]:
-    """What the card of a source says of licence and use; a card that cannot be read is no reason to lose a result."""
+    """What the card of a source says of licence and use; one that cannot be read must not cost the result."""
     try:
         return inherit_from(source)
     except SourceError as error:
@@ -69,26 +69,18 @@ def make_report(
         plan: The conversion.
         making: What was known before, from ``describe_making``.
         layers: One report per MoE layer.
-        warnings: What was told meanwhile; places on this machine are left out.
+        warnings: Warnings of the run; paths on this machine are shortened to names.
         seconds: Time of each stage.
         peak: Peak memory in bytes, by device.
     """
-    source, before, after = plan.model.source, plan.model.settings, plan.settings
+    source = plan.model.source
     dataset = plan.options.calibration.dataset
     names = {str(source.path): source.name, dataset: dataset_name(dataset)}
-    total = {"before": plan.model.parameters, "after": plan.parameters_after}
-    idle = {
-        "before": _idle_parameters(plan, plan.model.skeleton.state, before.experts_per_token),
-        "after": _idle_parameters(plan, plan.state, after.experts_per_token),
-    }
     return ConversionReport(
         **making,
-        parameters=total,
-        active_parameters={when: total[when] - idle[when] for when in total},
-        weights_bytes={
-            "before": total_bytes(source.tensors.values()),
-            "after": total_bytes(plan.shards.tensors.values()),
-        },
+        parameters=parameter_counts(plan),
+        active_parameters=active_parameter_counts(plan),
+        weights_bytes=weight_bytes(plan),
         layers=layers,
         dropped_tensors=plan.account.dropped,
         warnings=[strip_paths(message, names) for message in warnings],
@@ -98,25 +90,15 @@ def make_report(
     )
 
 
-def _idle_parameters(plan: ConversionPlan, state: Mapping[str, Tensor], per_token: int) -> int:
-    """Parameters of the routed experts that a token does not visit, in all layers."""
-    idle = 0
-    for expert in (expert for block in plan.model.blocks for expert in block.experts):
-        tensor = state[expert.name]
-        rows = tensor.shape[expert.dim] - expert.extra_rows - per_token * expert.rows_per_expert
-        idle += max(rows, 0) * (tensor.numel() // tensor.shape[expert.dim])
-    return idle
-
-
-def calibration_record(plan: "ConversionPlan", token_ids: Tensor | None) -> dict[str, Any]:
-    """What was fed to the model, for reports; from the plan's statistics if it has some.
+def calibration_record(plan: ConversionPlan, token_ids: Tensor | None) -> CalibrationRecord:
+    """What the model was run on, as reports record it; taken from the plan's statistics if it has some.
 
     Args:
         plan: The conversion.
         token_ids: ``[B, S]`` int64, ``None`` where statistics took their place.
     """
     if plan.statistics is not None:
-        record: dict[str, Any] = plan.statistics.content["calibration"]
+        record: CalibrationRecord = plan.statistics.content["calibration"]
         return record
     assert token_ids is not None, "without statistics the model runs"
     sequences, length = token_ids.shape
@@ -133,8 +115,8 @@ def calibration_record(plan: "ConversionPlan", token_ids: Tensor | None) -> dict
     }
 
 
-def describe_source(source: "Source") -> dict[str, Any]:
-    """Which checkpoint it is, as reports name it: they are published, so a folder is named without its place.
+def describe_source(source: Source) -> dict[str, Any]:
+    """Identifies a checkpoint as reports do: they are published, so a folder is named without its path.
 
     Args:
         source: The checkpoint.
@@ -149,7 +131,7 @@ def describe_source(source: "Source") -> dict[str, Any]:
     return {"path": source.name, "revision": None, "fingerprint": source.fingerprint(source.tensors.values())}
 
 
-def describe(writer: StatisticsWriter, plan: "ConversionPlan", token_ids: Tensor) -> None:
+def describe(writer: StatisticsWriter, plan: ConversionPlan, token_ids: Tensor) -> None:
     """Writes what the statistics of a run were collected on."""
     name = {"dataset": dataset_name(plan.calibration.dataset)}
     writer.describe(

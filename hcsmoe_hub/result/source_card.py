@@ -11,10 +11,10 @@ from huggingface_hub import repocard
 
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.report import CARD_FILE
 
 Words = str | list[str] | None
 
-CARD_FILE = "README.md"
 # Keys of the questions that the owners of a repository ask before granting access.
 GATE_PREFIX = "extra_gated_"
 # What the YAML library raises for values that do not match their tags, or that are nested too deeply.

@@ -128,7 +128,7 @@ def test_person_sees_what_was_made_and_what_to_do_next(run, quick, tmp_path, mon
     assert "weights 6.2 MB 3.8 MB -38.3 %" in lines
     assert any(line.startswith("top-k agreement ") and "%" in line for line in lines)
     assert any(line.startswith("output error ") and "%" in line for line in lines)
-    assert lines[-1] == "Mean over 4 MoE layers on the calibration text; no measure of quality."
+    assert lines[-1] == "Averages over 4 MoE layers on calibration text. For quality, run `hcsmoe evaluate`."
     assert any(line.startswith("silhouette ") for line in lines)
     hint = "Hint: check it with 'hcsmoe verify tiny-mixtral-hcsmoe-4e', look at its clusters with 'hcsmoe inspect"
     assert result.stderr.endswith(f"{hint} tiny-mixtral-hcsmoe-4e'\n")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from hcsmoe_hub.cli.expert_lists import format_numbers, parse_layers, parse_protected
+from hcsmoe_hub.cli.expert_lists import parse_layers, parse_protected
+from hcsmoe_hub.machine.units import format_numbers
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_protected_experts_of_a_file_may_have_comments(tmp_path, prefix):
     assert parse_protected(f"{prefix}{file}") == ((3, 17), (None, 0), (None, 1), (None, 5))
 
 
-def test_empty_file_protects_nobody(tmp_path):
+def test_empty_file_protects_no_expert(tmp_path):
     file = tmp_path / "experts.txt"
     file.write_text("# nobody\n")
     assert parse_protected(f"@{file}") == ()

@@ -2,8 +2,17 @@
 
 import pytest
 
-from hcsmoe_hub.cli.output import format_change, format_mean, format_plural, format_seconds
-from hcsmoe_hub.machine.units import format_bytes, format_count
+from hcsmoe_hub.machine.units import (
+    format_bytes,
+    format_change,
+    format_count,
+    format_list,
+    format_mean,
+    format_percent,
+    format_plural,
+    format_range,
+    format_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +49,19 @@ def test_durations_have_two_units(seconds, text):
 def test_change_is_signed_and_empty_without_one():
     assert format_change({"before": 200, "after": 100}) == "-50.0 %"
     assert format_change({"before": 200, "after": 200}) == ""
+    assert format_change({"before": 1_000_000, "after": 999_999}) == ""
+
+
+def test_shares_have_one_digit_and_their_error():
+    assert (format_percent(0.871), format_percent(0.871, 0.012)) == ("87.1 %", "87.1 ± 1.2 %")
+
+
+def test_ranges_are_as_short_as_they_can_be():
+    assert (format_range([4, 4]), format_range([5, 3, 4])) == ("4", "3 to 5")
+
+
+def test_items_are_listed_as_in_a_sentence():
+    assert [format_list(["a", "b", "c"][:count], "or") for count in (1, 2, 3)] == ["a", "a or b", "a, b or c"]
 
 
 def test_nouns_follow_their_number():

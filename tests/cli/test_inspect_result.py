@@ -5,6 +5,16 @@ import shutil
 
 import pytest
 
+REFIT = {
+    "is_kept": True,
+    "error_before": 0.5,
+    "error_after": 0.25,
+    "fitted_tokens": 100,
+    "held_out_tokens": 28,
+    "rounds": 1,
+    "steps": 0,
+}
+
 
 @pytest.fixture
 def copy(converted, tmp_path):
@@ -67,7 +77,7 @@ def test_one_layer_shows_clusters_shares_and_tree(run, converted):
     layer = finished.document()["layers"][2]
     lines = lines_of(run("inspect", folder, "--layer", 2))
     assert lines[0] == "layer 2: 8 source experts, 4 left"
-    title = lines.index("CLUSTER EXPERTS, * LEADS USAGE OF EACH EXPERT, %")
+    title = lines.index("CLUSTER EXPERTS (* = dominant) USAGE PER EXPERT, %")
     total = sum(layer["usage"])
     for number, line in enumerate(lines[title + 1 : title + 5]):
         members = [expert for expert, label in enumerate(layer["labels"]) if label == number]
@@ -96,7 +106,7 @@ def test_layer_that_is_not_there_is_a_known_failure(run, converted):
     folder, _ = converted
     result = run("inspect", folder, "--layer", 9)
     assert (result.code, result.stdout) == (1, "")
-    assert "none of its 4 MoE layers: 0, 1, 2, 3." in result.stderr
+    assert "is not one of its 4 MoE layers: 0, 1, 2, 3." in result.stderr
 
 
 def test_layer_of_a_checkpoint_without_report_is_a_known_failure(run, example):
@@ -112,7 +122,7 @@ def test_mapped_result_tells_rows_from_experts_and_how_it_is_loaded(run, mapped)
     assert lines[0].startswith("✓ Converted to 4 to 8 experts per layer in ")
     assert f"load: AutoModelForCausalLM.from_pretrained('{folder}', trust_remote_code=True)" in lines
     assert "experts per layer 8 4 to 8 6.0 on average" in lines
-    assert "router unchanged every token is routed as in the source" in lines
+    assert "router unchanged tokens are routed as in the source" in lines
     found = run("inspect", folder)
     assert "experts 8 router rows share 4 to 8 experts per layer, 2 per token" in lines_of(found)
     assert "LAYER EXPERTS SILHOUETTE DUNN OUTPUT ERROR DEAD MERGE HEIGHTS" in lines_of(found)
@@ -146,7 +156,7 @@ def test_pruned_experts_are_named(run, quick, tmp_path):
     assert "method prune by reap, protected *:5" in lines_of(run("inspect", folder))
 
 
-def test_moved_experts_are_told(run, copy):
+def test_moved_experts_are_pointed_out(run, copy):
     def move(document):
         layer = document["layers"][0]
         clusters = [[expert for expert, label in enumerate(layer["labels"]) if label == number] for number in range(4)]
@@ -160,11 +170,14 @@ def test_moved_experts_are_told(run, copy):
 
 def test_report_of_the_first_version_is_shown_without_what_it_lacks(run, copy):
     def forget(document):
+        document["schema_version"] = 1
+        document["method"]["correct"] = document["method"].pop("refit")
         for name in ("method", "seed", "dominant", "budget", "protect", "layers", "max_cluster_size"):
             document["method"].pop(name, None)
         for layer in document["layers"]:
             for name in ("experts", "routing_score", "dead_experts", "tree", "silhouette", "dunn", "measured_tokens"):
                 del layer[name]
+            layer["correction"] = layer.pop("refit")
 
     folder = copy(forget)
     lines = lines_of(run("inspect", folder))
@@ -178,22 +191,46 @@ def test_report_of_the_first_version_is_shown_without_what_it_lacks(run, copy):
     [
         (lambda document: document.pop("layers"), "layers is missing"),
         (lambda document: document.pop("schema_version"), "schema_version is missing"),
-        (lambda document: document.update(method=None), "is damaged"),
-        (lambda document: document.update(layers="none"), "'none' is out of place"),
-        (lambda document: document["layers"][0].update(labels=[0, 1]), "contradict each other"),
-        (lambda document: document["layers"][0]["labels"].__setitem__(0, 99), "is damaged"),
-        (lambda document: document["layers"][1].update(dunn="high"), "'high' is out of place"),
-        (lambda document: document["layers"][0].update(dunn=float("nan")), "NaN is no number of JSON"),
-        (lambda document: document["layers"][0]["tree"].pop(), "a tree of 6 merges does not join 8 experts"),
-        (lambda document: document["layers"][0]["tree"].reverse(), "a tree of 7 merges does not join 8 experts"),
-        (lambda document: document["layers"][0]["tree"][-1].pop(), "is damaged"),
-        (lambda document: document["layers"][0]["tree"][0].__setitem__(2, -1.0), "a merge has the height -1.0"),
-        (lambda document: document["layers"][0]["tree"][0].__setitem__(2, 10**9), "a tree of 7 merges does not join"),
-        (lambda document: document["layers"][0].update(dominant=[], labels=[-1] * 8), "layer 0 has no experts left"),
-        (lambda document: document["layers"][0].update(output_error=10**400), "is out of place"),
-        (lambda document: document["layers"][0].update(router=[]), "is damaged"),
-        (lambda document: document["layers"][0].update(refit={}), "is_kept is missing"),
-        (lambda document: document.update(schema_version=7), "has schema version 7; this program reads 2."),
+        (lambda document: document.update(method=None), "method is null, not an object"),
+        (lambda document: document.update(layers="none"), 'layers is "none", not a list'),
+        (
+            lambda document: document["layers"][0].update(labels=[0, 1]),
+            "].dominant contradict each other",
+        ),
+        (lambda document: document["layers"][0]["labels"].__setitem__(0, 99), "layers[0].labels names clusters"),
+        (lambda document: document["layers"][1].update(dunn="high"), 'layers[1].dunn is "high", not a number'),
+        (lambda document: document["layers"][0].update(dunn=float("nan")), "NaN is not a number in JSON"),
+        (
+            lambda document: document["layers"][0]["tree"].pop(),
+            "[0].tree with its 6 merges does not join 8",
+        ),
+        (
+            lambda document: document["layers"][0]["tree"].reverse(),
+            "[0].tree with its 7 merges does not join 8",
+        ),
+        (
+            lambda document: document["layers"][0]["tree"][-1].pop(),
+            "is not [left, right, height]",
+        ),
+        (
+            lambda document: document["layers"][0]["tree"][0].__setitem__(2, -1.0),
+            "has a merge at the height -1.0",
+        ),
+        (
+            lambda document: document["layers"][0]["tree"][0].__setitem__(2, 10**9),
+            "7 merges does not join",
+        ),
+        (
+            lambda document: document["layers"][0].update(dominant=[], labels=[-1] * 8),
+            "[0].dominant is empty",
+        ),
+        (lambda document: document["layers"][0].update(output_error=10**400), "layers[0].output_error is "),
+        (lambda document: document["layers"][0].update(router=[]), "layers[0].router is [], not an object"),
+        (lambda document: document["layers"][0].update(refit={}), "layers[0].refit.is_kept is missing"),
+        (
+            lambda document: document.update(schema_version=7),
+            "schema version 7, and this version of hcsmoe reads 1 to 2",
+        ),
     ],
 )
 def test_damaged_report_is_one_message_and_the_checkpoint_is_shown(run, copy, change, problem):
@@ -207,7 +244,7 @@ def test_damaged_report_is_one_message_and_the_checkpoint_is_shown(run, copy, ch
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b"\xff\xfe", b"[" * 100_000])
-def test_report_that_is_no_report_is_one_message(run, copy, content):
+def test_report_that_is_not_a_report_is_one_message(run, copy, content):
     folder = copy(lambda document: None)
     (folder / "hcsmoe.json").write_bytes(content)
     result = run("inspect", folder)
@@ -220,7 +257,7 @@ def test_report_that_is_no_report_is_one_message(run, copy, content):
 
 
 @pytest.mark.parametrize("kind", ["down", "experts", "blocks"])
-def test_refit_is_told_with_its_rounds_and_steps(run, quick, tmp_path, monkeypatch, kind):
+def test_refit_is_shown_with_its_rounds_and_steps(run, quick, tmp_path, monkeypatch, kind):
     monkeypatch.setattr("hcsmoe_hub.layer.refit_block.BLOCK_STEPS", 5)
     monkeypatch.setattr("hcsmoe_hub.methods.refit.experts.ROUNDS", 2)
     folder = tmp_path / "refitted"
@@ -229,36 +266,38 @@ def test_refit_is_told_with_its_rounds_and_steps(run, quick, tmp_path, monkeypat
     layers = run("inspect", folder, "--json").document()["conversion"]["layers"]
     refits = [layer["refit"] for layer in layers]
     kept = [refit for refit in refits if refit["is_kept"]]
-    assert line.startswith(f"refit {len(kept)} of 4 layers; the error of these on held-out text fell from ")
+    assert line.startswith(f"refit {len(kept)}/4 layers, held-out error ")
     assert ("steps" in line) is any(refit["steps"] for refit in kept) is (kind == "blocks")
     layer = refits.index(kept[0])
     found = next(line for line in lines_of(run("inspect", folder, "--layer", layer)) if line.startswith("refit "))
     before, after, rounds = (kept[0][key] for key in ("error_before", "error_after", "rounds"))
-    errors = f"{100 * before:.1f} to {100 * after:.1f} %"
-    assert found.startswith(f"refit error on held-out text from {errors} in {rounds} round")
-    assert found.endswith("and 5 steps") is (kept[0]["steps"] == 5)
+    errors = f"{100 * before:.1f} % -> {100 * after:.1f} %"
+    assert found.startswith(f"refit held-out error {errors} ({rounds} round")
+    assert found.endswith("and 5 steps)") is (kept[0]["steps"] == 5)
 
 
-def test_dropped_refit_is_told(run, copy):
+def test_dropped_refit_is_shown(run, copy):
     def drop(document):
         for layer in document["layers"]:
-            layer["refit"] = {"is_kept": False, "error_before": 0.5, "error_after": 0.5}
+            layer["refit"] = REFIT | {"is_kept": False, "error_after": 0.5}
 
     lines = lines_of(run("inspect", copy(drop), "--layer", 1))
-    assert "refit dropped, as the error on held-out text did not fall" in lines
+    assert "refit dropped: held-out error did not fall" in lines
 
 
-def test_refit_of_a_report_without_rounds_is_told_without_them(run, copy):
+def test_refit_of_an_early_report_is_shown_without_rounds(run, copy):
     def forget(document):
+        document["schema_version"] = 1
         for layer in document["layers"]:
-            layer["refit"] = {"is_kept": True, "error_before": 0.5, "error_after": 0.25}
+            del layer["refit"]
+            layer["correction"] = {"is_kept": True, "error_before": 0.5, "error_after": 0.25}
 
     lines = lines_of(run("inspect", copy(forget), "--layer", 1))
-    assert "refit error on held-out text from 50.0 to 25.0 %" in lines
+    assert "refit held-out error 50.0 % -> 25.0 %" in lines
 
 
 @pytest.mark.parametrize(("experts", "is_fitted"), [(4, True), (8, False)])
-def test_fitted_router_is_told_from_the_rows_that_it_began_with(run, quick, tmp_path, experts, is_fitted):
+def test_fitted_router_is_compared_with_the_rows_that_it_began_with(run, quick, tmp_path, experts, is_fitted):
     folder = tmp_path / "fitted"
     finished = run(*quick, "--experts", experts, "--router", "fit", "-o", folder)
     router = run("inspect", folder, "--json").document()["conversion"]["layers"][1]["router"]
@@ -266,12 +305,12 @@ def test_fitted_router_is_told_from_the_rows_that_it_began_with(run, quick, tmp_
     line = next(line for line in lines_of(finished) if line.startswith("router fit "))
     detail = next(line for line in lines_of(run("inspect", folder, "--layer", 1)) if line.startswith("router "))
     if is_fitted:
-        assert line.startswith("router fit 4 of 4 layers; the agreement of these rose from ")
+        assert line.startswith("router fit 4/4 layers, top-k agreement ")
         before, after = (100 * router[key] for key in ("top_k_agreement_before", "top_k_agreement"))
-        assert detail == f"router fitted from {before:.1f} %, top-k agreement {after:.1f} %"
+        assert detail == f"router fitted; top-k agreement {before:.1f} % -> {after:.1f} %"
     else:
-        assert line.startswith("router fit 0 of 4 layers; ")
-        assert detail == "router not fitted, as there was nothing to fit, top-k agreement 100.0 %"
+        assert line.startswith("router fit 0/4 layers, ")
+        assert detail == "router not fitted: there was nothing to fit; top-k agreement 100.0 %"
 
 
 def test_fit_that_was_dropped_is_named(run, quick, tmp_path, monkeypatch):
@@ -280,6 +319,6 @@ def test_fit_that_was_dropped_is_named(run, quick, tmp_path, monkeypatch):
 
     monkeypatch.setattr("hcsmoe_hub.layer.router_fit.fit_rows", worse)
     folder = tmp_path / "dropped"
-    assert "router fit 0 of 4 layers; " in " ".join(lines_of(run(*quick, "--router", "fit", "-o", folder)))
+    assert "router fit 0/4 layers, " in " ".join(lines_of(run(*quick, "--router", "fit", "-o", folder)))
     lines = lines_of(run("inspect", folder, "--layer", 1))
-    assert any(line.startswith("router not fitted, as that was no better on held-out text, top-k") for line in lines)
+    assert any(line.startswith("router not fitted: the fit was no better on held-out text; top-k") for line in lines)

@@ -85,13 +85,13 @@ def test_bad_dominant_weights_are_one_message(run, words):
 @pytest.mark.parametrize(
     ("option", "text", "problem"),
     [
-        ("--layers", "0-x", "'0-x' is no layer"),
-        ("--layers", "", "'' is no layer"),
+        ("--layers", "0-x", "'0-x' is not a valid layer"),
+        ("--layers", "", "'' is not a valid layer"),
         ("--layers", "5-3", "the range '5-3' ends before it begins"),
-        ("--layers", "0-999999999", "'0-999999999' is no layer"),
-        ("--protect", "3:", "'' is no expert"),
-        ("--protect", "a:1", "'a' is no layer"),
-        ("--protect", "1:-2", "'-2' is no expert"),
+        ("--layers", "0-999999999", "'0-999999999' is not a valid layer"),
+        ("--protect", "3:", "'' is not a valid expert"),
+        ("--protect", "a:1", "'a' is not a valid layer"),
+        ("--protect", "1:-2", "'-2' is not a valid expert"),
         ("--protect", "@no/such/file", "the list of experts no/such/file cannot be read"),
     ],
 )

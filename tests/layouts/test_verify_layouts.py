@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from architectures import save_tiny
 from mapped_models import Maps, example_maps, write_result
+from places import GOLDEN
 from tiny_models import change_config, change_tensors, read_tensors
 from transformers import AutoModelForCausalLM
 
@@ -27,13 +27,16 @@ EXPERT = "model.layers.1.block_sparse_moe.experts.1.w2.weight"
 
 
 def write_report(folder: Path, layout: str, maps: Maps, **changes: Any) -> None:
-    """Writes of the report what verification reads."""
-    layers: list[dict[str, int | Sequence[int]]] = [
-        {"layer": layer, "labels": labels} for layer, labels in maps.items()
-    ]
-    after = max(max(labels) + 1 for labels in maps.values())
-    report = {"method": {"layout": layout}, "experts": {"before": 6, "after": after}, "layers": layers} | changes
-    (folder / "hcsmoe.json").write_text(json.dumps(report))
+    """Writes the report of another conversion with the layout, the experts and the clusters of this one."""
+    report: dict[str, Any] = json.loads((GOLDEN / "cards" / "report.json").read_text("utf-8"))
+    layers = []
+    for layer, labels in maps.items():
+        dominant = [list(labels).index(cluster) for cluster in range(max(labels) + 1)]
+        found = {"layer": layer, "labels": labels, "dominant": dominant, "experts": len(dominant), "usage": [1] * 6}
+        layers.append(report["layers"][0] | found | {"tree": None})
+    report["method"]["layout"] = layout
+    report["experts"] |= {"before": 6, "after": max(layer["experts"] for layer in layers)} | changes.pop("experts", {})
+    (folder / "hcsmoe.json").write_text(json.dumps(report | {"layers": layers} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -178,17 +181,17 @@ def test_a_plain_checkpoint_that_names_code_of_its_own_passes_without_it(source:
 def test_a_count_that_the_result_contradicts_fails(mapped: Path, full: Path, layout: str) -> None:
     folder = mapped if layout == "mapped" else full
     write_report(folder, layout, MAPS, experts={"before": 6, "after": 4})
-    fails(folder, "hcsmoe.json speaks of 4 experts per layer, its own clusters of 2 to 3")
+    fails(folder, "hcsmoe.json declares 4 experts per layer, but its layers have 2 to 3")
 
 
 def test_a_report_of_another_layout_fails(mapped: Path, full: Path) -> None:
     for layout in ("reduced", "full"):
         write_report(mapped, layout, MAPS)
-        fails(mapped, f"hcsmoe.json speaks of the layout {layout}", "a map from router rows")
+        fails(mapped, f"hcsmoe.json names the layout {layout}", "a map from router rows")
     write_report(full, "mapped", MAPS)
-    fails(full, "hcsmoe.json speaks of the layout mapped", "no map")
+    fails(full, "hcsmoe.json names the layout mapped", "no map")
     write_report(full, "circular", MAPS)
-    fails(full, "hcsmoe.json is no report of a conversion")
+    fails(full, "hcsmoe.json names the layout 'circular'")
 
 
 @pytest.mark.parametrize("layers", [None, {}, [{}], [{"labels": 3}], [{"labels": [[0]]}], [3]])

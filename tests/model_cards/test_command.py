@@ -11,7 +11,7 @@ from hcsmoe_hub.calibration.text import plan_calibration
 from hcsmoe_hub.cli.method_options import MethodFlags
 from hcsmoe_hub.errors import PlanError, SourceError
 from hcsmoe_hub.model_cards.command import convert_command, evaluate_command
-from hcsmoe_hub.model_cards.folder import read_facts
+from hcsmoe_hub.model_cards.folder import read_card_data
 from hcsmoe_hub.options import (
     Align,
     Budget,
@@ -61,7 +61,7 @@ CHOICES = {field.name for field in fields(MethodFlags)} | {"seed"}
 
 
 def facts_of(folder: Any, repo_id: str | None = None) -> Any:
-    return read_facts(folder, repo_id)[0]
+    return read_card_data(folder, repo_id)[0]
 
 
 def words_of(command: str) -> list[str]:
@@ -83,7 +83,7 @@ def test_typing_the_command_resolves_to_the_method_in_force(
 
 
 @pytest.mark.parametrize(("preset", "words"), COMMANDS.items(), ids=lambda value: str(value)[:20])
-def test_a_preset_is_told_in_few_words(make_folder: Any, preset: Preset, words: str) -> None:
+def test_a_preset_needs_few_words(make_folder: Any, preset: Preset, words: str) -> None:
     method = resolve(PRESETS[preset]).as_dict()
     sequences = 256 if preset is Preset.REFIT else 128
     command = convert_command(facts_of(make_folder({"method": method, "calibration": {"sequences": sequences}})))
@@ -174,17 +174,18 @@ def test_typing_the_command_observes_the_same_tokens(
     )
     found = {"dataset": asked.dataset, "feature_tokens": asked.feature_tokens, "seed": plan.seed}
     found |= {name: getattr(plan, name) for name in ("sequences", "sequence_length", "text_column")}
-    assert found == {name: facts.report["calibration"][name] for name in found}
+    assert found == {name: facts.report.calibration[name] for name in found}
 
 
 def test_a_method_of_a_later_version_is_refused(make_folder: Any) -> None:
-    with pytest.raises(SourceError, match="'quantum' is not a valid Clustering"):
+    with pytest.raises(SourceError, match="the clustering 'quantum', which this version"):
         convert_command(facts_of(make_folder({"method": {"clustering": "quantum"}})))
 
 
-def test_a_method_that_an_older_report_says_less_of_is_still_told(make_folder: Any, report: Any) -> None:
+def test_a_method_that_an_older_report_says_less_of_still_has_a_command(make_folder: Any, report: Any) -> None:
     older = {name: value for name, value in report["method"].items() if name not in ("refit", "budget", "protect")}
-    assert "--experts 4" in convert_command(facts_of(make_folder(base={**report, "method": older})))
+    first = {**report, "schema_version": 1, "method": older}
+    assert "--experts 4" in convert_command(facts_of(make_folder(base=first)))
 
 
 def test_measuring_a_folder_needs_no_output_file(make_folder: Any) -> None:

@@ -42,12 +42,14 @@ def cases(make_folder: Any, evaluated: Any, report: Any, measures: Any) -> Any:
     silent = {"repo_id": "acme/Mixtral-tiny", "revision": "0123456789abcdef0123456789abcdef01234567", "license": None}
     other = {"license": "other", "license_name": "tongyi-qianwen", "license_link": "LICENSE"}
     pruned = resolve(MethodOptions(method=Method.PRUNE, refit=Refit.DOWN)).as_dict()
-    refit = {"is_kept": True, "error_before": 0.4, "error_after": 0.3, "rounds": 1, "steps": 0}
-    kept_rows = {"policy": "kept rows", "top_k_agreement": 0.5}
+    refit = {"is_kept": True, "error_before": 0.4, "error_after": 0.3, "fitted_tokens": 896, "held_out_tokens": 128}
+    refit |= {"rounds": 1, "steps": 0}
+    unfitted = {"is_fitted": None, "top_k_agreement_before": None}
+    kept_rows = {"policy": "kept rows", "top_k_agreement": 0.5, **unfitted}
     pruned_labels = [0, -1, -1, 1, -1, 2, 3, -1]
-    layer_changes = {"refit": refit, "router": kept_rows, "labels": pruned_labels}
+    layer_changes = {"refit": refit, "router": kept_rows, "labels": pruned_labels, "dominant": [0, 3, 5, 6]}
     dropped = {**report, "layers": [{**layer, **layer_changes} for layer in report["layers"]]}
-    unchanged = {"policy": "unchanged", "top_k_agreement": 1.0}
+    unchanged = {"policy": "unchanged", "top_k_agreement": 1.0, **unfitted}
     tied = {**report, "layers": [{**layer, "router": unchanged} for layer in report["layers"]]}
     local = {
         "calibration": {"dataset": "calib.jsonl"},

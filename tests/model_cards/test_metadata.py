@@ -17,7 +17,7 @@ def data_of(folder: Path, repo_id: str | None = None) -> Any:
     return ModelCard(write_card(folder, repo_id).path.read_text("utf-8")).data.to_dict()
 
 
-def test_a_folder_is_no_base_model_of_the_hub(make_folder: Any) -> None:
+def test_a_folder_is_not_a_base_model_of_the_hub(make_folder: Any) -> None:
     data = data_of(make_folder(source={"path": "/models/base", "revision": None}))
     assert data.keys().isdisjoint({"base_model", "base_model_relation"})
 
@@ -34,10 +34,10 @@ def test_a_link_that_leads_somewhere_is_kept(make_folder: Any, link: str) -> Non
 
 
 @pytest.mark.parametrize("link", ["../../secret", "/etc/passwd"])
-def test_a_link_out_of_the_repository_is_dropped_and_told(make_folder: Any, link: str) -> None:
+def test_a_link_out_of_the_repository_is_dropped_with_a_warning(make_folder: Any, link: str) -> None:
     written = write_card(make_folder(source={**HUB, **LICENSED, "license_link": link}))
     assert "license_link" not in ModelCard(written.path.read_text("utf-8")).data.to_dict()
-    assert any("did not come along" in warning for warning in written.warnings)
+    assert any("is not among the files" in warning for warning in written.warnings)
 
 
 def test_task_and_languages_are_those_of_the_base(make_folder: Any) -> None:
@@ -80,7 +80,7 @@ def test_a_benchmark_of_the_hub_gets_its_entry_and_loses_it_again(evaluated: Any
     assert not file.exists()
 
 
-def test_other_measures_are_no_benchmarks_of_the_hub(evaluated: Any) -> None:
+def test_other_measures_are_not_benchmarks_of_the_hub(evaluated: Any) -> None:
     folder = evaluated()
     write_card(folder)
     assert not (folder / ".eval_results").exists()

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
-from hcsmoe_hub.model_cards.folder import read_facts
+from hcsmoe_hub.model_cards.folder import read_card_data
 from hcsmoe_hub.model_cards.programs import expert_parallel_sizes, programs_for, tensor_parallel_sizes
-from hcsmoe_hub.model_cards.usage import usage
+from hcsmoe_hub.model_cards.render import render_body
+from hcsmoe_hub.options import Layout, MethodOptions
+from hcsmoe_hub.recipe.resolve import resolve
 
 CONFIGS = {
     "mixtral": {"num_local_experts": 4, "intermediate_size": 14336},
@@ -33,10 +35,15 @@ def facts(make_folder: Any) -> Any:
             {"source": {"model_type": model_type}, **arguments.pop("changes", {})},
             **{"tensors": SINGLE, **arguments},
         )
-        found, _ = read_facts(folder, None)
+        found, _ = read_card_data(folder, None)
         return type(found)(**{name: getattr(found, name) for name in found.__slots__} | {"config": {**BASE, **given}})
 
     return make
+
+
+def usage(card: Any) -> str:
+    """The section on usage."""
+    return render_body(card, "").partition("\n## Use\n")[2].partition("\n## Quality\n")[0]
 
 
 BASE = {"num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 1e6, "max_position_embeddings": 512}
@@ -80,7 +87,7 @@ def test_a_config_in_the_words_of_transformers_5_is_nothing_for_mlx(facts: Any, 
 
 
 def test_the_mapped_layout_loads_in_transformers_alone_and_says_what_that_runs(facts: Any) -> None:
-    text = usage(facts(changes={"method": {"layout": "mapped", "router": None}}))
+    text = usage(facts(changes={"method": resolve(MethodOptions(layout=Layout.MAPPED)).as_dict()}))
     assert "trust_remote_code=True" in text
     assert "modeling_hcsmoe.py" in text
     assert not any(word in text for word in ("vllm", "sglang", "gguf", "mlx"))

@@ -136,11 +136,11 @@ def test_an_alias_that_did_not_follow_fails(result: Path) -> None:
     fails(result, SourceError, "n_routed_experts = 8")
 
 
-def test_a_report_with_another_count_fails(result: Path) -> None:
+def test_a_report_that_declares_another_count_fails(result: Path) -> None:
     report = json.loads((result / "hcsmoe.json").read_text())
     report["experts"]["after"] = 6
     (result / "hcsmoe.json").write_text(json.dumps(report))
-    fails(result, VerificationError, "hcsmoe.json speaks of 6 experts, config.json of 4")
+    fails(result, VerificationError, "hcsmoe.json declares 6 experts, config.json 4")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"experts": 4}', '{"experts": {}}'])

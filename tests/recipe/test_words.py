@@ -1,8 +1,9 @@
-"""Every recipe in one line, and nothing in it that is not in force."""
+"""Every recipe in words, and nothing in them that is not in force."""
 
 import pytest
 
-from hcsmoe_hub.cli.method_words import method_line
+from hcsmoe_hub import options
+from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.options import (
     Align,
     Budget,
@@ -22,13 +23,17 @@ from hcsmoe_hub.options import (
     Saliency,
     Similarity,
 )
+from hcsmoe_hub.recipe import words
+from hcsmoe_hub.recipe.presets import PRESETS
+from hcsmoe_hub.recipe.read import read_recipe
 from hcsmoe_hub.recipe.resolve import resolve
+from hcsmoe_hub.recipe.words import method_line
 
 DEFAULT = "hierarchical clustering by expert-output (euclidean, average linkage), "
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("asked", "line"),
     [
         ({}, DEFAULT + "frequency merge, dominant router, reduced layout"),
         ({"method": Method.PRUNE}, "prune by reap"),
@@ -41,7 +46,7 @@ DEFAULT = "hierarchical clustering by expert-output (euclidean, average linkage)
         ({"refit": Refit.BLOCKS, "method": Method.PRUNE}, "prune by reap, experts and router refitted"),
         (
             {"method": Method.PRUNE, "router": RouterPolicy.FIT, "propagate": Propagate.MERGED},
-            "prune by reap, fitted router, fitted on merged hidden states",
+            "prune by reap, fitted router, refitted on merged hidden states",
         ),
         ({"method": Method.PRUNE, "router": RouterPolicy.FIT}, "prune by reap, fitted router"),
         ({"router": RouterPolicy.FIT}, DEFAULT + "frequency merge, fitted router, reduced layout"),
@@ -104,23 +109,53 @@ DEFAULT = "hierarchical clustering by expert-output (euclidean, average linkage)
         ),
     ],
 )
-def test_line_names_the_choices_in_force(asked, words):
-    assert method_line(resolve(MethodOptions(**asked)).as_dict()) == words
+def test_line_names_the_choices_in_force(asked, line):
+    assert method_line(resolve(MethodOptions(**asked))) == line
 
 
 def test_long_list_of_protected_experts_is_counted():
     asked = MethodOptions(protect=tuple((layer, 0) for layer in range(37)))
-    assert method_line(resolve(asked).as_dict()).endswith("reduced layout, protected 37 items")
+    assert method_line(resolve(asked)).endswith("reduced layout, protected 37 items")
 
 
-def test_method_of_the_first_version_is_shown_without_what_it_does_not_name():
-    method = {
-        "similarity": "expert-output",
-        "distance": "euclidean",
-        "clustering": "hierarchical",
-        "linkage": "average",
-        "merge": "frequency",
-        "router": "dominant",
-        "layout": "reduced",
-    }
-    assert method_line(method) == DEFAULT + "frequency merge, dominant router, reduced layout"
+WORDS = {
+    options.Similarity: words.SIMILARITIES,
+    options.Distance: words.DISTANCES,
+    options.Clustering: words.CLUSTERINGS,
+    options.Dominant: words.LEADERS,
+    options.Budget: words.BUDGETS,
+    options.Merge: words.MERGES,
+    options.Features: words.FEATURES,
+    options.Align: words.ALIGNMENTS,
+    options.Saliency: words.SALIENCIES,
+    options.RouterPolicy: words.ROUTERS,
+    options.Refit: words.REFITS,
+    options.Propagate: words.PROPAGATIONS,
+}
+
+
+def test_every_value_of_every_choice_has_words():
+    assert {kind: set(records) for kind, records in WORDS.items()} == {kind: set(kind) for kind in WORDS}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_recipe_is_read_back_from_what_a_report_records(preset):
+    asked = [PRESETS[preset], MethodOptions(protect=((None, 2), (3, 1)), layers=(1, 2))]
+    for recipe in map(resolve, asked):
+        # As JSON has it: lists, not tuples.
+        record = {name: list(value) if isinstance(value, tuple) else value for name, value in recipe.as_dict().items()}
+        assert read_recipe(record) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"router": "oracle"}, "the report names the router 'oracle', which this version of hcsmoe does not know."),
+        ({"similarity": "weight+aura"}, "the report names the similarity 'aura', which"),
+        ({"protect": "1:2:3"}, "the report protects the experts '1:2:3', which is not a list of LAYER:EXPERT."),
+    ],
+)
+def test_a_choice_of_a_later_version_is_refused(changes, problem):
+    with pytest.raises(SourceError) as caught:
+        read_recipe(resolve(MethodOptions()).as_dict() | changes)
+    assert caught.value.message.startswith(problem)

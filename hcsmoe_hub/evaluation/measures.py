@@ -1,0 +1,200 @@
+"""The shape of ``hcsmoe-evaluation.json``: every kind of measure, with the keys that cards and later runs rely on."""
+
+# Pydantic takes those of Python itself from 3.12 on.
+from typing import NotRequired
+
+from typing_extensions import TypedDict
+
+from hcsmoe_hub.report import Tool
+
+
+class Checkpoint(TypedDict):
+    """Which checkpoint was measured; its fingerprint identifies its weights."""
+
+    repo_id: NotRequired[str | None]
+    path: NotRequired[str | None]
+    revision: NotRequired[str | None]
+    fingerprint: NotRequired[str | None]
+
+
+class Measured(TypedDict):
+    """The checkpoint that the measures of a file belong to."""
+
+    fingerprint: str
+
+
+class File(TypedDict):
+    """The text or the questions that were used."""
+
+    name: str
+    sha256: str
+    tokens: int
+
+
+class Settings(TypedDict):
+    """Where a measure was computed, and in which precision."""
+
+    dtype: str
+    device: str
+
+
+class WindowSettings(Settings):
+    """The same of text that was cut into windows of so many tokens."""
+
+    window: int
+
+
+class LoopSettings(Settings):
+    """The same of greedy continuations."""
+
+    prompt_tokens: int
+    continuation_tokens: int
+
+
+class TaskSettings(Settings):
+    """The same of tasks of lm-eval."""
+
+    tasks: list[str]
+
+
+class TextRow(TypedDict):
+    """Perplexity per token."""
+
+    perplexity: float
+    tokens: int
+
+
+class AgreementRow(TypedDict):
+    """Kullback-Leibler divergence from the base model in nats, and the share of equal most likely tokens."""
+
+    kl: float
+    top1_agreement: float
+    tokens: int
+
+
+class ChoiceRow(TypedDict):
+    """Share of questions answered right, with its standard error."""
+
+    accuracy: float
+    accuracy_stderr: float | None
+    items: int
+
+
+class LoopRow(TypedDict):
+    """Share of continuations that end in a loop, with its standard error."""
+
+    loop_rate: float
+    loop_rate_stderr: float | None
+    prompts: int
+
+
+class TextTable(TypedDict):
+    """Perplexity of everything, and of each domain."""
+
+    overall: TextRow
+    domains: dict[str, TextRow]
+
+
+class AgreementTable(TypedDict):
+    """Agreement on everything, and on each domain."""
+
+    overall: AgreementRow
+    domains: dict[str, AgreementRow]
+
+
+class ChoiceTable(TypedDict):
+    """Accuracy on everything, and on each domain."""
+
+    overall: ChoiceRow
+    domains: dict[str, ChoiceRow]
+
+
+class LoopTable(TypedDict):
+    """Loops of everything, and of each domain."""
+
+    overall: LoopRow
+    domains: dict[str, LoopRow]
+
+
+class TaskTable(TypedDict):
+    """Metrics by task, and the mean accuracy where every task has one."""
+
+    tasks: dict[str, dict[str, float | None]]
+    average: float | None
+
+
+class Measure(TypedDict):
+    """What every measure records: the model it was compared with, and the libraries."""
+
+    base_model: NotRequired[Checkpoint | None]
+    versions: dict[str, str]
+
+
+class Perplexity(Measure):
+    """Perplexity of a text."""
+
+    file: File
+    settings: WindowSettings
+    model: TextTable
+    base: NotRequired[TextTable | None]
+
+
+class Agreement(Measure):
+    """Agreement with the base model on a text."""
+
+    file: File
+    settings: WindowSettings
+    model: AgreementTable
+
+
+class Choices(Measure):
+    """Multiple choice."""
+
+    file: File
+    settings: Settings
+    model: ChoiceTable
+    base: NotRequired[ChoiceTable | None]
+
+
+class Loops(Measure):
+    """Greedy continuations that end in a loop."""
+
+    file: File
+    settings: LoopSettings
+    model: LoopTable
+    base: NotRequired[LoopTable | None]
+
+
+class TaskVersions(TypedDict):
+    """The version of lm-eval that the tasks come from."""
+
+    lm_eval: str
+
+
+class Tasks(TypedDict):
+    """Tasks of lm-eval."""
+
+    base_model: NotRequired[Checkpoint | None]
+    versions: TaskVersions
+    settings: TaskSettings
+    model: TaskTable
+    base: NotRequired[TaskTable | None]
+
+
+class Measures(TypedDict, total=False):
+    """Measures by kind."""
+
+    perplexity: Perplexity
+    agreement: Agreement
+    choices: Choices
+    loops: Loops
+    tasks: Tasks
+
+
+class Evaluation(TypedDict):
+    """The whole file."""
+
+    schema_version: int
+    tool: Tool
+    model: Measured
+    measures: Measures

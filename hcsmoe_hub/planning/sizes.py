@@ -1,0 +1,99 @@
+"""How many parameters a model has, how many of them a token uses, and what fewer experts would leave."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hcsmoe_hub.checkpoint.config_json import MoESettings
+from hcsmoe_hub.checkpoint.tensors import total_bytes
+from hcsmoe_hub.model.source_model import SourceModel
+from hcsmoe_hub.planning.conversion_plan import ConversionPlan
+from hcsmoe_hub.report import Change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """What a model would have with fewer experts, apart from the few rows of its routers.
+
+    Attributes:
+        experts: Experts per MoE layer.
+        parameters: All parameters.
+        weights_bytes: Bytes of all stored tensors.
+    """
+
+    experts: int
+    parameters: int
+    weights_bytes: int
+
+
+def parameter_counts(plan: ConversionPlan) -> Change:
+    """Parameters of the source and of the result, shared ones counted once."""
+    return {"before": plan.model.parameters, "after": plan.parameters_after}
+
+
+def active_parameter_counts(plan: ConversionPlan) -> Change:
+    """Parameters of the source and of the result that one token uses."""
+    idle_after = _idle_parameters(plan.model, plan.state, plan.settings.experts_per_token)
+    return {"before": active_parameters(plan.model), "after": plan.parameters_after - idle_after}
+
+
+def weight_bytes(plan: ConversionPlan) -> Change:
+    """Bytes of all stored tensors of the source and of the result."""
+    return {
+        "before": total_bytes(plan.model.source.tensors.values()),
+        "after": total_bytes(plan.shards.tensors.values()),
+    }
+
+
+def active_parameters(model: SourceModel) -> int:
+    """Parameters of a checkpoint that one token uses: all but those of the experts that it is not routed to."""
+    return model.parameters - _idle_parameters(model, model.skeleton.state, model.settings.experts_per_token)
+
+
+def _idle_parameters(model: SourceModel, state: Mapping[str, Tensor], per_token: int) -> int:
+    """Parameters of the routed experts that are not active for a token, in all layers.
+
+    Args:
+        model: The source, for the places of experts in its tensors.
+        state: Tensors of the model in question by their names.
+        per_token: Active experts of every token.
+    """
+    idle = 0
+    for expert in (expert for block in model.blocks for expert in block.experts):
+        tensor = state[expert.name]
+        rows = tensor.shape[expert.dim] - expert.extra_rows - per_token * expert.rows_per_expert
+        idle += max(rows, 0) * (tensor.numel() // tensor.shape[expert.dim])
+    return idle
+
+
+def stored_experts(model: SourceModel) -> dict[int, int]:
+    """Experts that each MoE layer of a checkpoint stores; several router rows may share one."""
+    if model.expert_map is not None:
+        return {layer: max(experts) + 1 for layer, experts in model.expert_map.items()}
+    return {block.layer: model.settings.experts for block in model.blocks}
+
+
+def projections(model: SourceModel) -> list[Projection]:
+    """What three quarters and half of the experts would leave, where that is fewer than now and enough for a token.
+
+    There is none for a result whose router rows share experts: it cannot be converted again.
+    """
+    if model.expert_map is not None:
+        return []
+    return [_projection(model, kept) for kept in _worth_trying(model.settings)]
+
+
+def _worth_trying(settings: MoESettings) -> list[int]:
+    counts = (settings.experts * 3 // 4, settings.experts // 2)
+    return [kept for kept in dict.fromkeys(counts) if settings.experts_per_token <= kept < settings.experts]
+
+
+def _projection(model: SourceModel, kept: int) -> Projection:
+    experts, itemsize = model.settings.experts, model.skeleton.dtype.itemsize
+    removed = model.expert_parameters() * (experts - kept) // experts
+    left = model.parameters - removed
+    # A quantised source is written back in the dtype that it is computed in.
+    is_quantized = model.skeleton.quantizer is not None
+    stored = left * itemsize if is_quantized else total_bytes(model.source.tensors.values()) - removed * itemsize
+    return Projection(experts=kept, parameters=left, weights_bytes=stored)
