@@ -242,6 +242,7 @@ def test_every_data_file_is_packaged(project: Any) -> None:
     data = {file for file in LIBRARY.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
     assert data - packaged == set()
     assert LIBRARY / "py.typed" in packaged
+    assert CARDS / "card.md.jinja" in packaged
     assert LIBRARY / "calibration" / "data" / "bundled.jsonl" in packaged
 
 
