@@ -157,7 +157,7 @@ def _line(cells: Sequence[int], glyphs: Mapping[int, str], cut: int | None, dots
 
 
 def _heading(cut: int, columns: int, dots: str, clusters: int) -> str:
-    """The number of clusters, beside the cut that makes them."""
+    """The number of clusters, next to the cut that makes them."""
     text = f"{clusters} clusters" if clusters > 1 else "1 cluster"
     fits = cut + len(text) + 2 <= columns
     return f"{' ' * cut}{dots} {text}" if fits else f"{f'{text} '.rjust(cut)}{dots}"
