@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, MethodOptions, Preset, convert, method_options
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, MethodOptions, Preset, convert
 from hcsmoe_hub.evaluation.evaluate import evaluate
 from hcsmoe_hub.evaluation.options import EvaluateOptions
 from hcsmoe_hub.hub.open import open_source
@@ -32,7 +32,6 @@ from hcsmoe_hub.options import (
     Dominant,
     Layout,
     Merge,
-    Method,
     Propagate,
     Refit,
     RouterPolicy,
@@ -46,22 +45,22 @@ SALIENT = MethodOptions(
     align=Align.ACTIVATION,
     merge=Merge.SALIENCY,
 )
-RECONSTRUCTION = MethodOptions(method=Method.PRUNE, saliency=Saliency.RECONSTRUCTION)
-REFIT = method_options(Preset.REFIT)
+RECONSTRUCTION = MethodOptions(preset=Preset.REAP, saliency=Saliency.RECONSTRUCTION)
+REFIT = MethodOptions(preset=Preset.REFIT)
 # Published methods; the first two keep all router rows, as the papers do.
 BASELINES: Mapping[str, MethodOptions] = {
-    "HC-SMoE, full router": method_options(Preset.HC_SMOE, layout=Layout.FULL),
-    "M-SMoE, full router": method_options(Preset.M_SMOE, layout=Layout.FULL),
-    "HC-SMoE": method_options(Preset.HC_SMOE),
+    "HC-SMoE, full router": MethodOptions(preset=Preset.HC_SMOE, layout=Layout.FULL),
+    "M-SMoE, full router": MethodOptions(preset=Preset.M_SMOE, layout=Layout.FULL),
+    "HC-SMoE": MethodOptions(preset=Preset.HC_SMOE),
     "random groups": MethodOptions(clustering=Clustering.RANDOM),
-    "F-prune": MethodOptions(method=Method.PRUNE, saliency=Saliency.FREQUENCY),
-    "S-prune": MethodOptions(method=Method.PRUNE, saliency=Saliency.ROUTING_SCORE),
-    "REAP": method_options(Preset.REAP),
+    "F-prune": MethodOptions(preset=Preset.REAP, saliency=Saliency.FREQUENCY),
+    "S-prune": MethodOptions(preset=Preset.REAP, saliency=Saliency.ROUTING_SCORE),
+    "REAP": MethodOptions(preset=Preset.REAP),
     "reconstruction": RECONSTRUCTION,
 }
 RECIPES: Mapping[str, MethodOptions] = {
     **BASELINES,
-    "HC-SMoE, router fit": method_options(Preset.HC_SMOE, router=RouterPolicy.FIT),
+    "HC-SMoE, router fit": MethodOptions(preset=Preset.HC_SMOE, router=RouterPolicy.FIT),
     "HC-SMoE, aligned": MethodOptions(align=Align.ACTIVATION),
     "around salient experts": SALIENT,
     "REAP + down": replace(REFIT, refit=Refit.DOWN),

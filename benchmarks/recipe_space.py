@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from hcsmoe_hub import ConvertOptions, MethodOptions
+from hcsmoe_hub import ConvertOptions, MethodOptions, Preset
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.model.source_model import read_model
@@ -37,7 +37,7 @@ from hcsmoe_hub.options import (
 )
 from hcsmoe_hub.planning.refusals import check_recipe
 from hcsmoe_hub.recipe.recipe import Recipe
-from hcsmoe_hub.recipe.resolve import flag, resolve
+from hcsmoe_hub.recipe.resolve import resolve
 
 SIMILARITIES = tuple(chain.from_iterable(combinations(Similarity, size + 1) for size in range(len(Similarity))))
 # In the order in which resolve decides: whether a value would be idle depends on those before it alone.
@@ -66,7 +66,7 @@ NAMES = tuple(DOMAINS)
 # No limit is a choice; elsewhere None means the default.
 VALUES = [(name, value) for name in NAMES for value in DOMAINS[name] if value is not None or name == "max_cluster_size"]
 # The hint of a refusal names the option that would have no effect.
-IDLE = {f"leave {flag(name)} out": name for name in NAMES}
+IDLE = {f"leave `{name}` out": name for name in NAMES}
 REQUESTS = prod(map(len, DOMAINS.values()))
 # Attempts to find a random recipe, and random changes made to each.
 ATTEMPTS, STEPS = 4000, 40
@@ -99,7 +99,7 @@ class Space:
         Raises:
             PlanError: If there is none, or if it does not fit the model.
         """
-        recipe = resolve(MethodOptions(**choices))
+        recipe = resolve(MethodOptions(preset=Preset.HC_SMOE, **choices))
         check_recipe(self._model, recipe, options_for(recipe, self._options))
         return recipe
 
@@ -123,7 +123,7 @@ class Space:
             wanted = {**choices, name: value}
             times = 2 * weight if default is not None and value == default else weight
             try:
-                decided = resolve(MethodOptions(**wanted)) if rest else self.decide(wanted)
+                decided = resolve(MethodOptions(preset=Preset.HC_SMOE, **wanted)) if rest else self.decide(wanted)
             except PlanError as refusal:
                 if not rest or is_idle(refusal, name):
                     yield times * prod(len(DOMAINS[other]) for other in rest), refusal
@@ -137,7 +137,8 @@ class Space:
     def _default(self, choices: Choices, name: str) -> Any:
         """The default of an omitted option; ``None`` if it has none or it is not known yet."""
         try:
-            return None if None not in DOMAINS[name] else getattr(resolve(MethodOptions(**choices)), name)
+            recipe = resolve(MethodOptions(preset=Preset.HC_SMOE, **choices))
+            return None if None not in DOMAINS[name] else getattr(recipe, name)
         except PlanError:
             return None
 
@@ -234,8 +235,10 @@ def crossed(pair: Any, first: list[Recipe], second: list[Recipe]) -> Iterator[di
         choices = choices_of(one), choices_of(other)
         for cut in range(begin + 1, end + 1):
             requests.append({name: choices[number >= cut][name] for number, name in enumerate(NAMES)})
-    # Options after the pair, or with their own default, are the first to conflict.
-    plain = {name: getattr(MethodOptions(), name) for name in NAMES if name in NAMES[end:] or None not in DOMAINS[name]}
+    # What comes after the pair, or has a default of its own, is the first to stand in the way.
+    published = resolve(MethodOptions(preset=Preset.HC_SMOE))
+    plain = {name: getattr(published, name) for name in NAMES if None not in DOMAINS[name]}
+    plain = dict.fromkeys(NAMES[end:]) | plain
     for request in requests:
         yield {**request, **dict(pair)}
         yield {**request, **plain, **dict(pair)}
@@ -266,5 +269,5 @@ def differences(one: Recipe, other: Recipe) -> list[str]:
 
 
 def describe(recipe: Recipe) -> str:
-    """A recipe as one line: its choices, without unset options."""
-    return " ".join(f"{flag(name)}={value}" for name, value in recipe.as_dict().items() if value is not None)
+    """A recipe as one line: its choices, without those that are left open."""
+    return " ".join(f"{name}={value}" for name, value in recipe.as_dict().items() if value is not None)

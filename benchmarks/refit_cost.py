@@ -24,7 +24,7 @@ import torch
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, Preset, convert, method_options
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, Preset, convert
 from hcsmoe_hub.hub.open import open_source
 from hcsmoe_hub.methods.refit.cost import FittedLayer
 from hcsmoe_hub.methods.refit.down_projections import fit_down
@@ -95,7 +95,7 @@ def main() -> None:
 
 def added_time(model: Path) -> float:
     """Time that the router fit and the down projections add to the pass over the layers, as a share of that pass."""
-    published = method_options(Preset.HC_SMOE)
+    published = MethodOptions(preset=Preset.HC_SMOE)
     fitted = replace(published, router=RouterPolicy.FIT, refit=Refit.DOWN)
     return pass_seconds(model, fitted) / pass_seconds(model, published) - 1
 

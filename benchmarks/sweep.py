@@ -26,7 +26,7 @@ from recipe_space import ATTEMPTS, REQUESTS, VALUES, Space, choices_of, describe
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, convert, execute, plan_conversion
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, convert, execute, plan
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import HcsmoeError
 from hcsmoe_hub.hub.open import open_source
@@ -67,12 +67,12 @@ class Sweep:
             options = replace(options_for(recipe, self.options), method=method)
             try:
                 try:
-                    plan = plan_conversion(self.source, options)
+                    planned = plan(self.source, options)
                 except HcsmoeError as refusal:
                     self.refused[recipe] = refusal
                 else:
-                    execute(plan)
-                    self.digests[recipe] = check_result(plan.output, recipe)
+                    execute(planned)
+                    self.digests[recipe] = check_result(planned.output, recipe)
             except FAILURES as error:
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 self.failed[recipe] = f"{last.filename}:{last.lineno}: {type(error).__name__}: {error}"

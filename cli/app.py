@@ -1,4 +1,4 @@
-"""The ``hcsmoe`` application: its commands, and how their errors are reported."""
+"""The ``hcsmoe`` application: its commands, and how errors are reported."""
 
 import errno
 import os
@@ -13,6 +13,7 @@ from hcsmoe_hub.cli.card import card
 from hcsmoe_hub.cli.convert import EXAMPLES, convert
 from hcsmoe_hub.cli.evaluate import evaluate
 from hcsmoe_hub.cli.help_page import HelpCommand, HelpGroup
+from hcsmoe_hub.cli.flags import with_flags
 from hcsmoe_hub.cli.inspect import inspect
 from hcsmoe_hub.cli.output import Output, print_labelled, stderr_console
 from hcsmoe_hub.cli.push import push
@@ -40,7 +41,7 @@ class _Commands(HelpGroup):
         try:
             return super().invoke(ctx)
         except HcsmoeError as error:
-            _fail(error.message, error.hint)
+            _fail(with_flags(error.message), with_flags(error.hint))
         except OSError as error:
             hint = SYSTEM_HINTS.get(error.errno or 0)
             if hint is None:
@@ -53,7 +54,7 @@ class _Commands(HelpGroup):
 
 
 def _fail(message: str, hint: str) -> None:
-    """Tells a failure that is being handled, and ends the command."""
+    """Reports the failure that is being handled, and ends the command."""
     console = stderr_console()
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         console.print(traceback.format_exc(), soft_wrap=True)

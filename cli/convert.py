@@ -12,7 +12,7 @@ from hcsmoe_hub.cli.libraries import collector_paused, prepare_libraries
 from hcsmoe_hub.cli.method_options import ExpertsOption, ExpertsPerTokenOption, MethodFlags
 from hcsmoe_hub.cli.output import Output
 from hcsmoe_hub.cli.progress import listening
-from hcsmoe_hub.convert import execute, plan_conversion
+from hcsmoe_hub.convert import execute, plan
 from hcsmoe_hub.events import Stage, StageFinished, StageStarted
 from hcsmoe_hub.options import ConvertOptions
 from hcsmoe_hub.report import FIGURE_FILE, ConversionReport
@@ -70,16 +70,16 @@ def _convert(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -
     with listening(sink) as listener:
         listener(StageStarted(Stage.PLAN, 1))
         with collector_paused():
-            plan = plan_conversion(source, options, **hub.arguments())
+            planned = plan(source, options, **hub.arguments())
         listener(StageFinished(Stage.PLAN, time.perf_counter() - start))
-        report = execute(plan, token=hub.token, listener=listener)
-    document = _document(plan, report)
+        report = execute(planned, token=hub.token, listener=listener)
+    document = _document(planned, report)
     human = summary.conversion(document, check_mark=sink.check_mark, seconds=time.perf_counter() - start)
     sink.result(document, human=human, brief=document["output"] or document["pushed"]["url"])
-    if plan.sends_away:
+    if planned.sends_away:
         sink.hint(f"load it with AutoModelForCausalLM.from_pretrained({document['pushed']['repo_id']!r})")
         return
-    path = shlex.quote(str(plan.output))
+    path = shlex.quote(str(planned.output))
     sink.hint(f"check it with 'hcsmoe verify {path}', look at its clusters with 'hcsmoe inspect {path}'")
 
 
@@ -96,10 +96,10 @@ def _document(plan: "ConversionPlan", report: ConversionReport) -> dict[str, Any
 
 def _dry_run(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -> None:
     with sink.working("Reading headers"):
-        plan = plan_conversion(source, options, **hub.arguments())
-        document = plan_document(plan)
-        human = summary.dry_run(document, available(plan))
-    sink.result(document, human=human, brief=str(plan.output))
-    for message in plan.warnings:
+        planned = plan(source, options, **hub.arguments())
+        document = plan_document(planned)
+        human = summary.dry_run(document, available(planned))
+    sink.result(document, human=human, brief=str(planned.output))
+    for message in planned.warnings:
         sink.warn(message)
     sink.hint("drop --dry-run to convert")

@@ -26,13 +26,13 @@ from hcsmoe_hub.options import (
     Merge,
     Method,
     MethodOptions,
+    Preset,
     Propagate,
     Refit,
     RouterPolicy,
     Saliency,
     Similarity,
 )
-from hcsmoe_hub.recipe.presets import Preset, method_options
 
 # Values that say by themselves what they stand for.
 NO_MEANINGS: Mapping[StrEnum, str] = MappingProxyType({})
@@ -284,4 +284,4 @@ class MethodFlags:
                 f"is the old name of --refit, and --refit {self.refit} is given as well.", param_hint="--correct"
             )
         given["refit"] = self.refit or old
-        return method_options(**given, seed=seed)
+        return MethodOptions(**{name: value for name, value in given.items() if value is not None}, seed=seed)

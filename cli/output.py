@@ -9,6 +9,8 @@ import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from hcsmoe_hub.cli.flags import with_flags
+
 # Wide enough that no line is cut or wrapped when the output goes to a file or to another program.
 PIPE_WIDTH = 1000
 # Width of a drawing there: a wider one shows no more.
@@ -102,7 +104,7 @@ class Output:
     def warn(self, message: str) -> None:
         """Prints a warning on stderr."""
         if self.mode is not Mode.QUIET:
-            print_labelled(self.stderr, "Warning", "yellow", message)
+            print_labelled(self.stderr, "Warning", "yellow", with_flags(message))
 
     def hint(self, message: str) -> None:
         """Prints on stderr what a person could do next."""

@@ -1,21 +1,127 @@
-"""hcsmoe: fewer experts for Sparse-Mixture-of-Experts checkpoints, without training."""
+"""Shrink Mixture-of-Experts checkpoints without fine-tuning: prune or merge experts, refit the rest, write the result.
 
-from hcsmoe_hub.convert import convert, execute, plan_conversion
-from hcsmoe_hub.errors import HcsmoeError
-from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, MethodOptions, PushOptions
-from hcsmoe_hub.recipe.presets import Preset, method_options
-from hcsmoe_hub.report import Pushed
+Importing this package is cheap: torch and the other libraries are imported when work begins.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# These two modules are imported here because each has the name of its function, which must win.
+from hcsmoe_hub.convert import convert, execute, plan
+from hcsmoe_hub.errors import (
+    CalibrationError,
+    HcsmoeError,
+    OutputError,
+    PlanError,
+    SourceError,
+    UnsupportedModelError,
+    VerificationError,
+)
+from hcsmoe_hub.evaluation.options import EvaluateOptions
+from hcsmoe_hub.options import (
+    Align,
+    Budget,
+    CalibrationOptions,
+    Clustering,
+    ConvertOptions,
+    Device,
+    Distance,
+    Dominant,
+    Features,
+    KMeansStart,
+    Layout,
+    Linkage,
+    Merge,
+    Method,
+    MethodOptions,
+    Preset,
+    Propagate,
+    PushOptions,
+    Refit,
+    RouterPolicy,
+    Saliency,
+    Similarity,
+)
+from hcsmoe_hub.push import push
+from hcsmoe_hub.report import ConversionReport, Pushed
+
+if TYPE_CHECKING:
+    from hcsmoe_hub.evaluation.evaluate import evaluate
+    from hcsmoe_hub.hub.write_errors import PushError
+    from hcsmoe_hub.model_cards import WrittenCard, write_card
+    from hcsmoe_hub.planning.conversion_plan import ConversionPlan
+    from hcsmoe_hub.result.verify import Verification, verify
+
+    __version__: str
+
+# Names whose modules import large libraries, and the module of each.
+_LAZY = {
+    "ConversionPlan": "hcsmoe_hub.planning.conversion_plan",
+    "PushError": "hcsmoe_hub.hub.write_errors",
+    "Verification": "hcsmoe_hub.result.verify",
+    "WrittenCard": "hcsmoe_hub.model_cards",
+    "evaluate": "hcsmoe_hub.evaluation.evaluate",
+    "verify": "hcsmoe_hub.result.verify",
+    "write_card": "hcsmoe_hub.model_cards",
+}
 
 __all__ = [
+    "Align",
+    "Budget",
+    "CalibrationError",
     "CalibrationOptions",
+    "Clustering",
+    "ConversionPlan",
+    "ConversionReport",
     "ConvertOptions",
+    "Device",
+    "Distance",
+    "Dominant",
+    "EvaluateOptions",
+    "Features",
     "HcsmoeError",
+    "KMeansStart",
+    "Layout",
+    "Linkage",
+    "Merge",
+    "Method",
     "MethodOptions",
+    "OutputError",
+    "PlanError",
     "Preset",
+    "Propagate",
+    "PushError",
     "PushOptions",
     "Pushed",
+    "Refit",
+    "RouterPolicy",
+    "Saliency",
+    "Similarity",
+    "SourceError",
+    "UnsupportedModelError",
+    "Verification",
+    "VerificationError",
+    "WrittenCard",
+    "__version__",
     "convert",
+    "evaluate",
     "execute",
-    "method_options",
-    "plan_conversion",
+    "plan",
+    "push",
+    "verify",
+    "write_card",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("hcsmoe")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

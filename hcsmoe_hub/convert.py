@@ -1,11 +1,11 @@
-"""The whole story: plan, stream (observe, cluster, merge, route), write, verify.
+"""The whole story: calibrate, observe, convert (cluster, merge or prune, refit), finish, push.
 
 Importing this module is cheap; torch and transformers are imported when a conversion begins.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,17 +44,17 @@ def convert(
         listener: Called with every event.
 
     Returns:
-        What was done: ``hcsmoe.json`` of the result, and where it was pushed to.
+        What was done: the content of ``hcsmoe.json``, and where the result was pushed to.
 
     Raises:
         HcsmoeError: For every known failure. Nothing is left that looks finished; if nothing but a push has failed, the
             result stays.
     """
-    plan = plan_conversion(source, options, revision=revision, token=token, cache_dir=cache_dir)
-    return execute(plan, token=token, listener=listener)
+    planned = plan(source, options, revision=revision, token=token, cache_dir=cache_dir)
+    return execute(planned, token=token, listener=listener)
 
 
-def plan_conversion(
+def plan(
     source: "str | Path | Source",
     options: ConvertOptions,
     *,
@@ -63,6 +63,16 @@ def plan_conversion(
     cache_dir: Path | None = None,
 ) -> "ConversionPlan":
     """Plans a conversion from the source's config and headers; reads no weights and writes nothing.
+
+    Args:
+        source: Local folder, Hub repository id, or an opened source.
+        options: What to do.
+        revision: Branch, tag or commit of a repository.
+        token: Hub token; ``None`` uses the stored login.
+        cache_dir: Hub cache; ``None`` uses the default one.
+
+    Returns:
+        What ``execute`` will do, and what it needs.
 
     Raises:
         HcsmoeError: Every refusal of a conversion happens here.
@@ -94,35 +104,26 @@ def execute(plan: "ConversionPlan", *, token: str | None = None, listener: Liste
         PushError: If the result cannot be pushed. Unless its shards were to be deleted, it stays where it is.
         HcsmoeError: If calibration text, a download or the disk fails; everything written so far is removed.
     """
-    from hcsmoe_hub.pipeline.run import load_tokens, observe
-    from hcsmoe_hub.publishing.result import open_delivery, push_result
     from hcsmoe_hub.result.folder import claim_output
     from hcsmoe_hub.result.make_report import describe_making
 
-    log, push, token_ids, delivery = _Log(listener, plan.warnings), plan.options.push, None, None
-    with TemporaryDirectory(prefix="hcsmoe-") as scratch:
-        if plan.statistics is None:
-            with log.timed(Stage.CALIBRATION, 1):
-                token_ids = load_tokens(plan, log.emit)
+    log = _Log(listener, plan.warnings)
+    with ExitStack() as stack:
+        token_ids = _calibrate(plan, log)
         making = describe_making(plan, token_ids, log.emit)
-        if push is not None:
-            delivery = open_delivery(plan, push, making, token=token, listener=listener)
-        if not plan.is_final:
-            assert token_ids is not None, "statistics make every plan final"
-            with log.timed(Stage.OBSERVE, len(plan.model.skeleton.layers)):
-                plan = observe(plan, token_ids, plan.options.statistics or Path(scratch) / "statistics", log.emit)
-        with claim_output(plan) as claim, delivery or nullcontext():
-            report, result = _convert(plan, token_ids, making, delivery, log)
-            claim.stays = not plan.sends_away
-            claim.card = _write_card(plan, log.emit)
-            if push is None or delivery is None:
-                return report
-            with log.timed(Stage.PUSH, 1):
-                return replace(report, pushed=push_result(plan, push, delivery, result))
+        delivery = _open_delivery(plan, making, token=token, listener=listener)
+        plan = _observe(plan, token_ids, stack, log)
+        claim = stack.enter_context(claim_output(plan))
+        if delivery is not None:
+            stack.enter_context(delivery)
+        report, result = _convert(plan, token_ids, making, delivery, log)
+        claim.stays = not plan.sends_away
+        claim.card = _finish(plan, log.emit)
+        return report if delivery is None else _push(plan, report, delivery, result, log)
 
 
 class _Log:
-    """Passes events on, and keeps what the report tells of them."""
+    """Passes events on, and keeps what the report records of them."""
 
     def __init__(self, listener: Listener, warnings: Sequence[str]) -> None:
         self._listener = listener
@@ -143,6 +144,40 @@ class _Log:
         yield
         self.seconds[stage.value] = round(time.perf_counter() - start, 3)
         self.emit(StageFinished(stage, self.seconds[stage.value]))
+
+
+def _calibrate(plan: "ConversionPlan", log: _Log) -> "Tensor | None":
+    """Reads the calibration tokens, ``[B, S]`` int64; ``None`` if statistics take their place."""
+    from hcsmoe_hub.pipeline.run import load_tokens
+
+    if plan.statistics is not None:
+        return None
+    with log.timed(Stage.CALIBRATION, 1):
+        return load_tokens(plan, log.emit)
+
+
+def _open_delivery(
+    plan: "ConversionPlan", making: Mapping[str, Any], *, token: str | None, listener: Listener
+) -> "Delivery | None":
+    """Finds or makes the repository that the result goes to; ``None`` if it is not pushed."""
+    from hcsmoe_hub.publishing.result import open_delivery
+
+    push = plan.options.push
+    return None if push is None else open_delivery(plan, push, making, token=token, listener=listener)
+
+
+def _observe(plan: "ConversionPlan", token_ids: "Tensor | None", stack: ExitStack, log: _Log) -> "ConversionPlan":
+    """Makes a plan final whose budget depends on statistics that nobody has collected yet."""
+    from hcsmoe_hub.pipeline.run import observe
+
+    if plan.is_final:
+        return plan
+    assert token_ids is not None, "statistics make every plan final"
+    file = plan.options.statistics
+    if file is None:
+        file = Path(stack.enter_context(TemporaryDirectory(prefix="hcsmoe-"))) / "statistics"
+    with log.timed(Stage.OBSERVE, len(plan.model.skeleton.layers)):
+        return observe(plan, token_ids, file, log.emit)
 
 
 def _convert(
@@ -173,17 +208,28 @@ def _convert(
     return report, result
 
 
-def _write_card(plan: "ConversionPlan", emit: Listener) -> Path | None:
-    """Writes the model card, unless a person's own would be lost: that one is no part of the result."""
+def _finish(plan: "ConversionPlan", emit: Listener) -> Path | None:
+    """Writes the model card, unless a person's own would be lost: that one is not part of the result."""
     from hcsmoe_hub.model_cards import write_card
 
     push = plan.options.push
     try:
         card = write_card(plan.output, None if push is None else push.repo_id)
-        # What these say is of interest to whoever publishes.
+        # They matter only to those who publish.
         for message in card.warnings if push is not None else ():
             emit(Warned(message))
     except OutputError as error:
         emit(Warned(f"{error.message} It stays as it is; 'hcsmoe card {plan.output} --overwrite' replaces it."))
         return None
     return card.path
+
+
+def _push(
+    plan: "ConversionPlan", report: ConversionReport, delivery: "Delivery", result: "Source", log: _Log
+) -> ConversionReport:
+    """Makes the result visible on the Hub."""
+    from hcsmoe_hub.publishing.result import push_result
+
+    assert plan.options.push is not None, "there is a delivery for a push only"
+    with log.timed(Stage.PUSH, 1):
+        return replace(report, pushed=push_result(plan, plan.options.push, delivery, result))

@@ -1,4 +1,4 @@
-"""What the library tells the outside while it works; the command line renders these, the library never prints."""
+"""What the library reports while it works; the command line renders these, the library never prints."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,14 +53,14 @@ class Fetching:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """The user's wish was bent, or the result deserves a second look."""
+    """An option could not be followed to the letter, or the result deserves a second look."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A file is on its way to the Hub; ``bytes_sent`` counts what was sent more than once as often as it was."""
+    """A file is being uploaded; ``bytes_sent`` counts retried bytes every time they are sent."""
 
     file: str
     file_bytes: int
@@ -69,9 +69,10 @@ class Sending:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The Hub holds the content of a file, which nobody sees before the commit.
+    """The Hub holds the content of a file, which is not visible before the commit.
 
-    ``bytes_sent`` is 0 where it was there before, and ``None`` where the Xet client has sent it and does not tell.
+    ``bytes_sent`` is 0 where the Hub held it already, and ``None`` where the Xet client, which does not report it, has
+    sent the file.
     """
 
     file: str
@@ -84,4 +85,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The listener of those who do not listen."""
+    """Ignores every event."""

@@ -13,7 +13,7 @@ from hcsmoe_hub.events import Listener, Stage, StageFinished, StageStarted, igno
 from hcsmoe_hub.options import PushOptions
 from hcsmoe_hub.report import Pushed
 
-# The client sends the files of one call side by side.
+# The client sends the files of one call in parallel.
 FILES_AT_ONCE = 4
 
 
@@ -30,7 +30,7 @@ def push(folder: Path, options: PushOptions, *, token: str | None = None, listen
         What was done.
 
     Raises:
-        HcsmoeError: For every known failure. Before the commit nothing is visible, and a later push goes on.
+        HcsmoeError: For every known failure. Before the commit nothing is visible, and a later push resumes.
     """
     from hcsmoe_hub.publishing.files import check_result, checkpoint_files, other_files
     from hcsmoe_hub.publishing.publisher import Publisher

@@ -14,12 +14,12 @@ from hcsmoe_hub.options import (
     DEFAULT_SEQUENCE_LENGTH,
     CalibrationOptions,
     MethodOptions,
+    Preset,
     Refit,
     default_samples,
 )
-from hcsmoe_hub.recipe.presets import Preset, method_options
 from hcsmoe_hub.recipe.recipe import Recipe
-from hcsmoe_hub.recipe.resolve import flag, resolve
+from hcsmoe_hub.recipe.resolve import resolve
 from hcsmoe_hub.report import FIGURE_FILE
 
 # Longer commands get a line per option.
@@ -73,14 +73,14 @@ def _method_words(recorded: Recipe) -> Iterator[str]:
     values = {field.name: getattr(recorded, field.name) for field in fields(recorded)}
     asked = {name: value for name, value in values.items() if value not in (None, ())}
     try:
-        recipe = resolve(MethodOptions(**asked))
+        recipe = resolve(MethodOptions(**({"preset": Preset.HC_SMOE} | asked)))
         found = [given for preset in Preset if (given := _fewest(preset, asked, recipe)) is not None]
         # Of equally many options, those with the name of a method say more.
         shortest = min(
             (_without_preset(given, recipe) for given in found), key=lambda given: (len(given), "preset" not in given)
         )
         for name, value in shortest.items():
-            yield f"{flag(name)} {shlex.quote(_text(name, value))}"
+            yield f"--{name.replace('_', '-')} {shlex.quote(_text(name, value))}"
     except (PlanError, ValueError, TypeError) as error:
         raise SourceError(
             f"the method in the report contradicts itself: {str(error).rstrip('.')}.", hint="use a newer hcsmoe"
@@ -106,7 +106,7 @@ def _without_preset(given: Mapping[str, Any], recipe: Recipe) -> Mapping[str, An
 
 def _resolves_to(given: Mapping[str, Any], recipe: Recipe) -> bool:
     try:
-        return resolve(method_options(**given)) == recipe
+        return resolve(MethodOptions(**given)) == recipe
     except PlanError:
         return False
 

@@ -138,12 +138,12 @@ def _check_ours(content: str, path: Path) -> None:
     if mark is None:
         raise OutputError(
             f"{path} was not written by hcsmoe.",
-            hint=f"add --overwrite to replace it; what is between {KEEP} and {END} stays",
+            hint=f"add `overwrite=True` to replace it; what is between {KEEP} and {END} stays",
         )
     if mark.group(1) != _digest(content):
         raise OutputError(
             f"{path} was edited after hcsmoe wrote it.",
-            hint=f"wrap what you want to keep in {KEEP} and {END}, then add --overwrite",
+            hint=f"wrap what you want to keep in {KEEP} and {END}, then add `overwrite=True`",
         )
 
 

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, convert, plan_conversion
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, convert
+from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.hub import retry
 from hcsmoe_hub.hub.open import open_source
 from hcsmoe_hub.planning.estimate import estimate_needs

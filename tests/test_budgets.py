@@ -10,10 +10,11 @@ import torch
 from tiny_models import build, change_tensors, contents, options, read_config, read_tensors, refuse, same_bits
 from torch import Tensor
 
-from hcsmoe_hub import MethodOptions, convert, plan_conversion
+from hcsmoe_hub import MethodOptions, convert
+from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.events import Event, StageAdvanced, StageStarted
-from hcsmoe_hub.options import Budget, Clustering, Layout, Linkage, Merge, Method
+from hcsmoe_hub.options import Budget, Clustering, Layout, Linkage, Merge, Method, Preset
 from hcsmoe_hub.report import ConversionReport
 
 EXPERTS = "model.layers.{}.block_sparse_moe.experts.{}.{}.weight"
@@ -39,7 +40,9 @@ def source(tmp_path: Path) -> Path:
 
 def run(source: Path, experts: int, *, output: str = "result", **method: Any) -> ConversionReport:
     """Converts with a method to a folder next to the source."""
-    wanted = options(source, experts, method=MethodOptions(**method), output=source.parent / output)
+    wanted = options(
+        source, experts, method=MethodOptions(preset=Preset.HC_SMOE, **method), output=source.parent / output
+    )
     return convert(source, wanted)
 
 
@@ -212,7 +215,7 @@ def test_a_budget_is_spent_on_the_named_layers_only(source: Path) -> None:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_reduced_layout_refuses_a_budget_and_names_the_nearest_uniform_plan(source: Path, budget: Budget) -> None:
-    error = refuse(source, PlanError, options(source, 3, method=MethodOptions(budget=budget)))
+    error = refuse(source, PlanError, options(source, 3, method=MethodOptions(preset=Preset.HC_SMOE, budget=budget)))
     assert f"--budget {budget} gives each layer its own number of experts" in error.message
     assert "The nearest uniform plan keeps 3 in each, 12 in all." in error.message
     assert error.hint == "use --layout mapped or --layout full, or --budget uniform"
@@ -248,7 +251,7 @@ REFUSALS: list[tuple[int, dict[str, Any], str, str]] = [
 def test_numbers_that_do_not_fit_the_model_are_refused(
     source: Path, experts: int, method: dict[str, Any], message: str, hint: str
 ) -> None:
-    error = refuse(source, PlanError, options(source, experts, method=MethodOptions(**method)))
+    error = refuse(source, PlanError, options(source, experts, method=MethodOptions(preset=Preset.HC_SMOE, **method)))
     assert message in error.message
     assert hint in error.hint
 

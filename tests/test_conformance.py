@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, convert
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, Preset, convert
 from hcsmoe_hub.checkpoint.config_json import EXPERT_KEYS
 from hcsmoe_hub.errors import UnsupportedModelError
 from hcsmoe_hub.model.architectures import ARCHITECTURES
@@ -40,7 +40,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(source: Path, output: Path, calibration: Path, experts: int) -> ConversionReport:
     options = ConvertOptions(
         experts=experts,
-        method=MethodOptions(),
+        method=MethodOptions(preset=Preset.HC_SMOE),
         output=output,
         device="cpu",
         batch_tokens=24,

@@ -23,7 +23,8 @@ from tiny_models import (
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from hcsmoe_hub import ConvertOptions, convert, execute, plan_conversion
+from hcsmoe_hub import ConvertOptions, convert, execute
+from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
 from hcsmoe_hub.events import Event, StageAdvanced, StageFinished, StageStarted, Warned

@@ -26,7 +26,6 @@ from hcsmoe_hub.options import (
     Features,
     Layout,
     Merge,
-    Method,
     RouterPolicy,
     Saliency,
     Similarity,
@@ -43,14 +42,14 @@ REDUCING: dict[str, MethodOptions] = {
     "fix-dom": MethodOptions(merge=Merge.FIX_DOM, features=Features.WEIGHT),
     "budget": MethodOptions(layout=Layout.FULL, budget=Budget.FREQUENCY),
     "align-weight": MethodOptions(align=Align.WEIGHT),
-    "reap": MethodOptions(method=Method.PRUNE),
+    "reap": MethodOptions(preset=Preset.REAP),
     "align-activation": MethodOptions(align=Align.ACTIVATION, merge=Merge.SALIENCY, router=RouterPolicy.AVERAGE),
     "fuzzy": MethodOptions(clustering=Clustering.FUZZY),
     "one-to-one": MethodOptions(merge=Merge.FIX_DOM_ONE_TO_ONE, features=Features.ACTIVATION_WEIGHT),
     "single-shot": MethodOptions(clustering=Clustering.SINGLE_SHOT, similarity=LOGITS),
-    "reconstruction": MethodOptions(method=Method.PRUNE, saliency=Saliency.RECONSTRUCTION),
+    "reconstruction": MethodOptions(preset=Preset.REAP, saliency=Saliency.RECONSTRUCTION),
     "kmeans": MethodOptions(clustering=Clustering.KMEANS, similarity=WEIGHTS, router=RouterPolicy.FREQUENCY),
-    "router-fit": MethodOptions(router=RouterPolicy.FIT),
+    "router-fit": MethodOptions(preset=Preset.HC_SMOE, router=RouterPolicy.FIT),
     "overlap": MethodOptions(
         clustering=Clustering.SINGLE_SHOT, distance=Distance.WASSERSTEIN, dominant=Dominant.ROUTING_SCORE
     ),
@@ -60,8 +59,8 @@ IDENTICAL: dict[str, MethodOptions] = {
     "fuzzy": MethodOptions(clustering=Clustering.FUZZY),
     "align": MethodOptions(align=Align.ACTIVATION, merge=Merge.AVERAGE, router=RouterPolicy.AVERAGE),
     "full": MethodOptions(layout=Layout.FULL, clustering=Clustering.KMEANS),
-    "prune": MethodOptions(method=Method.PRUNE, saliency=Saliency.ROUTING_SCORE),
-    "fit": MethodOptions(router=RouterPolicy.FIT),
+    "prune": MethodOptions(preset=Preset.REAP, saliency=Saliency.ROUTING_SCORE),
+    "fit": MethodOptions(preset=Preset.HC_SMOE, router=RouterPolicy.FIT),
 }
 # Architectures whose blocks differ from all others where methods look: each goes through every method.
 SPECIAL = ("gemma4_text", "llama4_text", "deepseek_v4", "zaya", "gpt_oss", "dbrx")

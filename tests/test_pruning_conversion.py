@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from hcsmoe_hub import MethodOptions, convert
 from hcsmoe_hub.errors import PlanError
-from hcsmoe_hub.options import Method, Saliency
+from hcsmoe_hub.options import Preset, Saliency
 from hcsmoe_hub.report import ConversionReport, LayerReport
 
 EXPERTS = "model.layers.{}.block_sparse_moe.experts.{}.{}.weight"
@@ -29,7 +29,7 @@ def source(tmp_path: Path) -> Path:
 
 def prune(source: Path, experts: int, saliency: Saliency | None = None, **others: Any) -> ConversionReport:
     """Prunes to ``result`` next to the source."""
-    method = MethodOptions(method=Method.PRUNE, saliency=saliency, **others)
+    method = MethodOptions(preset=Preset.REAP, saliency=saliency, **others)
     return convert(source, options(source, experts, method=method, overwrite=True))
 
 
@@ -134,7 +134,7 @@ def test_the_reconstruction_error_leaves_less_error_than_any_score(source: Path)
 
 def test_the_reconstruction_error_is_measured_on_the_sampled_tokens(source: Path, tmp_path: Path) -> None:
     # 3 of 64 tokens are another problem than all of them.
-    method = MethodOptions(method=Method.PRUNE, saliency=Saliency.RECONSTRUCTION)
+    method = MethodOptions(preset=Preset.REAP, saliency=Saliency.RECONSTRUCTION)
     wanted = options(source, 4, method=method)
     few = replace(wanted, calibration=replace(wanted.calibration, feature_tokens=3), output=tmp_path / "few")
     pairs = zip(convert(source, wanted).layers, convert(source, few).layers, strict=True)
@@ -145,7 +145,7 @@ def test_the_reconstruction_error_of_experts_that_see_scaled_inputs_is_refused(t
     source = build(
         tmp_path / "model", "llama4_text", num_local_experts=8, intermediate_size_mlp=48, interleave_moe_layer_step=1
     )
-    method = MethodOptions(method=Method.PRUNE, saliency=Saliency.RECONSTRUCTION)
+    method = MethodOptions(preset=Preset.REAP, saliency=Saliency.RECONSTRUCTION)
     error = refuse(source, PlanError, options(source, 4, method=method))
     assert "the router weight multiplies an expert's input" in error.message
     assert "--saliency" in error.hint

@@ -18,7 +18,7 @@ from hcsmoe_hub.evaluation.evaluate import evaluate
 from hcsmoe_hub.evaluation.options import EvaluateOptions
 from hcsmoe_hub.events import Warned
 from hcsmoe_hub.model_cards import write_card
-from hcsmoe_hub.options import Layout
+from hcsmoe_hub.options import Layout, Preset
 from hcsmoe_hub.publishing.files import checkpoint_files
 from hcsmoe_hub.report import LayerReport, RouterReport, strip_paths
 
@@ -148,7 +148,7 @@ def active(tensors: dict[str, Tensor], per_token: int, *, of: int) -> int:
 
 @pytest.mark.parametrize("layout", Layout)
 def test_a_token_passes_as_many_experts_in_every_layout(source: Path, result: Path, layout: Layout) -> None:
-    report = convert(source, options(source, 4, method=MethodOptions(layout=layout)))
+    report = convert(source, options(source, 4, method=MethodOptions(preset=Preset.HC_SMOE, layout=layout)))
     before = active(read_tensors(source), 2, of=8)
     rows = 4 * 32 * 2 if layout is Layout.REDUCED else 0
     assert report.active_parameters == {"before": before, "after": before - rows}

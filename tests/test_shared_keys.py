@@ -46,4 +46,4 @@ def test_shared_keys_are_refused_on_an_accelerator(tmp_path: Path) -> None:
     save_tiny("gemma4_text", tmp_path / "source", **SHARED_KEYS)
     with pytest.raises(PlanError, match="hand keys and values on") as caught:
         make_plan(LocalSource(tmp_path / "source"), options(tmp_path), on_device=True)
-    assert "--device cpu" in caught.value.hint
+    assert "`device='cpu'`" in caught.value.hint

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hcsmoe_hub import plan_conversion
+from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.errors import HcsmoeError
-from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, MethodOptions
+from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, MethodOptions, Preset
 
 SEQUENCES, LENGTH, VOCABULARY = 4, 16, 64
 INDEX = "model.safetensors.index.json"
@@ -133,7 +133,7 @@ def options(
     file = source.parent / "ids.npy"
     np.save(file, (token_ids() if ids is None else ids).numpy())
     # As published and uncorrected, unless a test asks for something else.
-    others.setdefault("method", MethodOptions())
+    others.setdefault("method", MethodOptions(preset=Preset.HC_SMOE))
     return ConvertOptions(
         experts=experts,
         output=output or source.parent / "result",

@@ -89,7 +89,7 @@ def plan_calibration(
         if not has_tokenizer:
             raise PlanError(
                 f"{label} has no tokenizer, so calibration text cannot be turned into tokens.",
-                hint="add the tokenizer files, or pass token ids with --calibration IDS.npy",
+                hint="add the tokenizer files, or pass token ids with `dataset='IDS.npy'`",
             )
         length = options.sequence_length or min(DEFAULT_SEQUENCE_LENGTH, max_positions or DEFAULT_SEQUENCE_LENGTH)
         sequences = options.samples or default_samples(length, fits=fits)
@@ -98,7 +98,7 @@ def plan_calibration(
             f"sequences of {length} tokens are longer than the {max_positions} positions of {label}.",
             hint=f"cut them to {max_positions} ids or fewer"
             if path.suffix == TOKEN_IDS
-            else f"use --sequence-length {max_positions} or less",
+            else f"use `sequence_length={max_positions}` or less",
         )
     return CalibrationPlan(
         dataset=options.dataset,
@@ -177,7 +177,7 @@ def _pack(plan: CalibrationPlan, tokenizer_folder: Path) -> Tensor:
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CalibrationError(
             f"the model's tokenizer cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}",
-            hint="repair the tokenizer files, or pass token ids with --calibration IDS.npy",
+            hint="repair the tokenizer files, or pass token ids with `dataset='IDS.npy'`",
         ) from error
     # C4 follows the papers, which join documents without a separator.
     separator = [] if plan.dataset == C4 or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -189,7 +189,7 @@ def _pack(plan: CalibrationPlan, tokenizer_folder: Path) -> Tensor:
         elif tokenizer.chat_template is None:
             raise CalibrationError(
                 f"{plan.dataset} holds chat messages, but the model's tokenizer has no chat template.",
-                hint="pass plain text, or name a text column with --text-column",
+                hint="pass plain text, or name a text column with `text_column`",
             )
         else:
             try:
@@ -197,7 +197,7 @@ def _pack(plan: CalibrationPlan, tokenizer_folder: Path) -> Tensor:
             except (TemplateError, TypeError, KeyError, AttributeError) as error:
                 raise CalibrationError(
                     f"{plan.dataset} holds messages that the model's chat template rejects: {error}",
-                    hint="pass plain text, or name a text column with --text-column",
+                    hint="pass plain text, or name a text column with `text_column`",
                 ) from error
             stream += ids
         if len(stream) >= plan.tokens:
@@ -206,7 +206,7 @@ def _pack(plan: CalibrationPlan, tokenizer_folder: Path) -> Tensor:
     if sequences == 0:
         raise CalibrationError(
             f"{plan.dataset} gives {len(stream)} tokens, fewer than one sequence of {plan.sequence_length}.",
-            hint="pass more text, or a smaller --sequence-length",
+            hint="pass more text, or a smaller `sequence_length`",
         )
     return torch.tensor(stream[: sequences * plan.sequence_length]).view(sequences, plan.sequence_length)
 
@@ -219,12 +219,12 @@ def _documents(plan: CalibrationPlan) -> Iterator[Any]:
         if not present and plan.text_column is None:
             raise CalibrationError(
                 f"{plan.dataset} has no text: its columns are {', '.join(row)}.",
-                hint="name the column that holds the text with --text-column",
+                hint="name the column that holds the text with `text_column`",
             )
         if not present:
             raise CalibrationError(
                 f"{plan.dataset} has no column {plan.text_column!r}: its columns are {', '.join(row)}.",
-                hint="name one of them with --text-column",
+                hint="name one of them with `text_column`",
             )
         # Rows may be blank, and different rows may use different columns.
         column = next((name for name in present if row[name]), None)
@@ -233,7 +233,7 @@ def _documents(plan: CalibrationPlan) -> Iterator[Any]:
         if not (isinstance(row[column], str) or _are_messages(row[column])):
             raise CalibrationError(
                 f"column {column!r} of {plan.dataset} holds neither text nor chat messages.",
-                hint="name the column that holds the text with --text-column",
+                hint="name the column that holds the text with `text_column`",
             )
         yield row[column]
 
@@ -265,7 +265,7 @@ def _rows(plan: CalibrationPlan) -> Iterator[Mapping[str, Any]]:
     except (datasets.exceptions.DatasetsError, OSError, ValueError, EOFError, zlib.error) as error:
         raise CalibrationError(
             f"{plan.dataset} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}",
-            hint=f"check the file, or the name of the dataset; '--calibration {BUNDLED}' works offline",
+            hint=f"check the file, or the name of the dataset; `dataset='{BUNDLED}'` works offline",
         ) from error
 
 

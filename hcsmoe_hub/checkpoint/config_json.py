@@ -192,18 +192,18 @@ def check_counts(before: MoESettings, *, experts: int, experts_per_token: int | 
         why = f"it has only {before.experts}" if experts > before.experts else "a router needs at least 2"
         raise PlanError(
             f"cannot keep {experts} experts per layer of {label}: {why}.",
-            hint=f"use --experts with a number from 2 to {before.experts}",
+            hint=f"use `experts` with a number from 2 to {before.experts}",
         )
     top_k = before.experts_per_token if experts_per_token is None else experts_per_token
     if top_k < 1:
-        raise PlanError(f"a token cannot have {top_k} active experts.", hint="use --experts-per-token with 1 or more")
+        raise PlanError(f"a token cannot have {top_k} active experts.", hint="use `experts_per_token=1` or more")
     if top_k > experts:
         chosen = "selects" if experts_per_token is None else "would select"
-        fewer = f"lower the selection with --experts-per-token {experts}"
+        fewer = f"lower the selection with `experts_per_token={experts}`"
         raise PlanError(
             f"cannot keep {experts} of {before.experts} experts: the router of {label} {chosen} {top_k} experts per "
             "token, and a layer needs at least as many as it selects.",
-            hint=f"use --experts {top_k} or more, or {fewer}" if top_k <= before.experts else fewer,
+            hint=f"use `experts={top_k}` or more, or {fewer}" if top_k <= before.experts else fewer,
         )
     if before.groups > 1 and experts % before.groups:
         return MoESettings(experts=experts, experts_per_token=top_k)
@@ -213,7 +213,7 @@ def check_counts(before: MoESettings, *, experts: int, experts_per_token: int | 
         raise PlanError(
             f"{experts} experts in {before.groups} groups are {per_group} per group, but the router of {label} scores "
             f"a group by its best two experts and selects {top_k} experts from {before.groups_per_token} groups.",
-            hint=f"use --experts {needed} or more",
+            hint=f"use `experts={needed}` or more",
         )
     return MoESettings(
         experts=experts,

@@ -89,7 +89,7 @@ def prepare_inputs(options: EvaluateOptions, checkpoint: Checkpoint) -> Inputs:
         raise PlanError(
             f"{checkpoint.source.label} accepts {limit} positions, but the longest sequence has {inputs.longest()} "
             "tokens.",
-            hint="use a smaller --window, shorter questions, or drop --generate",
+            hint="use a smaller `window`, shorter questions, or drop `generate`",
         )
     return inputs
 
@@ -104,6 +104,6 @@ def check_comparable(model: Checkpoint, base: Checkpoint, inputs: Inputs) -> Non
         raise PlanError(
             f"{model.source.label} has a vocabulary of {model.vocab_size} tokens and {base.source.label} of "
             f"{base.vocab_size}, so they cannot be compared.",
-            hint="pass the checkpoint that the model was made from as --base",
+            hint="pass the checkpoint that the model was made from as `base`",
         )
     check_same(inputs.tokens, Tokens(base.source), inputs.texts)

@@ -58,7 +58,7 @@ def choose_prompts(records: Sequence[TextRecord], tokens: Tokens, *, count: int)
         raise PlanError(
             f"{count} prompts were requested, but only {len(usable)} of {len(records)} records have {PROMPT_TOKENS} "
             "tokens.",
-            hint=f"use --generate {len(usable)} or less" if usable else "pass longer texts",
+            hint=f"use `generate={len(usable)}` or less" if usable else "pass longer texts",
         )
     return [usable[number * len(usable) // count] for number in range(count)]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.options import Device
+from hcsmoe_hub.options.checks import Count, DeviceName, Natural, check_fields
 
 DEFAULT_WINDOW = 256
 
@@ -27,11 +28,14 @@ class EvaluateOptions:
     perplexity: Path | None = None
     choices: Path | None = None
     tasks: tuple[str, ...] = ()
-    generate: int = 0
-    window: int = DEFAULT_WINDOW
-    device: str = Device.AUTO
+    generate: Natural = 0
+    window: Count = DEFAULT_WINDOW
+    device: DeviceName = Device.AUTO
     stream: bool = False
     output: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def check(self) -> None:
         """Checks the values, and that there is something to measure.
@@ -39,16 +43,14 @@ class EvaluateOptions:
         Raises:
             PlanError: If a value is out of range, or nothing is to be measured.
         """
-        if self.generate < 0 or self.window < 1:
-            raise PlanError(
-                f"{self.generate} prompts and windows of {self.window} tokens were requested.",
-                hint="use --generate 0 or more, and --window 1 or more",
-            )
         if self.generate and self.perplexity is None:
             raise PlanError(
-                f"--generate {self.generate} needs text to take its prompts from.", hint="add --perplexity FILE.jsonl"
+                f"`generate={self.generate}` needs text to take its prompts from.",
+                hint="add `perplexity='FILE.jsonl'`",
+                option="perplexity",
             )
         if self.perplexity is None and self.choices is None and not self.tasks:
             raise PlanError(
-                "there is nothing to measure.", hint="add --perplexity FILE.jsonl, --choices FILE.jsonl or --tasks"
+                "there is nothing to measure.",
+                hint="add `perplexity='FILE.jsonl'`, `choices='FILE.jsonl'` or `tasks`",
             )

@@ -26,16 +26,16 @@ def result_path(source: Source, output: Path | None) -> Path:
     """
     if output is None and source.path is None:
         raise PlanError(
-            f"{source.label} is a repository, so there is no folder for the figures.", hint="add --output FILE.json"
+            f"{source.label} is a repository, so there is no folder for the figures.", hint="add `output='FILE.json'`"
         )
     path = output if output is not None else Path(str(source.path)) / EVALUATION_FILE
     if path.is_dir():
-        raise PlanError(f"{path} is a folder.", hint="name a file with --output")
+        raise PlanError(f"{path} is a folder.", hint="name a file with `output`")
     if not path.parent.is_dir():
-        raise PlanError(f"there is no folder {path.parent} for the figures.", hint="create it, or use another --output")
+        raise PlanError(f"there is no folder {path.parent} for the figures.", hint="create it, or use another `output`")
     # Found out now, not after hours of measuring.
     if not os.access(path.parent, os.W_OK):
-        raise PlanError(f"{path.parent} cannot be written to.", hint="name another file with --output")
+        raise PlanError(f"{path.parent} cannot be written to.", hint="name another file with `output`")
     return path
 
 
@@ -73,7 +73,7 @@ def read_results(path: Path) -> Document | None:
     except SourceError as error:
         raise PlanError(
             f"{path} holds no results that new ones could be added to: {error.message}",
-            hint="remove it, or use another --output",
+            hint="remove it, or use another `output`",
         ) from error
 
 

@@ -26,7 +26,7 @@ def check_installed() -> None:
         PlanError: If it is not.
     """
     if find_spec("lm_eval") is None:
-        raise PlanError("--tasks runs lm-eval, which is not installed.", hint="pip install 'hcsmoe[eval]'")
+        raise PlanError("`tasks` runs lm-eval, which is not installed.", hint="pip install 'hcsmoe[eval]'")
 
 
 def find_tasks(wanted: Sequence[str]) -> tuple[Any, list[str]]:

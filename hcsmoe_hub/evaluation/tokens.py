@@ -70,5 +70,5 @@ def check_same(ours: Tokens, theirs: Tokens, texts: Iterable[str]) -> None:
     if not is_same or any(ours.encode(text) != theirs.encode(text) for text in texts):
         raise PlanError(
             "the model and its base tokenize the text differently, so their figures cannot be compared.",
-            hint="pass the checkpoint that the model was made from as --base",
+            hint="pass the checkpoint that the model was made from as `base`",
         )

@@ -24,8 +24,8 @@ def open_source(
     if path.is_dir():
         if revision is not None:
             raise SourceError(
-                f"--revision {revision} was given, but {source} is a local folder, which has no revisions.",
-                hint=f"drop --revision, or write hf://{source} if you mean the Hub repository",
+                f"`revision='{revision}'` was given, but {source} is a local folder, which has no revisions.",
+                hint=f"drop `revision`, or write hf://{source} if you mean the Hub repository",
             )
         return LocalSource(path)
     if path.exists():

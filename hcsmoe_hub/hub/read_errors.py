@@ -15,7 +15,7 @@ EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         errors.GatedRepoError,
         "{repo} is gated and this login does not have access to it",
-        "request access on https://huggingface.co/{repo}, or pass a --token that has access",
+        "request access on https://huggingface.co/{repo}, or pass a `token` that has access",
     ),
     (
         errors.DisabledRepoError,
@@ -26,12 +26,12 @@ EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
         errors.RepositoryNotFoundError,
         "neither a local folder nor a Hub repository named {repo} was found, or it is private and this login cannot "
         "read it",
-        "check the spelling; for a private repository pass a --token that can read it",
+        "check the spelling; for a private repository pass a `token` that can read it",
     ),
     (
         errors.RevisionNotFoundError,
         "{repo} has no revision {revision}",
-        "drop --revision, or see the branches and tags on https://huggingface.co/{repo}/tree/main",
+        "drop `revision`, or see the branches and tags on https://huggingface.co/{repo}/tree/main",
     ),
     (
         errors.HFValidationError,
@@ -51,7 +51,7 @@ EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         errors.EntryNotFoundError,
         "{repo} lacks a file that its index lists",
-        "report this to the owners of the repository, or pass another --revision",
+        "report this to the owners of the repository, or pass another `revision`",
     ),
     (errors.HfHubHTTPError, "the Hub refused a request for {repo}: {error}", "try again later"),
     (
@@ -63,29 +63,29 @@ EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         OSError,
         "{repo} cannot be downloaded: {error}",
-        "check the network and the free disk space, or choose another --cache-dir",
+        "check the network and the free disk space, or choose another `cache_dir`",
     ),
 )
 KNOWN = tuple(kind for kind, _, _ in EXPLANATIONS)
 TOKEN_REFUSED = (
     "the Hub refused the access token for {repo}: {error}",
-    "run 'hf auth login' again, or pass another --token",
+    "run 'hf auth login' again, or pass another `token`",
 )
 # Errors that the Hub reports in the same way with and without a login.
 NO_LOGIN: dict[type[Exception], tuple[str, str]] = {
     errors.GatedRepoError: (
         "{repo} is gated and you are not logged in",
-        "request access on https://huggingface.co/{repo}, then run 'hf auth login' or pass --token",
+        "request access on https://huggingface.co/{repo}, then run 'hf auth login' or pass `token`",
     ),
     errors.RepositoryNotFoundError: (
         "neither a local folder nor a Hub repository named {repo} was found, or it is private and you are not logged "
         "in",
-        "check the spelling; for a private repository run 'hf auth login' or pass --token",
+        "check the spelling; for a private repository run 'hf auth login' or pass `token`",
     ),
 }
 DISK_FULL = (
     "{repo} cannot be downloaded: the disk is full",
-    "free some space, choose another --cache-dir, or add --low-disk",
+    "free some space, choose another `cache_dir`, or add `low_disk=True`",
 )
 
 

@@ -78,7 +78,7 @@ def resolve_token(token: str | None) -> str:
     if not found:
         raise PushError(
             "no access token was found, and a push needs one.",
-            hint=f"create one with write access on {TOKENS_PAGE}, then run 'hf auth login' or pass --token",
+            hint=f"create one with write access on {TOKENS_PAGE}, then run 'hf auth login' or pass `token`",
         )
     if not found.isascii() or not found.isprintable() or " " in found:
         # Refused here: the transport's own error would repeat the token.
@@ -149,7 +149,7 @@ class HubRepository:
         if role == "read":
             return PushError(
                 f"the access token of {user} is read-only, so it cannot push to {self._id}.",
-                hint=f"create one with write access on {TOKENS_PAGE}, then run 'hf auth login' or pass --token",
+                hint=f"create one with write access on {TOKENS_PAGE}, then run 'hf auth login' or pass `token`",
             )
         if namespace not in own:
             places = " or ".join(f"{place}/{name}" for place in own[:3])

@@ -69,9 +69,9 @@ class HubSource(Source):
         if constants.HF_HUB_OFFLINE:
             self.missing_hint = f"offline mode is on: unset HF_HUB_OFFLINE, or run 'hf download {found.repo_id}' first"
         else:
-            self.missing_hint = "report this to the owners of the repository, or pass another --revision"
+            self.missing_hint = "report this to the owners of the repository, or pass another `revision`"
         self.weights_hint = (
-            "convert the weights to safetensors first, or pass a --revision that has them: pull requests are "
+            "convert the weights to safetensors first, or pass a `revision` that has them: pull requests are "
             f"revisions too, see https://huggingface.co/{found.repo_id}/discussions"
         )
 

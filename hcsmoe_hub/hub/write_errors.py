@@ -76,9 +76,9 @@ def _http_explanation(error: errors.HfHubHTTPError, repo_id: str, branch: str) -
             f"check the spelling, or use a token with access to it: {TOKENS_PAGE}, then 'hf auth login'",
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo_id} has no branch {branch}.", "drop --revision, or name a branch"
+        return f"{repo_id} has no branch {branch}.", "drop `revision`, or name a branch"
     if status == 401:
-        return f"the Hub refused the access token for {repo_id}.", "run 'hf auth login' again, or pass another --token"
+        return f"the Hub refused the access token for {repo_id}.", "run 'hf auth login' again, or pass another `token`"
     if status == CHANGED_STATUS:
         return changed_meanwhile(repo_id)
     if status in FULL_STATUSES or (status == 403 and any(word in text.lower() for word in FULL_WORDS)):
@@ -87,7 +87,7 @@ def _http_explanation(error: errors.HfHubHTTPError, repo_id: str, branch: str) -
         return (
             f"this login cannot write to {repo_id}: {text}.",
             f"use a token with write access: {TOKENS_PAGE}, then 'hf auth login'; or open a pull request with "
-            "--create-pr",
+            "`create_pr=True`",
         )
     if status in TRANSIENT_STATUSES:
         return f"the Hub is temporarily unable to accept {repo_id}: {text}.", RESUME_HINT

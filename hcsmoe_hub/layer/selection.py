@@ -74,7 +74,7 @@ def select(
         kept = tuple(members[0] for members in clusters.members)
         return Selection(grouping=Grouping(clusters=clusters), dominants=kept, distances_EE=None)
     # Where nothing follows a dominant expert, the report still names one.
-    dominant = recipe.dominant or Dominant.USAGE
+    dominant = recipe.dominant or Dominant.FREQUENCY
     score_E = _scores(dominant, statistics)
     grouping = group_experts(distances, count, recipe, score_E=score_E, protected=protected)
     joined_EE = joined_distances(distances) if distances else None
@@ -88,7 +88,7 @@ def select(
 def _scores(dominant: Dominant, statistics: LayerStatistics) -> list[float]:
     """What experts are ranked by, ``[E]``."""
     match dominant:
-        case Dominant.USAGE | Dominant.CENTER:
+        case Dominant.FREQUENCY | Dominant.CENTER:
             scores: list[float] = statistics.usage_E.tolist()
         case Dominant.ROUTING_SCORE:
             scores = statistics.routing_score_E.tolist()

@@ -28,7 +28,9 @@ def resolve_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
         found = f"{count} CUDA devices" if count else "no CUDA device"
-        raise PlanError(f"device {name} was requested, but torch finds {found}.", hint="use --device auto or cpu")
+        raise PlanError(
+            f"`device='{name}'` was requested, but torch finds {found}.", hint="use `device='auto'` or `device='cpu'`"
+        )
     return torch.device(f"cuda:{int(index or 0)}")
 
 

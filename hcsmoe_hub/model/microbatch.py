@@ -92,6 +92,6 @@ class MicroBatcher:
         if self.batch == 0:
             raise PlanError(
                 "one calibration sequence does not fit into memory beside one decoder layer.",
-                hint="use a smaller --sequence-length, or --device cpu",
+                hint="use a smaller `sequence_length`, or `device='cpu'`",
             )
         return self.batch

@@ -78,7 +78,7 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"the statistics file {path} cannot be written: {error}.", hint="choose another place with --statistics"
+            f"the statistics file {path} cannot be written: {error}.", hint="choose another file with `statistics`"
         ) from error
 
 
@@ -121,7 +121,7 @@ class StatisticsFile:
     def _broken(self, why: str) -> CalibrationError:
         return CalibrationError(
             f"{self.path} is no statistics file of hcsmoe: {why}.",
-            hint="delete it, or choose another one with --statistics",
+            hint="delete it, or choose another one with `statistics`",
         )
 
     def _read(self, name: str) -> bytes:

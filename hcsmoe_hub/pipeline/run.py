@@ -19,7 +19,7 @@ from hcsmoe_hub.machine.device import peak_memory, resolve_device
 from hcsmoe_hub.model.layer_loader import LayerLoader, sequential_loading
 from hcsmoe_hub.model.microbatch import MicroBatcher
 from hcsmoe_hub.observation.statistics_file import writing
-from hcsmoe_hub.options import CalibrationOptions, Refit, default_samples
+from hcsmoe_hub.options import CalibrationOptions, default_samples
 from hcsmoe_hub.pipeline.merged_stream import MergedStream
 from hcsmoe_hub.pipeline.passes import ConvertingPass, ObservingPass, ResultWriter, convert_from_statistics
 from hcsmoe_hub.pipeline.stream import make_batcher, stream
@@ -144,8 +144,7 @@ def run(
             merged = None
             if plan.recipe.propagates:
                 assert plan.reduced is not None, "only the reduced layout is fitted"
-                refits = plan.recipe.refit is not Refit.NONE
-                merged = MergedStream(plan.model, plan.reduced, batcher, emit, compensates=refits)
+                merged = MergedStream(plan.model, plan.reduced, batcher, emit, compensates=plan.recipe.refits)
             visitor = ConvertingPass(plan, statistics, emit, reducer=reducer, writer=results, merged=merged)
             stream(plan.model.skeleton, loader, visitor, token_ids, batcher=batcher, merged=merged)
             if statistics is not None:

@@ -34,8 +34,8 @@ def check_disks(plan: ConversionPlan, needs: Needs) -> None:
         frugal = replace(plan, options=replace(plan.options, low_disk=True))
         needed = estimate_needs(frugal)
         if _problem(frugal, needed) is None:
-            # A result that is pushed need not stay; a download never need.
-            hint += f", or add --low-disk, which needs {format_bytes(needed.cache_bytes + needed.disk_bytes)}"
+            # A pushed result need not stay on the disk; a download never need.
+            hint += f", or add `low_disk=True`, which needs {format_bytes(needed.cache_bytes + needed.disk_bytes)}"
     raise OutputError(message, hint=hint)
 
 
@@ -49,7 +49,7 @@ def _problem(plan: ConversionPlan, needs: Needs) -> tuple[str, str] | None:
             if free < needs.cache_bytes:
                 return (
                     f"the download needs {format_bytes(needs.cache_bytes)}, but {cache} has {format_bytes(free)} free.",
-                    "choose another disk with --cache-dir",
+                    "choose another disk with `cache_dir`",
                 )
         else:
             free, needed = shutil.disk_usage(output).free, needs.cache_bytes + needs.disk_bytes
@@ -58,12 +58,12 @@ def _problem(plan: ConversionPlan, needs: Needs) -> tuple[str, str] | None:
                     f"the download needs {format_bytes(needs.cache_bytes)} and the result "
                     f"{format_bytes(needs.disk_bytes)}, but the disk of {cache} and {output} has "
                     f"{format_bytes(free)} free.",
-                    "choose another disk with --output or --cache-dir",
+                    "choose another disk with `output` or `cache_dir`",
                 )
     free = shutil.disk_usage(output).free
     if free < needs.disk_bytes:
         return (
             f"the result needs {format_bytes(needs.disk_bytes)}, but {output} has {format_bytes(free)} free.",
-            "choose another disk with --output",
+            "choose another disk with `output`",
         )
     return None

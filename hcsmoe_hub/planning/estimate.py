@@ -116,8 +116,6 @@ def matching_bytes(plan: ConversionPlan) -> int:
 def refit_bytes(plan: ConversionPlan) -> int:
     """Memory for a refit: its own experts and tokens in float32, and what its equations or its optimiser need."""
     refit, neurons = plan.recipe.refit, _neurons(plan)
-    if refit in (None, Refit.NONE):
-        return 0
     hidden, tokens = plan.model.skeleton.config.get_text_config().hidden_size, plan.calibration.tokens
     experts = 4 * 3 * plan.options.experts * neurons * hidden
     # Tokens, both outputs, what is wanted, and the parts of these that are fitted.
@@ -126,6 +124,8 @@ def refit_bytes(plan: ConversionPlan) -> int:
     kept += min(KEPT_BYTES, 4 * tokens * plan.model.settings.experts_per_token * neurons)
     equations = 3 * 8 * neurons**2
     match refit:
+        case None | Refit.NONE:
+            return 0
         case Refit.DOWN:
             return experts + states + kept + equations
         case Refit.EXPERTS:

@@ -20,14 +20,13 @@ from hcsmoe_hub.model.blocks import REPORT_HINT
 from hcsmoe_hub.model.skeleton import Skeleton, quantization_method
 from hcsmoe_hub.model.source_model import SourceModel, read_model
 from hcsmoe_hub.observation.statistics_file import StatisticsFile
-from hcsmoe_hub.options import Budget, ConvertOptions, Layout, Refit
+from hcsmoe_hub.options import Budget, ConvertOptions, Layout
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.disk_space import check_disks, existing_part
 from hcsmoe_hub.planning.estimate import estimate_needs
 from hcsmoe_hub.planning.refusals import check_recipe, converted_layers
 from hcsmoe_hub.planning.result_shapes import result_state
 from hcsmoe_hub.planning.tensor_fates import Account, take_account
-from hcsmoe_hub.recipe.presets import DEFAULT_PRESET, PRESETS
 from hcsmoe_hub.recipe.recipe import Recipe
 from hcsmoe_hub.recipe.resolve import resolve
 
@@ -43,7 +42,7 @@ def make_plan(source: Source, options: ConvertOptions, *, on_device: bool = Fals
     Raises:
         HcsmoeError: Every refusal of a conversion happens here.
     """
-    recipe = resolve(options.method or PRESETS[DEFAULT_PRESET])
+    recipe = resolve(options.method)
     model = read_model(source)
     _check_device(model, on_device=on_device)
     after = check_recipe(model, recipe, options)
@@ -124,7 +123,7 @@ def _plan_calibration(
         max_positions=getattr(model.skeleton.config, "max_position_embeddings", None),
         has_tokenizer=has_tokenizer(model.source.files()),
         label=model.source.label,
-        fits=recipe.refit not in (None, Refit.NONE),
+        fits=recipe.refits,
     )
 
 
@@ -142,8 +141,8 @@ def _edited_config(model: SourceModel, after: MoESettings, *, without_mtp: bool 
 def _check_device(model: SourceModel, *, on_device: bool) -> None:
     if on_device and getattr(model.skeleton.config, "num_kv_shared_layers", None):
         raise PlanError(
-            f"layers of {model.source.label} hand keys and values on to each other, which stay on one device only.",
-            hint="use --device cpu",
+            f"layers of {model.source.label} pass keys and values to each other, which works on one device only.",
+            hint="use `device='cpu'`",
         )
 
 
@@ -156,7 +155,7 @@ def _check_reduced(model: SourceModel, reduced: Skeleton, state: Mapping[str, Te
             raise PlanError(
                 f"with {after.experts} experts and {after.experts_per_token} per token the model would need {found} "
                 f"for {name}, the conversion makes {list(tensor.shape)}.",
-                hint=REPORT_HINT if is_same_top_k else "keep --experts-per-token as it is",
+                hint=REPORT_HINT if is_same_top_k else "keep `experts_per_token` as it is",
             )
 
 
@@ -165,18 +164,20 @@ def _warnings(
 ) -> list[str]:
     before, experts, found = model.settings, options.experts, list[str]()
     if model.source.renamed_from is not None:
-        found.append(f"{model.source.renamed_from} is called {model.source.repo_id} by now.")
+        found.append(f"{model.source.renamed_from} has been renamed to {model.source.repo_id}.")
     if before.experts == experts:
-        found.append(f"{experts} experts are kept of {before.experts}: nothing will shrink.")
+        found.append(f"`experts={experts}` is the number that the model has; the result will not be smaller.")
     elif recipe.layout is Layout.FULL:
-        found.append("the full layout copies every merged expert to all members of its cluster: nothing will shrink.")
+        found.append(
+            "the full layout copies every merged expert to all members of its cluster; the result will not be smaller."
+        )
     if before.groups != after.groups:
         found.append(
             f"{experts} experts cannot be split into {before.groups} groups: group-limited routing is switched "
             "off (one group)."
         )
     if after.experts == after.experts_per_token < before.experts:
-        found.append(f"every token will visit all {after.experts} experts: the layers become dense.")
+        found.append(f"all {after.experts} experts will be active for every token: the layers become dense.")
     if account.dropped:
         found.append(f"{len(account.dropped)} tensors of multi-token prediction layers are dropped.")
     if model.skeleton.quantizer is not None:
@@ -189,28 +190,30 @@ def _check_room(plan: ConversionPlan) -> None:
     """Checks the output folder, the free disks and the memory limit.
 
     Raises:
-        OutputError: If the result or the download has no place.
+        OutputError: If there is no room for the result or the download.
         PlanError: If the estimated peak is above the limit.
     """
     output, overwrite = plan.output, plan.options.overwrite
     if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file.", hint="choose another folder with --output")
+        raise OutputError(f"{output} is a file.", hint="choose another folder with `output`")
     source_path = plan.model.source.path
     if source_path is not None and output.resolve() == source_path.resolve():
-        raise OutputError(f"{output} is the source itself.", hint="choose another folder with --output")
+        raise OutputError(f"{output} is the source itself.", hint="choose another folder with `output`")
     if is_occupied(output):
         is_checkpoint = (output / "config.json").exists() or any(output.glob("*.safetensors*"))
         if not overwrite:
-            raise OutputError(f"{output} is not empty.", hint="choose another folder with --output, or add --overwrite")
+            raise OutputError(
+                f"{output} is not empty.", hint="choose another folder with `output`, or add `overwrite=True`"
+            )
         if not is_checkpoint:
             raise OutputError(
-                f"{output} holds files but no checkpoint, so --overwrite will not touch it.",
-                hint="choose another folder with --output",
+                f"{output} holds files but no checkpoint, so `overwrite` does not touch it.",
+                hint="choose another folder with `output`",
             )
     existing = existing_part(output)
     if not existing.is_dir():
         raise OutputError(
-            f"{existing} is a file, so {output} cannot be made.", hint="choose another folder with --output"
+            f"{existing} is a file, so {output} cannot be made.", hint="choose another folder with `output`"
         )
     needs = estimate_needs(plan)
     check_disks(plan, needs)
@@ -218,6 +221,6 @@ def _check_room(plan: ConversionPlan) -> None:
     if limit is not None and needs.memory_bytes > limit:
         raise PlanError(
             f"the conversion needs about {format_bytes(needs.memory_bytes)} of memory, more than the "
-            f"{format_bytes(limit)} of --max-memory.",
-            hint="use fewer --samples or a smaller --batch-tokens, or raise --max-memory",
+            f"{format_bytes(limit)} of `max_memory_bytes`.",
+            hint="use fewer `samples` or a smaller `batch_tokens`, or raise `max_memory_bytes`",
         )

@@ -66,7 +66,7 @@ def mapped_config(
         PlanError: If the model cannot have this layout, or a map is not one of its router rows.
     """
     if reason := mapped_refusal(model):
-        raise PlanError(f"{model.source.label} cannot have the mapped layout: {reason}.", hint="use --layout full")
+        raise PlanError(f"{model.source.label} cannot have the mapped layout: {reason}.", hint="use `layout='full'`")
     layers, rows = {block.layer for block in model.blocks}, model.settings.experts
     for layer in sorted(layers | maps.keys()):
         row_map = list(maps.get(layer, ()))

@@ -30,9 +30,9 @@ def check_recipe(model: SourceModel, recipe: Recipe, options: ConvertOptions) ->
     _check_refit(model, recipe)
     _check_propagation(model, recipe, options)
     if options.figure and not has_matplotlib():
-        raise PlanError("--figure draws with matplotlib, which is not installed.", hint="pip install 'hcsmoe[plots]'")
+        raise PlanError("`figure` draws with matplotlib, which is not installed.", hint="pip install 'hcsmoe[plots]'")
     before = model.settings
-    # A router that keeps its N rows does not mind how many experts stand behind them.
+    # A router that keeps its N rows works with any number of experts behind them.
     experts = before.experts if recipe.is_tied else options.experts
     return check_counts(before, experts=experts, experts_per_token=options.experts_per_token, label=model.source.label)
 
@@ -50,15 +50,15 @@ def _check_layers(model: SourceModel, recipe: Recipe) -> None:
     if strangers or not recipe.layers:
         named = ", ".join(map(str, strangers)) or "none"
         raise PlanError(
-            f"--layers names {named}, but the MoE layers of {model.source.label} are {min(layers)} to {max(layers)}"
+            f"`layers` names {named}, but the MoE layers of {model.source.label} are {min(layers)} to {max(layers)}"
             f" ({len(layers)} of {len(model.skeleton.layers)} decoder layers).",
             hint="name MoE layers only",
         )
     if recipe.layout is Layout.REDUCED and layers - set(recipe.layers):
         raise PlanError(
-            f"--layers leaves {len(layers - set(recipe.layers))} MoE layers with all their experts, but the config "
+            f"`layers` leaves {len(layers - set(recipe.layers))} MoE layers with all their experts, but the config "
             "of a stock model holds one number for all layers.",
-            hint="add --layout mapped or --layout full, or leave --layers out",
+            hint="add `layout='mapped'` or `layout='full'`, or leave `layers` out",
         )
 
 
@@ -66,13 +66,13 @@ def _check_layout(model: SourceModel, recipe: Recipe, options: ConvertOptions) -
     if recipe.layout is Layout.REDUCED and recipe.budget is not Budget.UNIFORM:
         total = options.experts * len(converted_layers(model, recipe))
         raise PlanError(
-            f"--budget {recipe.budget} gives each layer its own number of experts, but the config of a stock model "
+            f"`budget='{recipe.budget}'` gives each layer its own number of experts, but the config of a stock model "
             f"holds one number for all. The nearest uniform plan keeps {options.experts} in each, {total} in all.",
-            hint="use --layout mapped or --layout full, or --budget uniform",
+            hint="use `layout='mapped'` or `layout='full'`, or `budget='uniform'`",
         )
     reason = mapped_refusal(model) if recipe.layout is Layout.MAPPED else None
     if reason is not None:
-        raise PlanError(f"the mapped layout cannot hold {model.source.label}: {reason}.", hint="use --layout full")
+        raise PlanError(f"the mapped layout cannot hold {model.source.label}: {reason}.", hint="use `layout='full'`")
     if model.expert_map is not None:
         raise PlanError(
             f"{model.source.label} is a result of hcsmoe in the mapped layout, whose router rows share experts "
@@ -88,13 +88,13 @@ def _check_numbers(model: SourceModel, recipe: Recipe, experts: int) -> None:
         why = f"it has only {before}" if experts > before else "a router needs a choice"
         raise PlanError(
             f"cannot keep {experts} experts per layer of {label}: {why}.",
-            hint=f"use --experts with a number from {lowest} to {before}",
+            hint=f"use `experts` with a number from {lowest} to {before}",
         )
     for layer, expert in recipe.protect:
         if not 0 <= expert < before or (layer is not None and layer not in {block.layer for block in model.blocks}):
             where = "every layer" if layer is None else f"layer {layer}"
             raise PlanError(
-                f"--protect names expert {expert} of {where}, which {label} does not have: its MoE layers have "
+                f"`protect` names expert {expert} of {where}, which {label} does not have: its MoE layers have "
                 f"experts 0 to {before - 1}.",
                 hint="name experts as LAYER:EXPERT",
             )
@@ -106,27 +106,27 @@ def _check_layer_numbers(recipe: Recipe, layer: int, experts: int, before: int) 
     protected = len(recipe.protected(layer))
     if protected > experts or (protected == experts < before and recipe.method is Method.MERGE):
         raise PlanError(
-            f"--protect keeps {protected} experts of layer {layer} apart, so the other {before - protected} would have "
+            f"`protect` keeps {protected} experts of layer {layer} apart, so the other {before - protected} would have "
             f"to become {experts - protected}.",
-            hint=f"protect fewer, or use --experts {protected + 1} or more",
+            hint=f"protect fewer, or use `experts={protected + 1}` or more",
         )
     limit, clusters = recipe.max_cluster_size, experts - protected
     if limit is not None and recipe.budget is Budget.UNIFORM and clusters * limit < before - protected:
         raise PlanError(
             f"{clusters} clusters of at most {limit} experts hold {clusters * limit}, but layer {layer} has "
             f"{before - protected} to place.",
-            hint=f"use --max-cluster-size {-(-(before - protected) // clusters)} or more, or more --experts",
+            hint=f"use `max_cluster_size={-(-(before - protected) // clusters)}` or more, or more `experts`",
         )
 
 
 def _check_router(model: SourceModel, recipe: Recipe) -> None:
     """Checks that there are router logits and rows to work with, where the recipe needs them."""
     rules: Mapping[str, bool] = {
-        "--similarity router-logits": Similarity.ROUTER_LOGITS in (recipe.similarity or ()),
-        "--similarity router-weight": Similarity.ROUTER_WEIGHT in (recipe.similarity or ()),
-        "--dominant routing-score": recipe.dominant is Dominant.ROUTING_SCORE,
-        "--router fit": recipe.fits_router,
-        "--saliency routing-score": recipe.saliency is Saliency.ROUTING_SCORE,
+        "`similarity='router-logits'`": Similarity.ROUTER_LOGITS in (recipe.similarity or ()),
+        "`similarity='router-weight'`": Similarity.ROUTER_WEIGHT in (recipe.similarity or ()),
+        "`dominant='routing-score'`": recipe.dominant is Dominant.ROUTING_SCORE,
+        "`router='fit'`": recipe.fits_router,
+        "`saliency='routing-score'`": recipe.saliency is Saliency.ROUTING_SCORE,
     }
     asked = [rule for rule, is_asked in rules.items() if is_asked]
     for block in model.blocks if asked else ():
@@ -139,43 +139,43 @@ def _check_router(model: SourceModel, recipe: Recipe) -> None:
     tables = [block.layer for block in model.blocks if block.tables]
     if tables and recipe.method is Method.PRUNE:
         raise PlanError(
-            f"layer {tables[0]} of {model.source.label} sends tokens to fixed experts by a table, and a pruned expert "
-            "leaves none to send them to.",
-            hint="use --method merge",
+            f"layer {tables[0]} of {model.source.label} sends tokens to fixed experts by a table, which may "
+            "name experts that pruning removes.",
+            hint="use `method='merge'`",
         )
 
 
 def _check_refit(model: SourceModel, recipe: Recipe) -> None:
     """Checks that an expert's output is a sum over its neurons times the router weight, which the refit fits."""
-    if recipe.refit in (None, Refit.NONE):
+    if not recipe.refits:
         return
     for block in model.blocks:
         experts = experts_of(model.skeleton.module.get_submodule(block.experts_path))
         if not experts.is_affine or experts.scales_input:
             place = "before an expert's first projection" if experts.scales_input else "after a norm"
             raise PlanError(
-                f"--refit {recipe.refit} fits sums of router weight times neuron, but in {model.source.label} the "
+                f"`refit='{recipe.refit}'` fits sums of router weight times neuron, but in {model.source.label} the "
                 f"weight is applied {place}.",
-                hint="use --refit none",
+                hint="use `refit='none'`",
             )
 
 
 def _check_propagation(model: SourceModel, recipe: Recipe, options: ConvertOptions) -> None:
-    """Checks that the reduced model's hidden states can travel beside the source's."""
+    """Checks that the reduced model's hidden states can be computed along with the source's."""
     if not recipe.propagates:
         return
     if options.statistics is not None:
         raise PlanError(
-            "--statistics keeps what a later conversion needs without running the model, but --propagate merged runs "
+            "`statistics` keeps what a later conversion needs without running the model, but `propagate='merged'` runs "
             "every layer of the reduced model.",
-            hint="leave --statistics or --propagate out",
+            hint="leave `statistics` or `propagate` out",
         )
     whole = [block.layer for block in model.blocks if model.is_whole_layer(block)]
     if whole:
         raise PlanError(
-            f"--propagate merged runs a layer around another MoE block, but in layer {whole[0]} of "
-            f"{model.source.label} router and experts hang on the decoder layer itself.",
-            hint="leave --propagate out",
+            f"`propagate='merged'` runs a layer around another MoE block, but in layer {whole[0]} of "
+            f"{model.source.label} router and experts are part of the decoder layer itself.",
+            hint="leave `propagate` out",
         )
 
 
@@ -183,20 +183,20 @@ def _check_sample(model: SourceModel, recipe: Recipe, options: ConvertOptions) -
     """Checks what needs an MoE block that can be run on single tokens."""
     whole = [block.layer for block in model.blocks if model.is_whole_layer(block)]
     asked = {
-        "--statistics": options.statistics is not None,
-        f"--budget {recipe.budget}": recipe.budget is not Budget.UNIFORM,
-        "--saliency reconstruction": recipe.saliency is Saliency.RECONSTRUCTION,
-        "--refit blocks": recipe.refit is Refit.BLOCKS,
+        "statistics": options.statistics is not None,
+        f"budget='{recipe.budget}'": recipe.budget is not Budget.UNIFORM,
+        "saliency='reconstruction'": recipe.saliency is Saliency.RECONSTRUCTION,
+        "refit='blocks'": recipe.refit is Refit.BLOCKS,
     }
-    for name in [name for name, is_asked in asked.items() if is_asked] if whole else ():
+    for choice in [choice for choice, is_asked in asked.items() if is_asked] if whole else ():
         raise PlanError(
-            f"{name} runs the MoE block of a layer again on single tokens, but in {model.source.label} router and "
-            f"experts hang on the decoder layer itself.",
-            hint=f"leave {name.split()[0]} out",
+            f"`{choice}` runs the MoE block of a layer again on single tokens, but in {model.source.label} router and "
+            "experts are part of the decoder layer itself.",
+            hint=f"leave `{choice.partition('=')[0]}` out",
         )
     if recipe.saliency is Saliency.RECONSTRUCTION and model.skeleton.config.model_type == "llama4_text":
         raise PlanError(
-            f"in {model.source.label} the router weight multiplies an expert's input, so its output is another one for "
+            f"in {model.source.label} the router weight multiplies an expert's input, so its output differs for "
             "every subset of experts that the reconstruction error would try.",
-            hint="use another --saliency",
+            hint="use another `saliency`",
         )

@@ -78,8 +78,8 @@ class Publisher:
             hub.check_write()
         if options.private and not is_private:
             raise PushError(
-                f"{options.repo_id} is public, but --private was given.",
-                hint=f"run 'hf repos settings {options.repo_id} --private' first, or drop --private",
+                f"{options.repo_id} is public, but `private=True` was given.",
+                hint=f"run 'hf repos settings {options.repo_id} --private' first, or drop `private`",
             )
         self._is_private = bool(is_private)
         head = self._find_head()
@@ -104,7 +104,7 @@ class Publisher:
             kind = "a tag" if branch in refs.tags else "a commit" if is_commit else "not a branch"
             raise PushError(
                 f"{branch} is {kind} of {self._options.repo_id}; results can only be pushed to branches.",
-                hint="drop --revision, or name a branch; a missing one is created",
+                hint="drop `revision`, or name a branch; a missing one is created",
             )
         return None
 
@@ -122,7 +122,7 @@ class Publisher:
         count = "1 file" if len(foreign) == 1 else f"{len(foreign)} files"
         raise PushError(
             f"{self._options.repo_id}{branch} already holds {count}: {names}.",
-            hint="pass --overwrite to replace the checkpoint there, or push to another repository or --revision",
+            hint="add `overwrite=True` to replace the checkpoint there, or push to another repository or `revision`",
         )
 
     def _has_exactly(self, expected: Sequence[Path]) -> bool:

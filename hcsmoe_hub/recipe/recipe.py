@@ -32,7 +32,7 @@ OVERLAPS = frozenset({Distance.KL_DIVERGENCE, Distance.WASSERSTEIN})
 class Recipe:
     """Every choice in force; ``None`` where the other choices leave nothing to choose.
 
-    Attributes are those of ``MethodOptions``.
+    The attributes are those of ``MethodOptions`` without the preset.
     """
 
     method: Method
@@ -69,13 +69,18 @@ class Recipe:
         return uses_activations or self.align is Align.ACTIVATION or self.distance in OVERLAPS
 
     @property
+    def refits(self) -> bool:
+        """Whether something is refitted to the original layer's output."""
+        return self.refit not in (None, Refit.NONE)
+
+    @property
     def fits_router(self) -> bool:
         """Whether router rows are fitted to the full router's choices and weights."""
         return self.router is RouterPolicy.FIT
 
     @property
     def propagates(self) -> bool:
-        """Whether the reduced model's hidden states travel beside the source's."""
+        """Whether the reduced model's hidden states are computed along with the source's."""
         return self.propagate is Propagate.MERGED
 
     def protected(self, layer: int) -> frozenset[int]:

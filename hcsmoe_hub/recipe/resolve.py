@@ -6,7 +6,6 @@ with the reason why there is nothing to choose.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from math import inf
 from typing import Any
 
 from hcsmoe_hub.errors import PlanError
@@ -29,6 +28,7 @@ from hcsmoe_hub.options import (
     Saliency,
     Similarity,
 )
+from hcsmoe_hub.recipe.presets import complete
 from hcsmoe_hub.recipe.recipe import NEURON_MERGES, OVERLAPS, Recipe
 
 Chosen = Mapping[str, Any]
@@ -42,19 +42,20 @@ class NotApplicable:
 
 
 def resolve(options: MethodOptions) -> Recipe:
-    """Fills in every choice.
+    """Fills in every choice: from the preset, then from the other choices.
 
     Raises:
         PlanError: If a choice contradicts another one, or would have no effect.
     """
-    chosen: dict[str, Any] = {field.name: getattr(options, field.name) for field in fields(options)}
+    completed = complete(options)
+    chosen: dict[str, Any] = {field.name: getattr(completed, field.name) for field in fields(Recipe)}
     for name, decide in _DECISIONS.items():
         default, asked = decide(chosen), chosen[name]
         if not isinstance(default, NotApplicable):
             chosen[name] = default if asked is None else asked
         elif asked is not None:
             raise PlanError(
-                f"{flag(name)} {_text(asked)} would have no effect: {default.reason}.", hint=f"leave {flag(name)} out"
+                f"`{name}={_text(asked)!r}` would have no effect: {default.reason}.", hint=f"leave `{name}` out"
             )
     for is_wrong, message, hint in _CONTRADICTIONS:
         if is_wrong(chosen):
@@ -63,13 +64,10 @@ def resolve(options: MethodOptions) -> Recipe:
     return Recipe(**chosen)
 
 
-def flag(name: str) -> str:
-    """The option of the command line that sets a choice."""
-    return f"--{name.replace('_', '-')}"
-
-
-def _text(value: Any) -> str:
-    return "+".join(value) if isinstance(value, tuple) and value and isinstance(value[0], str) else str(value)
+def _text(value: Any) -> Any:
+    """A value as messages show it: words joined with ``+``."""
+    is_list = isinstance(value, tuple) and value and isinstance(value[0], str)
+    return "+".join(value) if is_list else str(value) if isinstance(value, str) else value
 
 
 def _clustering(chosen: Chosen) -> Clustering | NotApplicable:
@@ -126,7 +124,7 @@ def _dominant_weights(chosen: Chosen) -> NotApplicable | None:
     return (
         None
         if chosen["merge"] is Merge.DOMINANT
-        else NotApplicable("only '--merge dominant' weighs the dominant expert apart")
+        else NotApplicable("only `merge='dominant'` weighs the dominant expert separately")
     )
 
 
@@ -150,7 +148,7 @@ def _saliency(chosen: Chosen) -> Saliency | NotApplicable:
     return (
         Saliency.REAP
         if chosen["method"] is Method.PRUNE
-        else NotApplicable("only '--method prune' ranks experts to keep")
+        else NotApplicable("only `method='prune'` ranks experts to keep")
     )
 
 
@@ -169,7 +167,7 @@ def _dominant(chosen: Chosen) -> Dominant | NotApplicable:
         return NotApplicable("here no seed, no neuron, no weight and no router row follows a dominant expert")
     needs_center = chosen["merge"] in (Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.DOMINANT)
     has_center = chosen["clustering"] not in (Clustering.SINGLE_SHOT, Clustering.RANDOM)
-    return Dominant.CENTER if needs_center and has_center else Dominant.USAGE
+    return Dominant.CENTER if needs_center and has_center else Dominant.FREQUENCY
 
 
 def _refit(chosen: Chosen) -> Refit | NotApplicable:
@@ -189,12 +187,14 @@ def _router(chosen: Chosen) -> RouterPolicy | NotApplicable:
 
 def _propagate(chosen: Chosen) -> Propagate | NotApplicable:
     if chosen["refit"] in (None, Refit.NONE) and chosen["router"] is not RouterPolicy.FIT:
-        return NotApplicable("without --refit and without '--router fit' no layer is fitted to its inputs")
+        return NotApplicable("without `refit` and without `router='fit'` no layer is fitted to its inputs")
     return Propagate.ORIGINAL
 
 
 # In order: each may look at what the ones before it decided.
 _DECISIONS: Mapping[str, Callable[[Chosen], Any]] = {
+    "layout": lambda chosen: Layout.REDUCED,
+    "budget": lambda chosen: Budget.UNIFORM,
     "clustering": _clustering,
     "similarity": _similarity,
     "distance": _distance,
@@ -214,8 +214,7 @@ _DECISIONS: Mapping[str, Callable[[Chosen], Any]] = {
 
 
 def _are_weights(numbers: tuple[float, float]) -> bool:
-    # Not a number fails every comparison, so it fails this one.
-    return all(0 <= number < inf for number in numbers) and max(numbers) > 0
+    return min(numbers) >= 0 and max(numbers) > 0
 
 
 def _is_fuzzy(chosen: Chosen) -> bool:
@@ -228,75 +227,72 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Chosen], bool], str, str], ...] = (
             c["linkage"] is Linkage.WARD and (c["distance"] is not Distance.EUCLIDEAN or len(c["similarity"]) > 1)
         ),
         "ward linkage measures squared errors, which {distance} distances of {similarity} do not have.",
-        "use --distance euclidean with a single --similarity, or another --linkage",
+        "use `distance='euclidean'` with a single `similarity`, or another `linkage`",
     ),
     (
         lambda c: c["similarity"] is not None and len(set(c["similarity"])) < len(c["similarity"]),
-        "--similarity {similarity} names a similarity twice.",
-        "name each one once in --similarity",
+        "`similarity='{similarity}'` names a similarity twice.",
+        "name each one once in `similarity`",
     ),
     (
         lambda c: (
             c["distance"] in OVERLAPS
             and (c["clustering"] is not Clustering.SINGLE_SHOT or c["similarity"] != (Similarity.EXPERT_OUTPUT,))
         ),
-        "--distance {distance} compares the outputs of two experts token by token, which is defined for single-shot "
+        "`distance='{distance}'` compares the outputs of two experts token by token, which is defined for single-shot "
         "grouping by expert-output only, not for {clustering} by {similarity}.",
-        "use --clustering single-shot --similarity expert-output, or another --distance",
+        "use `clustering='single-shot'` with `similarity='expert-output'`, or another `distance`",
     ),
     (
         lambda c: c["merge"] is Merge.DOMINANT and c["dominant_weights"] is None,
-        "--merge dominant does not say how much the dominant expert weighs.",
-        "add --dominant-weights with two numbers, such as 2,1",
+        "`merge='dominant'` does not say how much the dominant expert weighs.",
+        "add two numbers, such as `dominant_weights=(2, 1)`",
     ),
     (
         lambda c: c["dominant_weights"] is not None and not _are_weights(c["dominant_weights"]),
-        "--dominant-weights {dominant_weights} are no weights: both must be finite, none below zero, and one above.",
-        "use --dominant-weights with two numbers, such as 2,1",
+        "`dominant_weights={dominant_weights}` is not a pair of weights: neither may be negative, and one must be "
+        "positive.",
+        "use two numbers, such as `dominant_weights=(2, 1)`",
     ),
     (
         lambda c: c["method"] is Method.MERGE and _is_fuzzy(c) != (c["merge"] is Merge.MEMBERSHIP),
-        "{clustering} clustering and --merge {merge} do not go together: fuzzy clusters, and only they, have "
+        "{clustering} clustering and `merge='{merge}'` do not go together: fuzzy clusters, and only they, have "
         "memberships.",
-        "use --clustering fuzzy with --merge membership, or neither",
+        "use `clustering='fuzzy'` with `merge='membership'`, or neither",
     ),
     (
         lambda c: (
             c["router"] not in (None, RouterPolicy.FIT) and _is_fuzzy(c) != (c["router"] is RouterPolicy.MEMBERSHIP)
         ),
-        "{clustering} clustering and --router {router} do not go together: fuzzy clusters, and only they, have "
+        "{clustering} clustering and `router='{router}'` do not go together: fuzzy clusters, and only they, have "
         "memberships.",
-        "use --clustering fuzzy with --router membership or fit, or another --clustering",
+        "use `clustering='fuzzy'` with `router='membership'` or `router='fit'`, or another `clustering`",
     ),
     (
         lambda c: _is_fuzzy(c) and c["layout"] is not Layout.REDUCED,
         "the {layout} layout sends every router row to one expert, but a fuzzy cluster has a part of every expert.",
-        "use --layout reduced, or another --clustering",
+        "use `layout='reduced'`, or another `clustering`",
     ),
     (
         lambda c: c["dominant"] is Dominant.CENTER and c["clustering"] in (Clustering.SINGLE_SHOT, Clustering.RANDOM),
         "{clustering} grouping has no centres to find the dominant expert by.",
-        "use --dominant usage, routing-score or saliency",
+        "use `dominant='frequency'`, routing-score or saliency",
     ),
     (
         lambda c: c["method"] is Method.PRUNE and c["layout"] is not Layout.REDUCED,
-        "the {layout} layout keeps the router rows of all experts, but a pruned expert leaves none to send them to.",
-        "use --layout reduced",
-    ),
-    (
-        lambda c: c["max_cluster_size"] is not None and c["max_cluster_size"] < 1,
-        "a cluster of at most {max_cluster_size} experts holds none.",
-        "use --max-cluster-size with 1 or more",
+        "the {layout} layout keeps the router rows of all experts, so the router would select experts that no longer "
+        "exist.",
+        "use `layout='reduced'`",
     ),
     (
         lambda c: c["method"] is Method.PRUNE and bool(c["protect"]) and c["saliency"] is Saliency.RECONSTRUCTION,
         "the reconstruction error chooses whole subsets of experts, so none can be kept beforehand.",
-        "use another --saliency, or leave --protect out",
+        "use another `saliency`, or leave `protect` out",
     ),
     (
         lambda c: c["budget"] is not Budget.UNIFORM and c["method"] is Method.PRUNE,
         "a {budget} budget gives layers different numbers of experts, and pruning needs a router of the same size in "
         "every layer.",
-        "use --budget uniform",
+        "use `budget='uniform'`",
     ),
 )

@@ -67,7 +67,7 @@ CLUSTERINGS: Mapping[Clustering, Words] = {
 }
 # The experts that others gather around or follow.
 LEADERS: Mapping[Dominant, Words] = {
-    Dominant.USAGE: Words("most used", "most used"),
+    Dominant.FREQUENCY: Words("most used", "most used"),
     Dominant.ROUTING_SCORE: Words("highest scored", "highest scored"),
     Dominant.SALIENCY: Words("most salient", "most salient"),
     Dominant.CENTER: Words("most central", "most central"),
@@ -225,7 +225,7 @@ def _merging_parts(recipe: Recipe) -> Iterator[str]:
     if recipe.merge is not None:
         yield _filled(MERGES[recipe.merge].line, recipe)
     # Single-shot grouping has named it already.
-    if recipe.dominant not in (None, Dominant.USAGE) and recipe.clustering is not Clustering.SINGLE_SHOT:
+    if recipe.dominant not in (None, Dominant.FREQUENCY) and recipe.clustering is not Clustering.SINGLE_SHOT:
         yield f"dominant by {recipe.dominant}"
     if recipe.align is not None:
         yield ALIGNMENTS[recipe.align].line

@@ -72,7 +72,7 @@ def claim_output(plan: ConversionPlan) -> Iterator[Claim]:
     """
     folder, claim = plan.output, Claim()
     if is_occupied(folder) and not plan.options.overwrite:
-        raise OutputError(f"{folder} is no longer empty.", hint="choose another folder with --output")
+        raise OutputError(f"{folder} is no longer empty.", hint="choose another folder with `output`")
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / UNFINISHED)
@@ -80,7 +80,7 @@ def claim_output(plan: ConversionPlan) -> Iterator[Claim]:
         lock.acquire(timeout=0)
     except Timeout:
         raise OutputError(
-            f"another conversion is writing to {folder}.", hint="wait for it, or choose another folder with --output"
+            f"another conversion is writing to {folder}.", hint="wait for it, or choose another folder with `output`"
         ) from None
     try:
         _clear(folder)

@@ -7,7 +7,8 @@ import pytest
 from calibration_text import plan, refusal, save
 from places import EXAMPLE
 
-from hcsmoe_hub import ConvertOptions, plan_conversion
+from hcsmoe_hub import ConvertOptions
+from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.calibration.text import plan_calibration
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.events import Event
@@ -27,7 +28,7 @@ def test_a_length_of_all_positions_is_accepted_and_one_more_is_refused() -> None
     error = refusal(lambda: plan("bundled", sequence_length=65), PlanError)
     assert "65 tokens" in error.message
     assert "64 positions of org/model" in error.message
-    assert "--sequence-length 64" in error.hint
+    assert "`sequence_length=64`" in error.hint
 
 
 def test_any_length_is_accepted_when_the_model_has_no_limit() -> None:
@@ -41,7 +42,7 @@ def test_token_ids_longer_than_the_positions_are_refused(tmp_path: Path) -> None
 
 def test_token_ids_that_are_too_long_are_not_blamed_on_an_option(tmp_path: Path) -> None:
     file = save(tmp_path / "ids.npy", np.zeros((1, 65), dtype=np.int64))
-    assert "--sequence-length" not in refusal(lambda: plan(file), PlanError).hint
+    assert "sequence_length" not in refusal(lambda: plan(file), PlanError).hint
 
 
 @pytest.mark.parametrize("dataset", ["bundled", "c4", "org/name"])

@@ -103,7 +103,7 @@ def test_text_column_names_the_text_of_any_dataset(answers: dict[str, Any]) -> N
 
 def test_dataset_without_a_known_column_lists_its_columns(answers: dict[str, Any]) -> None:
     assert "body, id" in answers["no column"]["message"]
-    assert "--text-column" in answers["no column"]["hint"]
+    assert "`text_column`" in answers["no column"]["hint"]
 
 
 def test_unknown_dataset_is_refused_with_its_name(answers: dict[str, Any]) -> None:

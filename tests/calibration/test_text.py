@@ -128,14 +128,14 @@ def test_an_unknown_column_is_refused_with_the_names_of_the_others(load: Load, t
     file = write_rows(tmp_path / "a.jsonl", [{"title": "w1", "text": text(0, 4)}])
     error = refusal(lambda: load(file, text_column="body"))
     assert all(part in error.message for part in (str(file), "'body'", "title, text"))
-    assert "--text-column" in error.hint
+    assert "`text_column`" in error.hint
 
 
 def test_a_file_without_text_is_refused_with_the_names_of_its_columns(load: Load, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("title,author\nw1,w2\n")
     error = refusal(lambda: load(tmp_path / "a.csv"))
     assert "title, author" in error.message
-    assert "--text-column" in error.hint
+    assert "`text_column`" in error.hint
 
 
 @pytest.mark.parametrize("value", [7, 1.5, ["w1", "w2"], {"a": "w1"}], ids=["integer", "number", "strings", "object"])
@@ -186,7 +186,7 @@ def test_messages_are_refused_without_a_chat_template(load: Load, tmp_path: Path
     file = write_rows(tmp_path / "a.jsonl", [{"messages": chat(text(0, 9))}])
     error = refusal(lambda: load(file))
     assert "chat template" in error.message
-    assert "--text-column" in error.hint
+    assert "`text_column`" in error.hint
 
 
 def test_plain_text_next_to_messages_needs_no_chat_template(load: Load, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_too_little_text_for_one_sequence_is_refused_with_both_counts(load: Load
     error = refusal(lambda: load(file, sequence_length=7))
     assert "6 tokens" in error.message
     assert "one sequence of 7" in error.message
-    assert "--sequence-length" in error.hint
+    assert "`sequence_length`" in error.hint
 
 
 def test_too_little_text_for_all_sequences_gives_fewer(load: Load, tmp_path: Path) -> None:

@@ -386,5 +386,5 @@ def test_a_path_that_does_not_exist_is_never_looked_up_on_the_hub(
 def test_a_revision_of_a_local_folder_is_refused(folder: Path) -> None:
     with pytest.raises(SourceError) as caught:
         open_source(str(folder), revision="v1.0")
-    assert f"--revision v1.0 was given, but {folder} is a local folder" in caught.value.message
-    assert "drop --revision" in caught.value.hint
+    assert f"`revision='v1.0'` was given, but {folder} is a local folder" in caught.value.message
+    assert "drop `revision`" in caught.value.hint

@@ -79,7 +79,7 @@ def test_names_of_the_published_code_are_answered_with_ours(run, option, word, m
 @pytest.mark.parametrize("words", ["2", "2,1,1", "two,one", "nan,1", "1e9,1", ""])
 def test_bad_dominant_weights_are_one_message(run, words):
     error = usage_error(run, "convert", "model", "--experts", "4", f"--dominant-weights={words}")
-    assert f"'{words}' are no weights; write two numbers such as 2,1." in error
+    assert f"'{words}' is not a pair of weights; write two numbers such as 2,1." in error
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_bad_list_is_one_message(run, option, text, problem):
 @pytest.mark.parametrize("size", ["5 apples", "5", "GB", "-5GB", "0GB", "5GiB", "1e3GB"])
 def test_bad_size_is_one_message(run, option, size):
     error = usage_error(run, "convert", "model", "--experts", "4", f"{option}={size}")
-    assert f"'{size}' is no size; write a number and KB, MB, GB, TB, such as 5GB." in error
+    assert f"'{size}' is not a size; write a number and KB, MB, GB, TB, such as 5GB." in error
 
 
 @pytest.mark.parametrize(

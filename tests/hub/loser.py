@@ -6,7 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, execute, plan_conversion
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, execute
+from hcsmoe_hub import plan as plan_conversion
 
 if __name__ == "__main__":
     repo_id, ids, output = sys.argv[1:]

@@ -124,11 +124,11 @@ REFUSALS: Mapping[str, tuple[Call, str, str]] = {
         "spelling",
     ),
     "unknown repository with a token": (plan("org/unknown", token=OPENER), "this login cannot read it", "spelling"),
-    "private without a token": (plan("org/private"), "it is private and you are not logged in", "pass --token"),
+    "private without a token": (plan("org/private"), "it is private and you are not logged in", "pass `token`"),
     "private to this token": (
         plan("org/private", token=STRANGER),
         "is private and this login cannot read it",
-        "pass a --token",
+        "pass a `token`",
     ),
     "gated without a token": (plan("org/gated"), "org/gated is gated and you are not logged in", "run 'hf auth login'"),
     "gated for this token": (
@@ -141,7 +141,7 @@ REFUSALS: Mapping[str, tuple[Call, str, str]] = {
     "disabled": (plan("org/disabled"), "org/disabled was disabled on the Hub", "another copy"),
     "failing server": (plan("org/failing"), "refused a request for org/failing: 500 Internal", "try again later"),
     "unknown branch": (plan("org/tiny", revision="v9"), "org/tiny has no revision v9", "org/tiny/tree/main"),
-    "unknown commit": (plan("org/tiny", revision="0" * 40), f"org/tiny has no revision {'0' * 40}", "drop --revision"),
+    "unknown commit": (plan("org/tiny", revision="0" * 40), f"org/tiny has no revision {'0' * 40}", "drop `revision`"),
     "two revisions": (plan("hf://org/tiny@main", revision="v1"), "two revisions were given: main and v1", "keep one"),
     "invalid id": (plan("org/two words"), "'org/two words' is neither a local folder nor a valid", "org/name"),
     "invalid uri": (plan("hf://org/name/config.json"), "'org/name/config.json' is neither", "org/name"),
@@ -160,7 +160,7 @@ REFUSALS: Mapping[str, tuple[Call, str, str]] = {
         f"{len(LAST_SHARD) - CUT} bytes long, but its header describes",
         "shard again",
     ),
-    "unusable cache": (plan("org/tiny", cache_dir="file/cache"), "org/tiny cannot be downloaded", "--cache-dir"),
+    "unusable cache": (plan("org/tiny", cache_dir="file/cache"), "org/tiny cannot be downloaded", "`cache_dir`"),
 }
 
 
@@ -345,7 +345,7 @@ def test_a_revision_is_resolved_from_a_commit(hub: Hub, first_run: Answers) -> N
 
 def test_a_former_name_leads_to_the_present_one(hub: Hub, first_run: Answers) -> None:
     assert first_run["former"]["commit"] == hub.model("org/named").refs["main"]
-    assert first_run["former"]["warnings"][0] == "org/former is called org/named by now."
+    assert first_run["former"]["warnings"][0] == "org/former has been renamed to org/named."
     assert file_requests(hub.requests, "org/former") == []
 
 

@@ -16,7 +16,7 @@ from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.layer import refit_block as blocks
 from hcsmoe_hub.layer import refit_experts as experts
 from hcsmoe_hub.methods.refit import experts as fit_experts
-from hcsmoe_hub.options import Layout, Method, MethodOptions, Refit
+from hcsmoe_hub.options import Layout, Method, MethodOptions, Preset, Refit
 from hcsmoe_hub.report import ConversionReport, RefitReport
 
 IDS = token_ids(32, 32)
@@ -47,7 +47,7 @@ class TinyModel:
         self.converted = cache(lambda refit, method=Method.MERGE: self.convert(refit, method))
 
     def convert(self, refit: Refit, method: Method = Method.MERGE, **others: Any) -> Conversion:
-        wanted = MethodOptions(method=method, refit=refit, **others)
+        wanted = MethodOptions(preset=Preset.HC_SMOE, method=method, refit=refit, **others)
         report = convert(self.folder, options(self.folder, 4, ids=IDS, method=wanted, overwrite=True))
         return Conversion(report, read_tensors(self.folder.parent / "result"))
 
@@ -181,7 +181,7 @@ def test_a_descent_may_help_where_least_squares_did_not(model: TinyModel, monkey
 
 @pytest.mark.parametrize("refit", FITTED)
 def test_a_layer_that_keeps_its_experts_is_not_corrected(model: TinyModel, refit: Refit) -> None:
-    wanted = options(model.folder, 8, method=MethodOptions(refit=refit), overwrite=True)
+    wanted = options(model.folder, 8, method=MethodOptions(preset=Preset.HC_SMOE, refit=refit), overwrite=True)
     assert all(layer.refit is None and layer.output_error == 0 for layer in convert(model.folder, wanted).layers)
 
 
@@ -192,5 +192,7 @@ def test_a_layer_that_keeps_its_experts_is_not_corrected(model: TinyModel, refit
 @pytest.mark.parametrize("layout", [Layout.MAPPED, Layout.FULL])
 def test_layouts_of_the_papers_are_not_corrected(tmp_path: Path, layout: Layout, refit: Refit) -> None:
     source = build(tmp_path / "model")
-    error = refuse(source, PlanError, options(source, 4, method=MethodOptions(refit=refit, layout=layout)))
+    error = refuse(
+        source, PlanError, options(source, 4, method=MethodOptions(preset=Preset.HC_SMOE, refit=refit, layout=layout))
+    )
     assert f"--refit {refit} would have no effect: the {layout} layout keeps to the papers" in error.message

@@ -15,10 +15,10 @@ import hcsmoe_hub.planning.refusals
 from hcsmoe_hub import convert
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.methods.routing import fit_rows
-from hcsmoe_hub.options import Clustering, Method, MethodOptions, Refit, RouterPolicy
+from hcsmoe_hub.options import Clustering, Method, MethodOptions, Preset, Refit, RouterPolicy
 from hcsmoe_hub.report import ConversionReport
 
-FIT = MethodOptions(router=RouterPolicy.FIT)
+FIT = MethodOptions(preset=Preset.HC_SMOE, router=RouterPolicy.FIT)
 IDS = token_ids(64, 32)
 
 
@@ -47,7 +47,7 @@ def test_fitted_layers_choose_more_as_the_full_router_does(source: Path, cluster
 
 def test_only_router_rows_change(source: Path) -> None:
     result = source.parent / "result"
-    converted(source, MethodOptions())
+    converted(source, MethodOptions(preset=Preset.HC_SMOE))
     plain = read_tensors(result)
     fitted = {layer.layer for layer in converted(source, FIT).layers if layer.router.is_fitted}
     changed = {name for name, tensor in read_tensors(result).items() if not torch.equal(plain[name], tensor)}
@@ -60,7 +60,7 @@ def test_a_bias_of_the_logits_is_fitted_too_and_a_correction_bias_stays(
 ) -> None:
     source, result = tmp_path / "model", tmp_path / "result"
     save_tiny(model_type, source)
-    converted(source, MethodOptions(), 3)
+    converted(source, MethodOptions(preset=Preset.HC_SMOE), 3)
     plain = read_tensors(result)
     assert any(name.endswith("bias") for name in plain)
     report = converted(source, FIT, 3)
@@ -84,7 +84,7 @@ def test_a_fit_that_does_not_help_on_held_out_text_is_dropped(
     def worse(inputs_TH: Tensor, targets_TC: Tensor, rows_CH: Tensor, bias_C: Tensor | None, **_: object) -> object:
         return -rows_CH.float(), bias_C
 
-    plain = converted(source, MethodOptions(method=method))
+    plain = converted(source, MethodOptions(preset=Preset.HC_SMOE, method=method))
     before = read_tensors(source.parent / "result")
     monkeypatch.setattr(hcsmoe_hub.layer.router_fit, "fit_rows", worse)
     report = converted(source, replace(FIT, method=method))

@@ -275,4 +275,4 @@ def test_a_model_whose_router_scales_inputs_is_refused(tmp_path: Path) -> None:
     assert "Llama4TextExperts of layer 0" in reason
     with pytest.raises(PlanError, match="Llama4TextExperts") as caught:
         mapped_config(model.source.config, model, {})
-    assert "--layout full" in caught.value.hint
+    assert "`layout='full'`" in caught.value.hint

@@ -10,7 +10,8 @@ import torch
 from tiny_models import LENGTH, SEQUENCES, build, contents, options, read_tensors, token_ids
 from torch import Tensor
 
-from hcsmoe_hub import convert, plan_conversion
+from hcsmoe_hub import convert
+from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.model.microbatch import MicroBatcher, join, select
 from hcsmoe_hub.pipeline.stream import make_batcher
@@ -143,7 +144,7 @@ def test_one_sequence_that_does_not_fit_ends_with_what_to_do() -> None:
         run(batcher, layer)
     assert layer.seen == [4, 2, 1]
     assert "one calibration sequence does not fit into memory" in caught.value.message
-    assert "--sequence-length" in caught.value.hint
+    assert "`sequence_length`" in caught.value.hint
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ValueError(OUT_OF_MEMORY)])

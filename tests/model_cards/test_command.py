@@ -21,7 +21,6 @@ from hcsmoe_hub.options import (
     Layout,
     Linkage,
     Merge,
-    Method,
     MethodOptions,
     Propagate,
     Refit,
@@ -34,10 +33,10 @@ from hcsmoe_hub.recipe.resolve import resolve
 
 OPTIONS = [
     *PRESETS.values(),
-    MethodOptions(method=Method.PRUNE, refit=Refit.BLOCKS),
-    MethodOptions(method=Method.PRUNE, router=RouterPolicy.FIT, refit=Refit.EXPERTS, propagate=Propagate.MERGED),
-    MethodOptions(refit=Refit.EXPERTS, router=RouterPolicy.FIT),
-    MethodOptions(method=Method.PRUNE, saliency=Saliency.FREQUENCY, protect=((None, 2), (3, 1)), seed=7),
+    MethodOptions(preset=Preset.REAP, refit=Refit.BLOCKS),
+    MethodOptions(preset=Preset.REAP, router=RouterPolicy.FIT, refit=Refit.EXPERTS, propagate=Propagate.MERGED),
+    MethodOptions(preset=Preset.HC_SMOE, refit=Refit.EXPERTS, router=RouterPolicy.FIT),
+    MethodOptions(preset=Preset.REAP, saliency=Saliency.FREQUENCY, protect=((None, 2), (3, 1)), seed=7),
     MethodOptions(clustering=Clustering.SINGLE_SHOT, similarity=(Similarity.ROUTER_LOGITS, Similarity.WEIGHT)),
     MethodOptions(layout=Layout.MAPPED, budget=Budget.M_SMOE, layers=(0, 1, 3), max_cluster_size=3),
     MethodOptions(merge=Merge.DOMINANT, dominant_weights=(2.0, 0.5), linkage=Linkage.WARD),

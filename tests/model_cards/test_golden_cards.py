@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from places import GOLDEN
 
 from hcsmoe_hub.model_cards import write_card
-from hcsmoe_hub.options import Budget, Layout, Method, MethodOptions, Refit
+from hcsmoe_hub.options import Budget, Layout, MethodOptions, Preset, Refit
 from hcsmoe_hub.recipe.resolve import resolve
 
 GOLDEN = GOLDEN / "cards"
@@ -41,7 +41,7 @@ def cases(make_folder: Any, evaluated: Any, report: Any, measures: Any) -> Any:
     found = {name: {**measure, **from_hub} for name, measure in {**measures, "tasks": tasks}.items()}
     silent = {"repo_id": "acme/Mixtral-tiny", "revision": "0123456789abcdef0123456789abcdef01234567", "license": None}
     other = {"license": "other", "license_name": "tongyi-qianwen", "license_link": "LICENSE"}
-    pruned = resolve(MethodOptions(method=Method.PRUNE, refit=Refit.DOWN)).as_dict()
+    pruned = resolve(MethodOptions(preset=Preset.REAP, refit=Refit.DOWN)).as_dict()
     refit = {"is_kept": True, "error_before": 0.4, "error_after": 0.3, "fitted_tokens": 896, "held_out_tokens": 128}
     refit |= {"rounds": 1, "steps": 0}
     unfitted = {"is_fitted": None, "top_k_agreement_before": None}

@@ -11,7 +11,7 @@ from hcsmoe_hub.options import Layout, MethodOptions, RouterPolicy
 from hcsmoe_hub.recipe.resolve import resolve
 
 ALL = [0, 1, 2, 3, 4, 5, 6, 7]
-PRUNED = resolve(MethodOptions(method=options.Method.PRUNE)).as_dict()
+PRUNED = resolve(MethodOptions(preset=options.Preset.REAP)).as_dict()
 
 
 def card(folder: Path) -> str:
@@ -77,14 +77,14 @@ def test_a_change_of_the_active_experts_is_stated(make_folder: Any) -> None:
 @pytest.mark.parametrize(
     ("chosen", "cited"),
     [
-        (MethodOptions(), ["2410.08589"]),
+        (MethodOptions(preset=options.Preset.HC_SMOE), ["2410.08589"]),
         (
             MethodOptions(clustering=options.Clustering.SINGLE_SHOT, align=options.Align.WEIGHT),
             ["2310.01334"],
         ),
         (MethodOptions(merge=options.Merge.ZIPIT), ["2410.08589", "2305.03053"]),
-        (MethodOptions(method=options.Method.PRUNE), ["2510.13999"]),
-        (MethodOptions(method=options.Method.PRUNE, saliency=options.Saliency.FREQUENCY), []),
+        (MethodOptions(preset=options.Preset.REAP), ["2510.13999"]),
+        (MethodOptions(preset=options.Preset.REAP, saliency=options.Saliency.FREQUENCY), []),
         (MethodOptions(clustering=options.Clustering.RANDOM), []),
     ],
     ids=str,
@@ -114,7 +114,7 @@ def refit(*, before: float, after: float, rounds: int, steps: int = 0) -> Any:
 
 def test_a_refit_is_described_with_its_work_and_its_errors(make_folder: Any, report: Any) -> None:
     kept = [refit(before=0.4, after=0.3, rounds=rounds) for rounds in (1, 7, 3)]
-    method = resolve(MethodOptions(refit=options.Refit.EXPERTS)).as_dict()
+    method = resolve(MethodOptions(preset=options.Preset.HC_SMOE, refit=options.Refit.EXPERTS)).as_dict()
     folder = make_folder({"method": method}, base=refitted(report, *kept, refit(before=0.4, after=0.4, rounds=0)))
     text = card(folder)
     assert "kept in 3 of 4 layers, after 1 to 7 rounds of least squares." in text
@@ -125,7 +125,7 @@ def test_a_refit_is_described_with_its_work_and_its_errors(make_folder: Any, rep
 
 
 def test_one_round_fits_the_down_projections_alone(make_folder: Any, report: Any) -> None:
-    method = resolve(MethodOptions(refit=options.Refit.EXPERTS)).as_dict()
+    method = resolve(MethodOptions(preset=options.Preset.HC_SMOE, refit=options.Refit.EXPERTS)).as_dict()
     once = refitted(report, *[refit(before=0.4, after=0.3, rounds=1)] * 4)
     assert "The down projections of the experts were then refitted" in paragraph(
         make_folder({"method": method}, base=once)
@@ -134,7 +134,7 @@ def test_one_round_fits_the_down_projections_alone(make_folder: Any, report: Any
 
 def test_a_refit_that_was_dropped_everywhere_is_not_claimed(make_folder: Any, report: Any) -> None:
     dropped = [refit(before=0.4, after=0.4, rounds=0)] * 4
-    method = resolve(MethodOptions(method=options.Method.PRUNE, refit=options.Refit.EXPERTS)).as_dict()
+    method = resolve(MethodOptions(preset=options.Preset.REAP, refit=options.Refit.EXPERTS)).as_dict()
     text = card(make_folder({"method": method}, base=refitted(report, *dropped)))
     assert "tried in 4 layers and dropped" in text
     assert "fitted to" not in text
@@ -142,7 +142,7 @@ def test_a_refit_that_was_dropped_everywhere_is_not_claimed(make_folder: Any, re
 
 
 def test_gradient_descent_within_layers_is_not_passed_over(make_folder: Any, report: Any) -> None:
-    method = resolve(MethodOptions(refit=options.Refit.BLOCKS)).as_dict()
+    method = resolve(MethodOptions(preset=options.Preset.HC_SMOE, refit=options.Refit.BLOCKS)).as_dict()
     kept = [refit(before=0.4, after=0.3, rounds=2, steps=400)] * 4
     folder = make_folder({"method": method}, base=refitted(report, *kept))
     assert "after 2 rounds of least squares and 400 steps of gradient descent." in card(folder)
@@ -159,7 +159,7 @@ def test_a_fitted_router_is_described_with_what_it_changed(make_folder: Any, rep
     layers = [
         {**layer, "router": router} for layer, router in zip(report["layers"], [fitted] * 3 + [dropped], strict=True)
     ]
-    method = resolve(MethodOptions(router=RouterPolicy.FIT)).as_dict()
+    method = resolve(MethodOptions(preset=options.Preset.HC_SMOE, router=RouterPolicy.FIT)).as_dict()
     text = card(make_folder({"method": method}, base={**report, "layers": layers}))
     assert "They are used in 3 of 4 layers; elsewhere" in text
     assert "agreement rose from 80.0 % to 90.0 %" in text

@@ -30,7 +30,7 @@ from hcsmoe_hub.options import (
     Features,
     Layout,
     Merge,
-    Method,
+    Preset,
     Saliency,
     Similarity,
 )
@@ -104,15 +104,15 @@ def test_the_file_says_what_was_observed(collected: Path) -> None:
 # Conversions from a file
 
 METHODS: dict[str, MethodOptions] = {
-    "default": MethodOptions(),
+    "default": MethodOptions(preset=Preset.HC_SMOE),
     "zipit": MethodOptions(merge=Merge.ZIPIT),
     "fix-dom": MethodOptions(merge=Merge.FIX_DOM, features=Features.ACTIVATION_WEIGHT),
     "align": MethodOptions(align=Align.ACTIVATION, merge=Merge.SALIENCY, dominant=Dominant.ROUTING_SCORE),
     "overlap": MethodOptions(clustering=Clustering.SINGLE_SHOT, distance=Distance.WASSERSTEIN),
     "logits": MethodOptions(similarity=(Similarity.ROUTER_LOGITS, Similarity.EXPERT_OUTPUT)),
     "fuzzy": MethodOptions(clustering=Clustering.FUZZY),
-    "reap": MethodOptions(method=Method.PRUNE),
-    "reconstruction": MethodOptions(method=Method.PRUNE, saliency=Saliency.RECONSTRUCTION),
+    "reap": MethodOptions(preset=Preset.REAP),
+    "reconstruction": MethodOptions(preset=Preset.REAP, saliency=Saliency.RECONSTRUCTION),
     "mapped": MethodOptions(layout=Layout.MAPPED),
     "budget": MethodOptions(layout=Layout.FULL, budget=Budget.FREQUENCY),
 }
@@ -316,7 +316,7 @@ def test_a_damaged_layer_ends_the_conversion_and_leaves_no_result(folder: Path, 
     with pytest.raises(CalibrationError, match="is no statistics file of hcsmoe") as caught:
         convert(folder / "model", reusing(folder))
     assert "layer-1" in caught.value.message or "layer 1" in caught.value.message
-    assert "--statistics" in caught.value.hint
+    assert "`statistics`" in caught.value.hint
     assert not (folder / "result").exists()
 
 
@@ -330,9 +330,9 @@ def test_blocks_that_cannot_run_on_single_tokens_have_no_statistics_file(tmp_pat
         calibration=CalibrationOptions(dataset=str(tmp_path / "ids.npy")),
     )
     error = refuse(tmp_path / "model", PlanError, asked)
-    assert "--statistics runs the MoE block of a layer again on single tokens" in error.message
+    assert "`statistics` runs the MoE block of a layer again on single tokens" in error.message
     assert "hang on the decoder layer itself" in error.message
-    assert error.hint == "leave --statistics out"
+    assert error.hint == "leave `statistics` out"
 
 
 # Failures

@@ -120,7 +120,7 @@ def test_a_place_that_cannot_be_written_is_an_error_with_a_hint(tmp_path: Path, 
     (tmp_path / "folder" / "deep").mkdir(parents=True)
     with pytest.raises(OutputError, match=f"{place} cannot be written") as caught:
         write(tmp_path / place, layer_statistics(0))
-    assert "--statistics" in caught.value.hint
+    assert "`statistics`" in caught.value.hint
     assert contents(tmp_path) == {"file": b"mine"}
 
 

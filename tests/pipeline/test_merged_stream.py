@@ -12,11 +12,12 @@ from tiny_models import build, differing, options, read_tensors, refuse, token_i
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hcsmoe_hub import convert, plan_conversion
+from hcsmoe_hub import convert
+from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
 from hcsmoe_hub.errors import PlanError
-from hcsmoe_hub.options import Layout, Method, MethodOptions, Propagate, Refit, RouterPolicy
+from hcsmoe_hub.options import Layout, Method, MethodOptions, Preset, Propagate, Refit, RouterPolicy
 from hcsmoe_hub.pipeline.merged_stream import MergedStream, find_gain
 from hcsmoe_hub.planning.estimate import estimate_needs
 from hcsmoe_hub.recipe.resolve import resolve
@@ -40,7 +41,7 @@ WARNING = "what earlier layers have changed is not made up for"
 
 def method(propagate: Propagate, **others: Any) -> MethodOptions:
     """A method that fits down projections, or whatever else is given."""
-    return MethodOptions(propagate=propagate, **(others or {"refit": Refit.DOWN}))
+    return MethodOptions(preset=Preset.HC_SMOE, propagate=propagate, **(others or {"refit": Refit.DOWN}))
 
 
 def run(source: Path, propagate: Propagate, experts: int = 3, *, ids: Tensor = IDS, **others: Any) -> ConversionReport:
@@ -282,8 +283,8 @@ def test_statistics_cannot_be_kept(tmp_path: Path) -> None:
     source = build(tmp_path / "model")
     wanted = options(source, 4, statistics=tmp_path / "statistics", method=method(Propagate.MERGED))
     error = refuse(source, PlanError, wanted)
-    assert "--propagate merged runs every layer of the reduced model" in error.message
-    assert error.hint == "leave --statistics or --propagate out"
+    assert "`propagate='merged'` runs every layer of the reduced model" in error.message
+    assert error.hint == "leave `statistics` or `propagate` out"
 
 
 def test_layers_without_a_block_of_their_own_are_refused(tmp_path: Path) -> None:
@@ -296,12 +297,12 @@ def test_layers_without_a_block_of_their_own_are_refused(tmp_path: Path) -> None
     "others", [{"refit": Refit.NONE}, {"layout": Layout.MAPPED}, {"layout": Layout.FULL}, {"method": Method.PRUNE}]
 )
 def test_without_a_fit_there_is_nothing_to_choose(others: dict[str, Any]) -> None:
-    assert resolve(MethodOptions(**others)).propagate is None
+    assert resolve(MethodOptions(preset=Preset.HC_SMOE, **others)).propagate is None
     for propagate in Propagate:
         with pytest.raises(PlanError) as caught:
-            resolve(MethodOptions(propagate=propagate, **others))
-        assert caught.value.message.startswith(f"--propagate {propagate} would have no effect: ")
-        assert caught.value.hint == "leave --propagate out"
+            resolve(MethodOptions(preset=Preset.HC_SMOE, propagate=propagate, **others))
+        assert caught.value.message.startswith(f"`propagate='{propagate}'` would have no effect: ")
+        assert caught.value.hint == "leave `propagate` out"
 
 
 @pytest.mark.parametrize("way", Method)
@@ -309,5 +310,5 @@ def test_without_a_fit_there_is_nothing_to_choose(others: dict[str, Any]) -> Non
 def test_whatever_is_fitted_is_fitted_on_the_original_hidden_states_unless_asked(
     way: Method, fit: dict[str, Any]
 ) -> None:
-    assert resolve(MethodOptions(method=way, **fit)).propagate is Propagate.ORIGINAL
-    assert resolve(MethodOptions(method=way, propagate=Propagate.MERGED, **fit)).propagates
+    assert resolve(MethodOptions(preset=Preset.HC_SMOE, method=way, **fit)).propagate is Propagate.ORIGINAL
+    assert resolve(MethodOptions(preset=Preset.HC_SMOE, method=way, propagate=Propagate.MERGED, **fit)).propagates

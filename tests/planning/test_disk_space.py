@@ -11,7 +11,7 @@ from places import EXAMPLE
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, PushOptions
 from hcsmoe_hub.checkpoint.pieces import Piece, Step, download_bytes, largest_pair, layer_pieces, whole_shards
 from hcsmoe_hub.checkpoint.source import LocalSource
-from hcsmoe_hub.convert import plan_conversion
+from hcsmoe_hub.convert import plan as plan_conversion
 from hcsmoe_hub.errors import OutputError
 from hcsmoe_hub.machine.units import format_bytes
 from hcsmoe_hub.options import Budget, Layout, MethodOptions
@@ -115,14 +115,16 @@ def test_each_disk_is_enough_for_what_goes_there(plan: ConversionPlan, monkeypat
     error = refusal(plan, room_for_both | {"cache": needs.cache_bytes - 1}, monkeypatch)
     assert error is not None
     assert error.message.startswith(f"the download needs {format_bytes(needs.cache_bytes)}, but ")
-    assert "--cache-dir" in error.hint
+    assert "`cache_dir`" in error.hint
     frugal = estimate_needs(lean(plan))
-    assert error.hint.endswith(f"or add --low-disk, which needs {format_bytes(frugal.cache_bytes + frugal.disk_bytes)}")
+    assert error.hint.endswith(
+        f"or add `low_disk=True`, which needs {format_bytes(frugal.cache_bytes + frugal.disk_bytes)}"
+    )
     error = refusal(plan, room_for_both | {"results": needs.disk_bytes - 1}, monkeypatch)
     assert error is not None
     assert error.message.startswith(f"the result needs {format_bytes(needs.disk_bytes)}, but ")
     # It would not help: nothing is pushed.
-    assert error.hint == "choose another disk with --output"
+    assert error.hint == "choose another disk with `output`"
 
 
 def test_one_disk_has_to_hold_the_download_and_the_result(
@@ -135,14 +137,14 @@ def test_one_disk_has_to_hold_the_download_and_the_result(
     assert error is not None
     download, result = format_bytes(needs.cache_bytes), format_bytes(needs.disk_bytes)
     assert f"the download needs {download} and the result {result}, but the disk of " in error.message
-    assert "--low-disk" in error.hint
+    assert "`low_disk=True`" in error.hint
 
 
 def test_a_push_is_a_reason_for_little_disk(plan: ConversionPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed = replace(plan, options=replace(plan.options, push=PUSH))
     error = refusal(pushed, {"cache": 10**9, "results": 2_000_000}, monkeypatch)
     assert error is not None
-    assert "--low-disk" in error.hint
+    assert "`low_disk=True`" in error.hint
     assert refusal(lean(pushed), {"cache": 10**9, "results": 2_000_000}, monkeypatch) is None
 
 
@@ -151,7 +153,7 @@ def test_little_disk_is_not_offered_where_it_is_not_enough(
 ) -> None:
     error = refusal(plan, {"one": 1000}, monkeypatch)
     assert error is not None
-    assert "--low-disk" not in error.hint
+    assert "`low_disk=True`" not in error.hint
     frugal = refusal(lean(plan), {"one": 1000}, monkeypatch)
     assert frugal is not None
-    assert "--low-disk" not in frugal.hint
+    assert "`low_disk=True`" not in frugal.hint

@@ -22,10 +22,11 @@ from tiny_models import (
 )
 from torch import Tensor
 
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, plan_conversion
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions
+from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.errors import OutputError, PlanError, UnsupportedModelError
-from hcsmoe_hub.options import Distance, Linkage
+from hcsmoe_hub.options import Distance, Linkage, Preset
 from hcsmoe_hub.planning.estimate import estimate_needs
 
 
@@ -136,14 +137,14 @@ def test_experts_of_mixed_precision_are_refused(source: Path) -> None:
 def test_a_count_outside_of_what_can_be_kept_is_refused(source: Path, experts: int, why: str) -> None:
     error = refuse(source, PlanError, options(source, experts))
     assert f"cannot keep {experts} experts per layer of {source}: {why}" in error.message
-    assert error.hint == "use --experts with a number from 2 to 8"
+    assert error.hint == "use `experts` with a number from 2 to 8"
 
 
 def test_fewer_experts_than_each_token_visits_are_refused(tmp_path: Path) -> None:
     model = build(tmp_path / "model", num_experts_per_tok=3)
     error = refuse(model, PlanError, options(model, 2))
     assert f"cannot keep 2 of 8 experts: the router of {model} selects 3 experts per token" in error.message
-    assert error.hint == "use --experts 3 or more, or lower the selection with --experts-per-token 2"
+    assert error.hint == "use `experts=3` or more, or lower the selection with `experts_per_token=2`"
 
 
 def test_fewer_experts_than_each_token_visits_are_accepted_with_fewer_visits(tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_fewer_experts_than_each_token_visits_are_accepted_with_fewer_visits(tmp
 def test_more_visits_than_experts_are_refused(source: Path) -> None:
     error = refuse(source, PlanError, options(source, 4, experts_per_token=5))
     assert "would select 5 experts per token" in error.message
-    assert "--experts-per-token 4" in error.hint
+    assert "`experts_per_token=4`" in error.hint
 
 
 @pytest.mark.parametrize("groups_per_token", [1, 2])
@@ -164,7 +165,7 @@ def test_a_count_that_leaves_groups_of_one_expert_is_refused(tmp_path: Path, gro
     model = build(tmp_path / "model", "deepseek_v3", topk_group=groups_per_token)
     error = refuse(model, PlanError, options(model, 2))
     assert "2 experts in 2 groups are 1 per group" in error.message
-    assert error.hint == "use --experts 4 or more"
+    assert error.hint == "use `experts=4` or more"
     assert plan_conversion(model, options(model, 4)).settings.groups == 2
 
 
@@ -172,7 +173,7 @@ def test_a_count_that_leaves_too_few_experts_in_the_chosen_groups_is_refused(tmp
     model = build(tmp_path / "model", "deepseek_v3", num_experts_per_tok=3)
     error = refuse(model, PlanError, options(model, 4))
     assert "selects 3 experts from 1 groups" in error.message
-    assert error.hint == "use --experts 6 or more"
+    assert error.hint == "use `experts=6` or more"
     assert plan_conversion(model, options(model, 6)).settings.groups == 2
 
 
@@ -180,7 +181,7 @@ def test_ward_linkage_with_another_distance_than_euclidean_is_refused(source: Pa
     method = MethodOptions(linkage=Linkage.WARD, distance=Distance.COSINE)
     error = refuse(source, PlanError, options(source, 4, method=method))
     assert "ward linkage measures squared errors, which cosine distances of expert-output do not have" in error.message
-    assert "--distance euclidean" in error.hint
+    assert "`distance='euclidean'`" in error.hint
 
 
 # The place of the result
@@ -192,7 +193,7 @@ def test_a_folder_that_is_not_empty_is_refused(source: Path) -> None:
     (folder / "config.json").write_text("{}")
     error = refuse(source, OutputError, options(source, 4, output=folder))
     assert error.message == f"{folder} is not empty."
-    assert "--overwrite" in error.hint
+    assert "`overwrite=True`" in error.hint
 
 
 def test_a_folder_without_a_checkpoint_is_never_overwritten(source: Path) -> None:
@@ -238,7 +239,7 @@ def test_a_disk_without_enough_room_is_refused(source: Path, monkeypatch: pytest
     monkeypatch.setattr("shutil.disk_usage", with_free(needed - 1))
     error = refuse(source, OutputError, wanted)
     assert f"but {source.parent} has " in error.message
-    assert "--output" in error.hint
+    assert "`output`" in error.hint
     # The nearest folder that exists lies on the disk in question.
     assert set(asked) == {source.parent}
 
@@ -248,8 +249,8 @@ def test_a_limit_on_memory_below_what_is_needed_is_refused(source: Path) -> None
     plan_conversion(source, options(source, 4, max_memory_bytes=needed))
     error = refuse(source, PlanError, options(source, 4, max_memory_bytes=needed - 1))
     assert "more than the" in error.message
-    assert "of --max-memory" in error.message
-    assert "--samples" in error.hint
+    assert "of `max_memory_bytes`" in error.message
+    assert "`samples`" in error.hint
 
 
 # Device and calibration
@@ -261,8 +262,8 @@ def test_a_device_that_the_machine_does_not_have_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     error = refuse(source, PlanError, options(source, 4, device=device))
-    assert error.message == f"device {device} was requested, but torch finds no CUDA device."
-    assert error.hint == "use --device auto or cpu"
+    assert error.message == f"`device='{device}'` was requested, but torch finds no CUDA device."
+    assert error.hint == "use `device='auto'` or `device='cpu'`"
 
 
 def test_a_device_beyond_the_last_is_refused(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,10 +299,14 @@ def test_text_sequences_longer_than_the_model_takes_are_refused(source: Path) ->
     )
     error = refuse(source, PlanError, wanted)
     assert "sequences of 65 tokens" in error.message
-    assert error.hint == "use --sequence-length 64 or less"
+    assert error.hint == "use `sequence_length=64` or less"
 
 
-@pytest.mark.parametrize(("method", "sequences"), [(MethodOptions(), 1024), (None, 2048)], ids=["merge", "fit"])
+@pytest.mark.parametrize(
+    ("method", "sequences"),
+    [(MethodOptions(preset=Preset.HC_SMOE), 1024), (MethodOptions(), 2048)],
+    ids=["merge", "fit"],
+)
 def test_text_sequences_are_as_long_as_the_model_takes_and_as_many_as_hold_the_usual_tokens(
     source: Path, method: MethodOptions | None, sequences: int
 ) -> None:
@@ -329,11 +334,11 @@ def test_an_ordinary_plan_warns_of_nothing(source: Path) -> None:
 
 
 def test_keeping_every_expert_is_pointed_out(source: Path) -> None:
-    assert warnings(source, 8) == ["8 experts are kept of 8: nothing will shrink."]
+    assert warnings(source, 8) == ["`experts=8` is the number that the model has; the result will not be smaller."]
 
 
 def test_layers_that_become_dense_are_pointed_out(source: Path) -> None:
-    assert warnings(source, 2) == ["every token will visit all 2 experts: the layers become dense."]
+    assert warnings(source, 2) == ["all 2 experts will be active for every token: the layers become dense."]
     assert warnings(source, 2, experts_per_token=1) == []
 
 

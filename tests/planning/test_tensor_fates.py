@@ -10,7 +10,8 @@ import torch
 from tiny_models import build, change_config, change_tensors, differing, options, read_config, read_tensors, refuse
 from torch import Tensor
 
-from hcsmoe_hub import convert, plan_conversion
+from hcsmoe_hub import convert
+from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.errors import SourceError, UnsupportedModelError
 from hcsmoe_hub.planning.tensor_fates import Account
 

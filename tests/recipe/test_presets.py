@@ -24,13 +24,14 @@ from hcsmoe_hub.options import (
     Merge,
     Method,
     MethodOptions,
+    Preset,
     Propagate,
     Refit,
     RouterPolicy,
     Saliency,
     Similarity,
 )
-from hcsmoe_hub.recipe.presets import DEFAULT_PRESET, PRESETS, Preset, method_options, starting_point
+from hcsmoe_hub.recipe.presets import DEFAULT_PRESET, PRESETS, complete, starting_point
 from hcsmoe_hub.recipe.resolve import resolve
 
 # What each method is, by its paper and by the words of the documentation.
@@ -50,7 +51,7 @@ EXPECTED: dict[Preset, dict[str, Any]] = {
         "method": Method.MERGE,
         "similarity": (Similarity.ROUTER_LOGITS,),
         "clustering": Clustering.SINGLE_SHOT,
-        "dominant": Dominant.USAGE,
+        "dominant": Dominant.FREQUENCY,
         "budget": Budget.M_SMOE,
         "align": Align.WEIGHT,
         "merge": Merge.FREQUENCY,
@@ -98,7 +99,7 @@ def values(choices: dict[str, list[Any]]) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("preset", Preset)
 def test_a_preset_is_the_method_of_its_name(preset: Preset) -> None:
-    recipe = resolve(method_options(preset))
+    recipe = resolve(MethodOptions(preset=preset))
     assert {name: getattr(recipe, name) for name in EXPECTED[preset]} == EXPECTED[preset]
 
 
@@ -108,8 +109,7 @@ def test_every_preset_is_another_recipe() -> None:
 
 
 def test_what_is_given_wins_over_the_preset() -> None:
-    changed = method_options(Preset.M_SMOE, align=Align.NONE, max_cluster_size=4, seed=7)
-    recipe = resolve(changed)
+    recipe = resolve(MethodOptions(preset=Preset.M_SMOE, align=Align.NONE, max_cluster_size=4, seed=7))
     assert (recipe.align, recipe.max_cluster_size, recipe.seed) == (Align.NONE, 4, 7)
     assert (recipe.clustering, recipe.budget, recipe.layout) == (Clustering.SINGLE_SHOT, Budget.M_SMOE, Layout.MAPPED)
 
@@ -117,51 +117,57 @@ def test_what_is_given_wins_over_the_preset() -> None:
 @pytest.mark.parametrize("preset", Preset)
 @pytest.mark.parametrize(("name", "value"), values(MERGES) + values(KEEPS), ids=str)
 def test_a_choice_is_in_force_as_given_whatever_the_preset(preset: Preset, name: str, value: Any) -> None:
-    chosen = method_options(preset, **{name: value})
+    chosen = complete(MethodOptions(preset=preset, **{name: value}))
     assert getattr(chosen, name) == value
-    others = {field.name for field in fields(MethodOptions)} - {name}
+    others = {field.name for field in fields(MethodOptions)} - {name, "preset"}
     assert {getattr(chosen, other) == getattr(PRESETS[preset], other) for other in others} == {True}
 
 
 def test_none_leaves_a_choice_to_the_preset() -> None:
-    nothing = dict.fromkeys(field.name for field in fields(MethodOptions))
-    assert method_options(**nothing) == PRESETS[DEFAULT_PRESET]
-    assert method_options(Preset.REAP, saliency=None) == PRESETS[Preset.REAP]
+    assert resolve(MethodOptions(saliency=None)) == resolve(PRESETS[DEFAULT_PRESET])
+    assert resolve(MethodOptions(preset=Preset.REAP, refit=None)) == resolve(MethodOptions(preset=Preset.REAP))
+
+
+@pytest.mark.parametrize("preset", Preset)
+def test_completed_options_are_complete(preset: Preset) -> None:
+    completed = complete(MethodOptions(preset=preset, seed=7))
+    assert completed.preset is preset
+    assert complete(completed) == completed
 
 
 def test_an_option_that_does_not_exist_is_refused() -> None:
     with pytest.raises(TypeError, match="linkages"):
-        method_options(linkages=Linkage.WARD)
+        MethodOptions(linkages=Linkage.WARD)  # type: ignore[call-arg]
 
 
 # Where choices begin
 
 
 def test_every_option_and_every_value_of_the_lists_above_is_tried() -> None:
-    assert MERGES.keys() | KEEPS.keys() == {field.name for field in fields(MethodOptions)}
+    assert MERGES.keys() | KEEPS.keys() | {"preset"} == {field.name for field in fields(MethodOptions)}
     for kind, name in ((Method, "method"), (Budget, "budget"), (RouterPolicy, "router"), (Layout, "layout")):
         assert {*MERGES[name], *KEEPS[name]} == set(kind)
 
 
 def test_nothing_given_begins_with_the_default() -> None:
-    assert starting_point({}) is DEFAULT_PRESET is Preset.REFIT
+    assert starting_point(MethodOptions()) is DEFAULT_PRESET is Preset.REFIT
 
 
 @pytest.mark.parametrize(("name", "value"), values(MERGES), ids=str)
 def test_a_choice_that_only_merged_experts_have_begins_with_hc_smoe(name: str, value: Any) -> None:
-    assert starting_point({name: value}) is Preset.HC_SMOE
-    assert method_options(**{name: value}) == MethodOptions(**{name: value})
+    assert starting_point(MethodOptions(**{name: value})) is Preset.HC_SMOE
+    assert complete(MethodOptions(**{name: value})) == complete(MethodOptions(preset=Preset.HC_SMOE, **{name: value}))
 
 
 @pytest.mark.parametrize(("name", "value"), values(KEEPS), ids=str)
 def test_a_choice_that_kept_experts_may_have_begins_with_the_default(name: str, value: Any) -> None:
-    assert starting_point({name: value}) is DEFAULT_PRESET
-    assert resolve(method_options(**{name: value})).method is Method.PRUNE
+    assert starting_point(MethodOptions(**{name: value})) is DEFAULT_PRESET
+    assert resolve(MethodOptions(**{name: value})).method is Method.PRUNE
 
 
 @pytest.mark.parametrize(("name", "value"), values(KEEPS), ids=str)
 def test_one_choice_that_only_merged_experts_have_is_enough(name: str, value: Any) -> None:
-    assert starting_point({name: value, "linkage": Linkage.AVERAGE}) is Preset.HC_SMOE
+    assert starting_point(MethodOptions(**{name: value, "linkage": Linkage.AVERAGE})) is Preset.HC_SMOE
 
 
 @pytest.mark.parametrize(
@@ -169,8 +175,8 @@ def test_one_choice_that_only_merged_experts_have_is_enough(name: str, value: An
 )
 def test_a_refusal_of_pruning_names_an_option_that_was_given(name: str, value: Any) -> None:
     with pytest.raises(PlanError) as caught:
-        resolve(method_options(method=Method.PRUNE, **{name: value}))
-    assert f"--{name}" in caught.value.hint
+        resolve(MethodOptions(method=Method.PRUNE, **{name: value}))
+    assert f"`{name}" in caught.value.hint
 
 
 # The default
@@ -179,10 +185,9 @@ def test_a_refusal_of_pruning_names_an_option_that_was_given(name: str, value: A
 def test_the_library_and_the_command_line_have_the_same_default(tmp_path: Path) -> None:
     source = build(tmp_path / "model")
     flags = MethodFlags().options(seed=MethodOptions().seed)
-    assert flags == method_options() == PRESETS[DEFAULT_PRESET]
-    by_default = convert(source, options(source, 4, ids=token_ids(4, 16), method=None))
-    assert by_default.method == resolve(flags).as_dict()
-    assert ConvertOptions(experts=4).method is None
+    assert flags == MethodOptions() == ConvertOptions(experts=4).method
+    by_default = convert(source, options(source, 4, ids=token_ids(4, 16), method=MethodOptions()))
+    assert by_default.method == resolve(PRESETS[DEFAULT_PRESET]).as_dict()
 
 
 @pytest.mark.parametrize("preset", Preset)

@@ -23,6 +23,7 @@ from hcsmoe_hub.options import (
     Merge,
     Method,
     MethodOptions,
+    Preset,
     Propagate,
     Refit,
     RouterPolicy,
@@ -30,7 +31,7 @@ from hcsmoe_hub.options import (
     Similarity,
 )
 from hcsmoe_hub.recipe.recipe import Recipe
-from hcsmoe_hub.recipe.resolve import flag, resolve
+from hcsmoe_hub.recipe.resolve import resolve
 
 BOTH = (Similarity.EXPERT_OUTPUT, Similarity.WEIGHT)
 PRUNE = {"method": Method.PRUNE}
@@ -41,9 +42,14 @@ FIT = {"router": RouterPolicy.FIT}
 DOMINANT_MERGE: dict[str, Any] = {"merge": Merge.DOMINANT, "dominant_weights": (2.0, 1.0)}
 
 
+def published(**asked: Any) -> MethodOptions:
+    """Options that start from the published method, whatever they ask for."""
+    return MethodOptions(preset=Preset.HC_SMOE, **asked)
+
+
 def chosen(**asked: Any) -> dict[str, Any]:
     """Every choice in force that is not left open."""
-    recipe = resolve(MethodOptions(**asked))
+    recipe = resolve(published(**asked))
     return {name: value for name, value in vars_of(recipe).items() if value not in (None, ())}
 
 
@@ -55,7 +61,7 @@ def vars_of(choices: MethodOptions | Recipe) -> dict[str, Any]:
 def refused(**asked: Any) -> PlanError:
     """The refusal of some choices."""
     with pytest.raises(PlanError) as caught:
-        resolve(MethodOptions(**asked))
+        resolve(published(**asked))
     return caught.value
 
 
@@ -70,7 +76,7 @@ HC_SMOE = MERGED | {
     "distance": Distance.EUCLIDEAN,
     "clustering": Clustering.HIERARCHICAL,
     "linkage": Linkage.AVERAGE,
-    "dominant": Dominant.USAGE,
+    "dominant": Dominant.FREQUENCY,
     "merge": Merge.FREQUENCY,
     "align": Align.NONE,
     "router": RouterPolicy.DOMINANT,
@@ -99,7 +105,7 @@ def test_the_rows_that_pruning_keeps_can_be_fitted_and_nothing_else() -> None:
 def test_a_fit_follows_dominant_experts_where_there_are_no_memberships() -> None:
     assert chosen(**FIT, dominant=Dominant.CENTER) == HC_SMOE | FIT | FITTED | {"dominant": Dominant.CENTER}
     assert chosen(**FUZZY, **FIT) == chosen(**FUZZY) | FIT | FITTED
-    assert refused(**FUZZY, **FIT, dominant=Dominant.CENTER).hint == "leave --dominant out"
+    assert refused(**FUZZY, **FIT, dominant=Dominant.CENTER).hint == "leave `dominant` out"
 
 
 def test_kmeans_starts_with_plus_plus() -> None:
@@ -141,7 +147,7 @@ def test_a_merge_that_weighs_the_dominant_expert_finds_it_in_the_centre() -> Non
 def test_where_there_is_no_centre_the_most_used_expert_is_followed(
     clustering: Clustering, merge: dict[str, Any]
 ) -> None:
-    assert chosen(clustering=clustering, **merge)["dominant"] is Dominant.USAGE
+    assert chosen(clustering=clustering, **merge)["dominant"] is Dominant.FREQUENCY
 
 
 @pytest.mark.parametrize("layout", [Layout.MAPPED, Layout.FULL])
@@ -164,7 +170,7 @@ def test_layouts_that_keep_all_router_rows_have_no_router_policy(layout: Layout)
     ],
 )
 def test_activations_and_overlaps_need_a_sample_of_tokens(asked: dict[str, Any], needs: bool) -> None:
-    assert resolve(MethodOptions(**asked)).needs_sample is needs
+    assert resolve(published(**asked)).needs_sample is needs
 
 
 # Choices without an effect
@@ -176,7 +182,7 @@ IDLE: list[tuple[dict[str, Any], str, Any]] = [
         "distance": Distance.COSINE,
         "linkage": Linkage.SINGLE,
         "kmeans_start": KMeansStart.FIRST,
-        "dominant": Dominant.USAGE,
+        "dominant": Dominant.FREQUENCY,
         "max_cluster_size": 2,
         "merge": Merge.AVERAGE,
         "dominant_weights": (2.0, 1.0),
@@ -214,54 +220,64 @@ IDLE: list[tuple[dict[str, Any], str, Any]] = [
 @pytest.mark.parametrize(("others", "name", "value"), IDLE, ids=lambda value: str(value)[:40])
 def test_a_choice_without_an_effect_is_refused_by_its_name(others: dict[str, Any], name: str, value: Any) -> None:
     error = refused(**others, **{name: value})
-    assert error.message.startswith(f"{flag(name)} ")
+    assert error.message.startswith(f"`{name}=")
     assert " would have no effect: " in error.message
-    assert error.hint == f"leave {flag(name)} out"
+    assert error.hint == f"leave `{name}` out"
+    assert error.option == name
 
 
 def test_every_optional_choice_can_be_without_an_effect() -> None:
-    optional = {name for name, default in vars_of(MethodOptions()).items() if default is None} - {"layers"}
+    optional = {name for name, default in vars_of(MethodOptions()).items() if default is None} - {
+        "layers",
+        "preset",
+        "method",
+        "budget",
+        "layout",
+    }
     assert {name for _, name, _ in IDLE} == optional
 
 
 # Contradictions
 
-NAN, INFINITY = float("nan"), float("inf")
-NO_WEIGHTS = [(-1.0, 1.0), (1.0, -0.5), (0.0, 0.0), (NAN, 1.0), (1.0, NAN), (INFINITY, 1.0)]
+NO_WEIGHTS = [(-1.0, 1.0), (1.0, -0.5), (0.0, 0.0)]
 CONTRADICTIONS: list[tuple[dict[str, Any], str, str]] = [
-    ({"linkage": Linkage.WARD, "distance": Distance.COSINE}, "cosine distances of expert-output", "--linkage"),
-    ({"linkage": Linkage.WARD, "similarity": BOTH}, "distances of expert-output+weight", "--similarity"),
-    ({"similarity": (Similarity.WEIGHT, Similarity.WEIGHT)}, "names a similarity twice", "--similarity"),
-    ({"distance": Distance.WASSERSTEIN}, "not for hierarchical by expert-output", "--clustering single-shot"),
+    ({"linkage": Linkage.WARD, "distance": Distance.COSINE}, "cosine distances of expert-output", "`linkage`"),
+    ({"linkage": Linkage.WARD, "similarity": BOTH}, "distances of expert-output+weight", "`similarity`"),
+    ({"similarity": (Similarity.WEIGHT, Similarity.WEIGHT)}, "names a similarity twice", "`similarity`"),
+    ({"distance": Distance.WASSERSTEIN}, "not for hierarchical by expert-output", "`clustering='single-shot'`"),
     (
         SINGLE_SHOT | {"distance": Distance.KL_DIVERGENCE, "similarity": (Similarity.WEIGHT,)},
         "not for single-shot by weight",
-        "--similarity expert-output",
+        "`similarity='expert-output'`",
     ),
-    (SINGLE_SHOT | {"distance": Distance.WASSERSTEIN, "similarity": BOTH}, "by expert-output+weight", "--distance"),
-    ({"merge": Merge.DOMINANT}, "how much the dominant expert weighs", "--dominant-weights"),
+    (SINGLE_SHOT | {"distance": Distance.WASSERSTEIN, "similarity": BOTH}, "by expert-output+weight", "`distance`"),
+    ({"merge": Merge.DOMINANT}, "how much the dominant expert weighs", "`dominant_weights=(2, 1)`"),
     *(
-        ({"merge": Merge.DOMINANT, "dominant_weights": weights}, "are no weights", "--dominant-weights")
+        (
+            {"merge": Merge.DOMINANT, "dominant_weights": weights},
+            "is not a pair of weights",
+            "`dominant_weights=(2, 1)`",
+        )
         for weights in NO_WEIGHTS
     ),
-    (FUZZY | {"merge": Merge.FREQUENCY}, "fuzzy clustering and --merge frequency", "--merge membership"),
-    ({"merge": Merge.MEMBERSHIP}, "hierarchical clustering and --merge membership", "--clustering fuzzy"),
-    (FUZZY | {"router": RouterPolicy.DOMINANT}, "fuzzy clustering and --router dominant", "--router membership"),
-    ({"router": RouterPolicy.MEMBERSHIP}, "hierarchical clustering and --router membership", "--clustering fuzzy"),
-    (FUZZY | {"layout": Layout.MAPPED}, "the mapped layout sends every router row to one expert", "--layout reduced"),
-    (FUZZY | {"layout": Layout.FULL}, "the full layout sends every router row to one expert", "--clustering"),
-    (SINGLE_SHOT | {"dominant": Dominant.CENTER}, "single-shot grouping has no centres", "--dominant usage"),
-    (RANDOM | {"dominant": Dominant.CENTER}, "random grouping has no centres", "--dominant usage"),
-    (PRUNE | {"layout": Layout.MAPPED}, "a pruned expert leaves none", "--layout reduced"),
-    (PRUNE | {"layout": Layout.FULL}, "a pruned expert leaves none", "--layout reduced"),
-    ({"max_cluster_size": 0}, "at most 0 experts holds none", "--max-cluster-size"),
+    (FUZZY | {"merge": Merge.FREQUENCY}, "fuzzy clustering and `merge='frequency'`", "`merge='membership'`"),
+    ({"merge": Merge.MEMBERSHIP}, "hierarchical clustering and `merge='membership'`", "`clustering='fuzzy'`"),
+    (FUZZY | {"router": RouterPolicy.DOMINANT}, "fuzzy clustering and `router='dominant'`", "`router='membership'`"),
+    ({"router": RouterPolicy.MEMBERSHIP}, "hierarchical clustering and `router='membership'`", "`clustering='fuzzy'`"),
+    (FUZZY | {"layout": Layout.MAPPED}, "the mapped layout sends every router row to one expert", "`layout='reduced'`"),
+    (FUZZY | {"layout": Layout.FULL}, "the full layout sends every router row to one expert", "`clustering`"),
+    (SINGLE_SHOT | {"dominant": Dominant.CENTER}, "single-shot grouping has no centres", "`dominant='frequency'`"),
+    (RANDOM | {"dominant": Dominant.CENTER}, "random grouping has no centres", "`dominant='frequency'`"),
+    (PRUNE | {"layout": Layout.MAPPED}, "would select experts that no longer exist", "`layout='reduced'`"),
+    (PRUNE | {"layout": Layout.FULL}, "would select experts that no longer exist", "`layout='reduced'`"),
+    ({"max_cluster_size": 0}, "`max_cluster_size`: 0 is too small", "`max_cluster_size`"),
     (
         PRUNE | {"saliency": Saliency.RECONSTRUCTION, "protect": ((0, 1),)},
         "chooses whole subsets of experts",
-        "--protect",
+        "`protect`",
     ),
-    (PRUNE | {"budget": Budget.FREQUENCY}, "a frequency budget gives layers different numbers", "--budget uniform"),
-    (PRUNE | {"budget": Budget.M_SMOE}, "a m-smoe budget gives layers different numbers", "--budget uniform"),
+    (PRUNE | {"budget": Budget.FREQUENCY}, "a frequency budget gives layers different numbers", "`budget='uniform'`"),
+    (PRUNE | {"budget": Budget.M_SMOE}, "a m-smoe budget gives layers different numbers", "`budget='uniform'`"),
 ]
 
 
@@ -331,7 +347,7 @@ def combinations(at_most: int) -> Iterator[dict[str, Any]]:
 def outcome(asked: dict[str, Any]) -> Recipe | PlanError:
     """What becomes of some choices."""
     try:
-        return resolve(MethodOptions(**asked))
+        return resolve(published(**asked))
     except PlanError as error:
         return error
 
@@ -339,7 +355,7 @@ def outcome(asked: dict[str, Any]) -> Recipe | PlanError:
 def is_honest(asked: dict[str, Any], found: Recipe | PlanError) -> bool:
     """Whether every choice is in force as asked, or the refusal says which option to change."""
     if isinstance(found, PlanError):
-        return "--" in found.hint and "{" not in found.message + found.hint
+        return "`" in found.hint and "{" not in found.message + found.hint
     return all(value in (None, getattr(found, name)) for name, value in asked.items())
 
 
@@ -361,10 +377,10 @@ def test_every_pair_of_choices_is_in_force_as_asked_or_refused() -> None:
 
 
 def test_the_lists_above_hold_every_choice_and_every_member() -> None:
-    assert VALUES.keys() == {field.name for field in fields(MethodOptions)}
+    assert VALUES.keys() == {field.name for field in fields(Recipe)}
     enums = [kind for kind in StrEnum.__subclasses__() if kind.__module__ == Method.__module__]
     listed = {type(member) for values in VALUES.values() for member in values if isinstance(member, StrEnum)}
-    assert {kind.__name__ for kind in enums} - {kind.__name__ for kind in listed} == {"Device", "Similarity"}
+    assert {kind.__name__ for kind in enums} - {kind.__name__ for kind in listed} == {"Device", "Preset", "Similarity"}
 
 
 # A recipe as a document

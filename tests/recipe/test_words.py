@@ -17,6 +17,7 @@ from hcsmoe_hub.options import (
     Merge,
     Method,
     MethodOptions,
+    Preset,
     Propagate,
     Refit,
     RouterPolicy,
@@ -100,7 +101,7 @@ DEFAULT = "hierarchical clustering by expert-output (euclidean, average linkage)
             {
                 "merge": Merge.DOMINANT,
                 "dominant_weights": (2.0, 0.5),
-                "dominant": Dominant.USAGE,
+                "dominant": Dominant.FREQUENCY,
                 "align": Align.WEIGHT,
                 "max_cluster_size": 3,
             },
@@ -110,11 +111,11 @@ DEFAULT = "hierarchical clustering by expert-output (euclidean, average linkage)
     ],
 )
 def test_line_names_the_choices_in_force(asked, line):
-    assert method_line(resolve(MethodOptions(**asked))) == line
+    assert method_line(resolve(MethodOptions(preset=Preset.HC_SMOE, **asked))) == line
 
 
 def test_long_list_of_protected_experts_is_counted():
-    asked = MethodOptions(protect=tuple((layer, 0) for layer in range(37)))
+    asked = MethodOptions(preset=Preset.HC_SMOE, protect=tuple((layer, 0) for layer in range(37)))
     assert method_line(resolve(asked)).endswith("reduced layout, protected 37 items")
 
 

@@ -154,5 +154,5 @@ def dominant_experts(
                 members[lowest_of_least(np.square(distances_EE[np.ix_(members, members)]).mean(axis=1))]
                 for members in clusters.members
             )
-        case Dominant.USAGE | Dominant.ROUTING_SCORE | Dominant.SALIENCY:
+        case Dominant.FREQUENCY | Dominant.ROUTING_SCORE | Dominant.SALIENCY:
             return clusters.dominant(score_E)

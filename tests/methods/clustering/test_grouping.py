@@ -52,7 +52,7 @@ def recipe(clustering: Clustering | None, **choices: Any) -> Recipe:
         clustering=clustering,
         linkage=Linkage.AVERAGE if clustering is Clustering.HIERARCHICAL else None,
         kmeans_start=KMeansStart.PLUS_PLUS if clustering is Clustering.KMEANS else None,
-        dominant=Dominant.USAGE,
+        dominant=Dominant.FREQUENCY,
         budget=Budget.UNIFORM,
         max_cluster_size=None,
         protect=(),
@@ -274,7 +274,7 @@ def test_a_limit_keeps_the_seeds_of_single_shot_grouping_apart() -> None:
 def test_the_dominant_expert_has_the_highest_score() -> None:
     clusters = Clusters.of([0, 0, 1, 1, 1, 0])
     score_E = [1, 3, 5, 9, 9, 2]
-    for rule in (Dominant.USAGE, Dominant.ROUTING_SCORE, Dominant.SALIENCY):
+    for rule in (Dominant.FREQUENCY, Dominant.ROUTING_SCORE, Dominant.SALIENCY):
         assert dominant_experts(clusters, np.zeros((6, 6)), rule, score_E=score_E) == (1, 3)
 
 

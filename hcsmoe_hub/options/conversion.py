@@ -1,0 +1,132 @@
+"""What a conversion does with its method: the text it looks at, where it runs, and where the result goes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hcsmoe_hub.options.checks import Count, DeviceName, Natural, ShardSize, check_fields
+from hcsmoe_hub.options.choices import Device
+from hcsmoe_hub.options.method import MethodOptions
+
+# The papers' 32 sequences of 2048 tokens; a model that takes shorter ones gets more of them.
+DEFAULT_TOKENS = 32 * 2048
+# A fit has far more numbers to find than a choice, and what it finds on little text holds for that text only.
+FITTED_TOKENS = 2 * DEFAULT_TOKENS
+DEFAULT_SEQUENCE_LENGTH = 2048
+DEFAULT_MAX_SHARD_SIZE = "5GB"
+DEFAULT_FEATURE_TOKENS = 2048
+
+
+def default_samples(sequence_length: int, *, fits: bool) -> int:
+    """Number of sequences if the options name none: as many as hold 65,536 tokens, or twice that for a refit.
+
+    Args:
+        sequence_length: Tokens per sequence.
+        fits: Whether a refit is fitted to them.
+    """
+    return max(1, (FITTED_TOKENS if fits else DEFAULT_TOKENS) // sequence_length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOptions:
+    """Which text the experts are observed on.
+
+    Attributes:
+        dataset: ``bundled``, ``c4``, a local file, or a Hub dataset id.
+        samples: Number of packed sequences; ``None`` takes as many as hold 65,536 tokens, or up to 131,072 for a
+            refit.
+        sequence_length: Tokens per sequence; ``None`` takes 2048 or the model's own limit if that is lower.
+        seed: Seed of the document shuffle.
+        text_column: Column that holds the text; ``None`` finds ``messages``, ``text`` or ``content``.
+        feature_tokens: Tokens of every layer that are kept for the features of neurons, for overlaps, for the
+            reconstruction error and in a statistics file; a seeded sample of all calibration tokens.
+
+    Raises:
+        PlanError: If a value is not one that the option takes.
+    """
+
+    dataset: str = "bundled"
+    samples: Count | None = None
+    sequence_length: Count | None = None
+    seed: Natural = 42
+    text_column: str | None = None
+    feature_tokens: Count = DEFAULT_FEATURE_TOKENS
+
+    def __post_init__(self) -> None:
+        # A file may be given as a path.
+        if isinstance(self.dataset, Path):
+            object.__setattr__(self, "dataset", str(self.dataset))
+        check_fields(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushOptions:
+    """Where a result goes on the Hub.
+
+    Attributes:
+        repo_id: ``namespace/name``.
+        private: Create the repository as a private one; an existing one must already be private.
+        create_pr: Propose the result as a pull request.
+        overwrite: Replace a checkpoint that is already there.
+        revision: Branch, created if it does not exist; ``None`` is ``main``.
+
+    Raises:
+        PlanError: If a value is not one that the option takes.
+    """
+
+    repo_id: str
+    private: bool = False
+    create_pr: bool = False
+    overwrite: bool = False
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def branch(self) -> str:
+        """The branch that the result goes to, or is proposed for."""
+        return self.revision or "main"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """Everything that a conversion can be asked for.
+
+    Attributes:
+        experts: Experts to keep in every MoE layer.
+        experts_per_token: Active experts per token in the result; ``None`` keeps the source's number.
+        method: How the experts are reduced; by default the preset ``refit``.
+        calibration: Which text the experts are observed on.
+        output: Folder of the result; ``None`` is ``./NAME-hcsmoe-Ke``.
+        max_shard_size: Maximum size of a written shard, such as ``5GB``.
+        overwrite: Replace a checkpoint that is already in the output folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        batch_tokens: Tokens per micro-batch while a layer runs, ``None`` for what suits the device; halved when memory
+            runs out.
+        max_memory_bytes: Refuse a plan whose estimated peak is above this many bytes.
+        statistics: File of calibration statistics: reused if it exists, written otherwise.
+        figure: Draw usage, distances and dendrogram of every layer into the result.
+        push: Where the result goes on the Hub; shards are uploaded as they are finished.
+        low_disk: Keep at most the downloaded shards of two layers on disk; of a result that is pushed, one shard.
+
+    Raises:
+        PlanError: If a value is not one that the option takes.
+    """
+
+    experts: Count
+    experts_per_token: Count | None = None
+    method: MethodOptions = field(default_factory=MethodOptions)
+    calibration: CalibrationOptions = CalibrationOptions()
+    output: Path | None = None
+    max_shard_size: ShardSize = DEFAULT_MAX_SHARD_SIZE
+    overwrite: bool = False
+    device: DeviceName = Device.AUTO
+    batch_tokens: Count | None = None
+    max_memory_bytes: Count | None = None
+    statistics: Path | None = None
+    figure: bool = False
+    push: PushOptions | None = None
+    low_disk: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
