@@ -1,10 +1,30 @@
 """Shared by all tests: no network, no surprises from the user's settings, and one line per architecture."""
 
 import os
+import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def _is_installed_elsewhere() -> bool:
+    """Whether the package that is installed is a copy, and not an editable one that leads here."""
+    try:
+        installed = distribution("hcsmoe")
+    except PackageNotFoundError:
+        return False
+    return (Path(str(installed.locate_file("hcsmoe_hub"))) / "__init__.py").is_file()
+
+
+# ``python -m pytest`` puts the current folder first, whose hcsmoe_hub/ would hide the installed package: only the
+# installed one has all of its parts.
+if _is_installed_elsewhere():
+    sys.path[:] = [place for place in sys.path if Path(place or os.getcwd()).resolve() != ROOT]
 
 # Processes that tests start must import the installed package, not the source tree of the current folder.
 os.environ["PYTHONSAFEPATH"] = "1"

@@ -13,25 +13,23 @@ _PROBE_ROWS, _PROBE_SIZE = 512, 1024
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turns ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device of this machine.
+    """Turns ``auto``, ``cpu``, ``cuda`` or ``cuda:1``, as options hold them, into a device of this machine.
 
     Raises:
         PlanError: If there is no such device.
     """
     if name == Device.AUTO:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind == Device.CPU and not index:
-        return torch.device("cpu")
-    if kind != Device.CUDA or (index and not index.isdigit()):
-        raise PlanError(f"unknown device {name!r}.", hint="use auto, cpu, cuda, or cuda:0 and the like")
+    if name == Device.CPU:
+        return torch.device(Device.CPU)
+    index = int(name.partition(":")[2] or 0)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(index or 0) >= count:
+    if index >= count:
         found = f"{count} CUDA devices" if count else "no CUDA device"
         raise PlanError(
             f"`device='{name}'` was requested, but torch finds {found}.", hint="use `device='auto'` or `device='cpu'`"
         )
-    return torch.device(f"cuda:{int(index or 0)}")
+    return torch.device(f"cuda:{index}")
 
 
 def default_batch_tokens(*, on_device: bool) -> int:

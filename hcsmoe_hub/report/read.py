@@ -43,13 +43,15 @@ def read_report(text: str, *, label: str) -> ConversionReport:
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """A report of version 1, which called a refit a correction, and whose first ones recorded less.
+    """A report of version 1, which called a refit a correction and the frequency of an expert its usage; the first ones recorded less.
 
     Raises:
         ValueError: If a part is of another kind.
     """
     method, calibration = (_part(content, name, dict) for name in ("method", "calibration"))
     renamed = {{"correct": "refit"}.get(key, key): value for key, value in method.items()}
+    if renamed.get("dominant") == "usage":
+        renamed["dominant"] = "frequency"
     defaults = {"method": "merge", "budget": "uniform", "layout": "reduced", "seed": calibration.get("seed")}
     return {
         **content,

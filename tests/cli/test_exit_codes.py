@@ -15,10 +15,10 @@ def fails(monkeypatch):
     """Makes planning raise what it is given."""
 
     def install(error):
-        def plan_conversion(*args, **kwargs):
+        def plan(*args, **kwargs):
             raise error
 
-        monkeypatch.setattr("hcsmoe_hub.cli.convert.plan_conversion", plan_conversion)
+        monkeypatch.setattr("hcsmoe_hub.cli.convert.plan", plan)
         return "convert", "model", "--experts", "4", "--dry-run"
 
     return install

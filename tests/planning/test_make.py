@@ -133,7 +133,7 @@ def test_experts_of_mixed_precision_are_refused(source: Path) -> None:
 # Counts
 
 
-@pytest.mark.parametrize(("experts", "why"), [(9, "it has only 8"), (1, "a router needs at least 2"), (0, "a router")])
+@pytest.mark.parametrize(("experts", "why"), [(9, "it has only 8"), (1, "a router needs at least 2")])
 def test_a_count_outside_of_what_can_be_kept_is_refused(source: Path, experts: int, why: str) -> None:
     error = refuse(source, PlanError, options(source, experts))
     assert f"cannot keep {experts} experts per layer of {source}: {why}" in error.message
@@ -270,13 +270,7 @@ def test_a_device_beyond_the_last_is_refused(source: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     message = refuse(source, PlanError, options(source, 4, device="cuda:2")).message
-    assert message == "device cuda:2 was requested, but torch finds 2 CUDA devices."
-
-
-@pytest.mark.parametrize("device", ["tpu", "cpu:1", "cuda:x", "cuda:-1", ""])
-def test_a_device_of_no_known_kind_is_refused(source: Path, device: str) -> None:
-    message = refuse(source, PlanError, options(source, 4, device=device)).message
-    assert message == f"unknown device {device!r}."
+    assert message == "`device='cuda:2'` was requested, but torch finds 2 CUDA devices."
 
 
 def test_without_an_accelerator_auto_is_the_cpu(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
