@@ -12,8 +12,8 @@ from hcsmoe_hub.cli.architectures import architectures
 from hcsmoe_hub.cli.card import card
 from hcsmoe_hub.cli.convert import EXAMPLES, convert
 from hcsmoe_hub.cli.evaluate import evaluate
-from hcsmoe_hub.cli.help_page import HelpCommand, HelpGroup
 from hcsmoe_hub.cli.flags import with_flags
+from hcsmoe_hub.cli.help_page import HelpCommand, HelpGroup
 from hcsmoe_hub.cli.inspect import inspect
 from hcsmoe_hub.cli.output import Output, print_labelled, stderr_console
 from hcsmoe_hub.cli.push import push

@@ -12,7 +12,7 @@ from typer.core import TyperOption
 from hcsmoe_hub import options
 from hcsmoe_hub.cli.app import app
 from hcsmoe_hub.cli.help_page import DEFAULT_PANEL, default_of, options_by_panel
-from hcsmoe_hub.recipe.presets import Preset
+from hcsmoe_hub.options import Preset
 
 INTRODUCTION = """# Options of hcsmoe convert
 

@@ -132,7 +132,9 @@ def _domain(path: Path, line: int, row: dict[str, Any]) -> str | None:
 
 
 def _refuse(path: Path, line: int, reason: str) -> NoReturn:
-    raise PlanError(f"line {line} of {path} {reason}.", hint="correct that line; docs/evaluation.md describes the file format")
+    raise PlanError(
+        f"line {line} of {path} {reason}.", hint="correct that line; docs/evaluation.md describes the file format"
+    )
 
 
 def _file_record(path: Path, content: bytes, records: int) -> FileRecord:

@@ -43,7 +43,9 @@ def read_report(text: str, *, label: str) -> ConversionReport:
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """A report of version 1, which called a refit a correction and the frequency of an expert its usage; the first ones recorded less.
+    """A report of version 1 in the words of this one; the first reports recorded less.
+
+    Version 1 called a refit a correction, and the frequency that finds a dominant expert its usage.
 
     Raises:
         ValueError: If a part is of another kind.

@@ -72,7 +72,7 @@ def test_repository_needs_a_file_for_its_figures(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "nothing was asked to be measured"),
+        ([], "there is nothing to measure"),
         (["--generate", "4"], "needs text to take its prompts from"),
         (["--perplexity", "none.jsonl"], "there is no file none.jsonl"),
         (["--choices", "none.jsonl"], "there is no file none.jsonl"),

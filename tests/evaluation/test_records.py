@@ -77,10 +77,10 @@ def test_missing_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "nothing to measure"),
+        ({}, "there is nothing to measure"),
         ({"generate": 3, "tasks": ("boolq",)}, "needs text"),
-        ({"window": 0, "tasks": ("boolq",)}, "windows of 0"),
+        ({"window": 0, "tasks": ("boolq",)}, "0 is too small"),
     ],
 )
 def test_options_out_of_range_or_with_nothing_to_measure_are_refused(options, words):
-    assert words in refusal(EvaluateOptions(**options).check, PlanError).message
+    assert words in refusal(lambda: EvaluateOptions(**options).check(), PlanError).message
