@@ -29,7 +29,7 @@ from hcsmoe_hub.hub.open import open_source
 from hcsmoe_hub.methods.refit.cost import FittedLayer
 from hcsmoe_hub.methods.refit.down_projections import fit_down
 from hcsmoe_hub.methods.refit.experts import STEP_TOKENS, fit_experts
-from hcsmoe_hub.model.experts import experts_of, observe, register_probe, stop_observing
+from hcsmoe_hub.model.expert_kinds import PROBE, experts_of, register_probe
 from hcsmoe_hub.model.source_model import read_model
 from hcsmoe_hub.observation.observers import CalibrationObserver, SampleObserver
 from hcsmoe_hub.observation.sample import NeuronSample
@@ -143,7 +143,7 @@ def _block(hidden: int, intermediate: int, experts: int) -> MixtralSparseMoeBloc
     config = MixtralConfig(
         hidden_size=hidden, intermediate_size=intermediate, num_local_experts=experts, num_experts_per_tok=TOP_K
     )
-    config._experts_implementation = "hcsmoe"
+    config._experts_implementation = PROBE
     block = MixtralSparseMoeBlock(config)
     for parameter in block.parameters():
         parameter.data.normal_(std=hidden**-0.5)
@@ -151,11 +151,8 @@ def _block(hidden: int, intermediate: int, experts: int) -> MixtralSparseMoeBloc
 
 
 def _run(block: MixtralSparseMoeBlock, states: torch.Tensor, observer: SampleObserver | CalibrationObserver) -> None:
-    observe(block, block.experts, observer)
-    try:
+    with experts_of(block.experts).observing(block, observer):
         block(states)
-    finally:
-        stop_observing(block, block.experts)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ experts of a cluster are noisy copies of one expert, their neurons in random ord
 import argparse
 import resource
 import time
-from functools import partial
 
 import torch
 from transformers import Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts
 
-from hcsmoe_hub.methods.clustering import Clusters
-from hcsmoe_hub.methods.merging import member_shares, merge_experts
-from hcsmoe_hub.model.experts import experts_of
-from hcsmoe_hub.model.neurons import neurons_of
+from hcsmoe_hub.methods.clustering import Clusters, Grouping
+from hcsmoe_hub.methods.merging import MergeGroups, member_shares, merge_experts
+from hcsmoe_hub.model.expert_kinds import experts_of
 from hcsmoe_hub.observation.sample import NeuronSample
 from hcsmoe_hub.options import Features, Merge, MethodOptions
 from hcsmoe_hub.recipe.resolve import resolve
@@ -34,7 +32,7 @@ def layer(clusters: Clusters, arguments: argparse.Namespace) -> Qwen2MoeExperts:
         hidden_size=arguments.hidden, moe_intermediate_size=arguments.intermediate, num_experts=EXPERTS
     )
     module = Qwen2MoeExperts(config)
-    neurons = neurons_of(module, {name: parameter.data for name, parameter in module.named_parameters()})
+    neurons = experts_of(module).neurons({name: parameter.data for name, parameter in module.named_parameters()})
     for tensor in (*neurons.inputs, *neurons.outputs):
         tensor.normal_(std=arguments.hidden**-0.5)
         if arguments.noise is not None:
@@ -61,11 +59,13 @@ def measure(grouping: str, features: Features, arguments: argparse.Namespace) ->
     start, start_cores = time.perf_counter(), time.process_time()
     merge_experts(
         dict(module.named_parameters()),
-        partial(neurons_of, module),
-        clusters,
-        recipe,
-        member_shares(clusters, Merge.ZIPIT),
-        dominants=[members[0] for members in clusters.members],
+        experts_of(module).neurons,
+        groups=MergeGroups(
+            clusters=clusters,
+            dominants=[members[0] for members in clusters.members],
+            share_EC=member_shares(Grouping(clusters=clusters), Merge.ZIPIT),
+        ),
+        recipe=recipe,
         sample=sample,
     )
     return time.perf_counter() - start, time.process_time() - start_cores

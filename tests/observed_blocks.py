@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.muse_spark.configuration_muse_spark import MuseSparkTextConfig
 from transformers.models.muse_spark.modeling_muse_spark import MuseSparkTextModel
 
-from hcsmoe_hub.model.experts import PROBE, is_experts_module, observe, register_probe, stop_observing
+from hcsmoe_hub.model.expert_kinds import experts_of, is_experts_module, use_probe
 from hcsmoe_hub.observation.observers import CalibrationObserver
 from hcsmoe_hub.observation.statistics import ExpertStatistics
 
@@ -185,7 +185,6 @@ def tiny_case(architecture: str) -> Case:
     block = model.get_submodule(path.rpartition(".")[0])
     numbers = torch.Generator().manual_seed(1)
     batches = [torch.randn(*shape, H, generator=numbers) for shape in BATCHES]
-    register_probe()
     return Case(model, block, model.get_submodule(path), batches)
 
 
@@ -221,11 +220,10 @@ def eager(case: Case) -> Seen:
 
 def probe(case: Case) -> tuple[CalibrationObserver, list[Tensor]]:
     """Runs the block under observation; returns the observer and the block's outputs."""
-    case.use(PROBE)
+    use_probe(case.model)
     observer = CalibrationObserver(ExpertStatistics.empty(E))
-    observe(case.block, case.experts, observer)
-    outputs = case.run()
-    stop_observing(case.block, case.experts)
+    with experts_of(case.experts).observing(case.block, observer):
+        outputs = case.run()
     return observer, outputs
 
 

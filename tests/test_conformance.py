@@ -21,7 +21,7 @@ from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, Preset
 from hcsmoe_hub.checkpoint.config_json import EXPERT_KEYS
 from hcsmoe_hub.errors import UnsupportedModelError
 from hcsmoe_hub.model.architectures import ARCHITECTURES
-from hcsmoe_hub.model.experts import is_experts_module
+from hcsmoe_hub.model.expert_kinds import is_experts_module
 from hcsmoe_hub.report import ConversionReport
 
 KEPT = 3

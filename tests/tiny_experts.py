@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,8 +10,7 @@ from architectures import EXPERTS, TOP_K, tiny_model
 from torch import Tensor, nn
 
 from hcsmoe_hub.methods.merging.neurons import NeuronView
-from hcsmoe_hub.model.experts import experts_of, is_experts_module
-from hcsmoe_hub.model.neurons import neurons_of
+from hcsmoe_hub.model.expert_kinds import experts_of, is_experts_module
 from hcsmoe_hub.observation.sample import NeuronSample
 
 # Every layout: fused, transposed, interleaved with biases, without a gate, and two of their own.
@@ -38,7 +37,7 @@ def rows_of(module: nn.Module) -> dict[str, Tensor]:
 
 def view_of(module: nn.Module) -> NeuronView:
     """How to look at tensors of this layout neuron by neuron."""
-    return partial(neurons_of, module)
+    return experts_of(module).neurons
 
 
 def outputs_of(module: nn.Module, tokens_TH: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class TensorReader:
     """
 
     def __init__(self, source: Source, *, feed: Feed | None = None, emit: Listener = ignore) -> None:
-        self._source = source
+        self.source = source
         self._feed = feed
         self._emit = emit
         self._files: dict[str, int] = {}
@@ -48,10 +48,10 @@ class TensorReader:
     def _file(self, shard: str) -> int:
         with self._lock:
             if shard not in self._files:
-                if not self._source.is_local(shard):
-                    shards = self._source.shards
+                if not self.source.is_local(shard):
+                    shards = self.source.shards
                     self._emit(Fetching(shard, shards.index(shard) + 1, len(shards)))
-                self._files[shard] = os.open(self._source.fetch(shard), os.O_RDONLY)
+                self._files[shard] = os.open(self.source.fetch(shard), os.O_RDONLY)
             return self._files[shard]
 
     def read(self, tensor: StoredTensor) -> Tensor:

@@ -13,8 +13,9 @@ from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Listener
 from hcsmoe_hub.machine.allocator import map_large_tensors
 from hcsmoe_hub.model.check import check_against_config
-from hcsmoe_hub.model.layer_loader import LayerLoader, sequential_loading
+from hcsmoe_hub.model.layer_loader import LayerLoader
 from hcsmoe_hub.model.skeleton import Group, Skeleton
+from hcsmoe_hub.model.transformers_seam import sequential_loading
 from hcsmoe_hub.result.make_report import describe_source
 
 # Figures are measured in float32, whatever the checkpoint stores.
@@ -81,16 +82,7 @@ class Checkpoint:
         """
         map_large_tensors()
         with sequential_loading(), TensorReader(self.source, emit=emit) as reader:
-            loader = LayerLoader(
-                skeleton,
-                self._groups,
-                reader,
-                None,
-                stored=self.source.tensors,
-                copied=set(),
-                kept=set(),
-                device=device,
-            )
+            loader = LayerLoader(skeleton, self._groups, reader, device=device)
             try:
                 yield loader
             finally:

@@ -1,6 +1,6 @@
 """The two ways to run a checkpoint: entirely in memory, or one decoder layer at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
@@ -13,7 +13,8 @@ from hcsmoe_hub.evaluation.scorer import Scorer, decoder_of
 from hcsmoe_hub.events import Listener, ignore
 from hcsmoe_hub.machine.device import default_batch_tokens
 from hcsmoe_hub.model.skeleton import Skeleton
-from hcsmoe_hub.pipeline.stream import Visitor, make_batcher, stream
+from hcsmoe_hub.observation.statistics import Call
+from hcsmoe_hub.pipeline.stream import StreamedLayer, make_batcher, stream
 
 # Share of the free memory for weights; the rest is for activations, logits and other programs.
 _SHARE = 0.8
@@ -72,17 +73,10 @@ class LoadedScorer(Scorer):
         return [ids[: ids.index(last)] if last in ids else ids for ids in added]
 
 
-class _ToFloat32(Visitor):
-    """Casts weights that were dequantised to bfloat16 to float32."""
-
-    def enter(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        nn.Module.to(module, DTYPE)
-
-    def start(self, layer: int) -> None: ...
-
-    def leave(self, layer: int | None, module: nn.Module, originals: Mapping[str, Tensor]) -> None:
-        if layer is None:
-            nn.Module.to(module, DTYPE)
+def _run_in_float32(layer: StreamedLayer, inputs: Call) -> Any:
+    """Runs a layer; weights that were dequantised have come in bfloat16."""
+    nn.Module.to(layer.module, DTYPE)
+    return layer.run(inputs)
 
 
 class StreamedScorer(Scorer):
@@ -123,7 +117,9 @@ class StreamedScorer(Scorer):
         size = default_batch_tokens(on_device=self._device.type != "cpu")
         batcher = make_batcher(skeleton, ids_BS, batch_tokens=size, device=self._device)
         with self.checkpoint.loading(skeleton, self._device, self._emit) as loader:
-            stream(skeleton, loader, _ToFloat32(), ids_BS, batcher=batcher)
+            loader.load(None)
+            nn.Module.to(skeleton.module, DTYPE)
+            stream(skeleton, loader, _run_in_float32, ids_BS, batcher=batcher)
         del vars(last)["forward"]
         last.to(self._device)
         self._passed = skeleton

@@ -1,21 +1,16 @@
-"""How far a converted MoE block is from the one it stands for, on tokens that both have seen."""
+"""How far a converted MoE block is from the one it stands for, on the same tokens."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from hcsmoe_hub.layer.reduced_block import load_reduced
+from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.methods.clustering import Clusters
 from hcsmoe_hub.methods.routing import top_k_agreement
-from hcsmoe_hub.model.blocks import MoEBlock
-from hcsmoe_hub.model.layer_loader import free
-from hcsmoe_hub.model.microbatch import MicroBatcher
-from hcsmoe_hub.model.skeleton import Skeleton
-from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.observation.observers import RoutedObserver, TiedObserver
-from hcsmoe_hub.observation.watcher import Observation, rerun
+from hcsmoe_hub.observation.watcher import Observation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,73 +29,42 @@ class Deviation:
 
 
 def compare_reduced(
-    model: SourceModel,
-    reduced: Skeleton,
-    block: MoEBlock,
-    changed: Mapping[str, Tensor],
-    clusters: Clusters,
-    seen: Observation,
-    batcher: MicroBatcher,
+    layer: LayerContext, changed: Mapping[str, Tensor], *, clusters: Clusters, seen: Observation
 ) -> Deviation:
     """Runs a block of K experts and K router rows.
 
     Args:
-        model: The source, the layer's weights in memory.
-        reduced: Skeleton of the result.
-        block: The block.
-        changed: Its tensors in the result, by parameter name.
+        layer: The layer.
+        changed: Tensors of its block in the result, by parameter name.
         clusters: Which source experts each new one stands for.
         seen: Inputs and outputs of the block in the source.
-        batcher: Knows the device.
     """
-    moe = load_reduced(model, reduced, block, changed, batcher.device)
-    observer = _run(model, moe, reduced.module.get_submodule(block.experts_path), block, seen, RoutedObserver, batcher)
-    free(moe)
+    with layer.reduced(changed) as reduced:
+        observer = reduced.rerun(seen.calls, RoutedObserver)
     agreement = top_k_agreement(torch.cat(seen.top_k), torch.cat(observer.top_k), clusters)
     return _deviation(seen, observer, agreement)
 
 
 def compare_tied(
-    model: SourceModel,
-    block: MoEBlock,
-    merged: Mapping[str, Tensor],
-    clusters: Clusters,
-    seen: Observation,
-    batcher: MicroBatcher,
+    layer: LayerContext, merged: Mapping[str, Tensor], *, clusters: Clusters, seen: Observation
 ) -> Deviation:
-    """Runs K experts under the source's own router of N rows; the source's experts give way to them.
+    """Runs K experts under the source's own router of N rows, in place of the source's experts.
 
     Args:
-        model: The source, the layer's weights in memory.
-        block: The block.
+        layer: The layer.
         merged: Tensors of its K experts, by parameter name.
         clusters: Which of them each router row leads to.
         seen: Inputs and outputs of the block in the source.
-        batcher: Knows the device.
     """
-    source = model.skeleton.module
+    source = layer.source.skeleton
     for name, tensor in merged.items():
         owner, _, attribute = name.rpartition(".")
-        value = nn.Parameter(tensor.to(batcher.device, model.skeleton.dtype), requires_grad=False)
-        source.get_submodule(owner)._parameters[attribute] = value
-    moe, experts = source.get_submodule(block.path), source.get_submodule(block.experts_path)
+        value = nn.Parameter(tensor.to(layer.device, source.dtype), requires_grad=False)
+        source.module.get_submodule(owner).register_parameter(attribute, value)
     count = len(clusters.members)
-    observer = _run(model, moe, experts, block, seen, lambda: TiedObserver(clusters.labels, count), batcher)
+    observer = layer.source.rerun(seen.calls, lambda: TiedObserver(clusters.labels, count))
     # The router is the same, so it chooses the same clusters.
     return _deviation(seen, observer, 1.0)
-
-
-def _run(
-    model: SourceModel,
-    moe: nn.Module,
-    experts: nn.Module,
-    block: MoEBlock,
-    seen: Observation,
-    make_observer: Callable[[], RoutedObserver],
-    batcher: MicroBatcher,
-) -> RoutedObserver:
-    whole = model.is_whole_layer(block)
-    return rerun(moe, experts, seen.calls, make_observer, batcher=batcher, whole_layer=whole)
 
 
 def _deviation(seen: Observation, observer: RoutedObserver, agreement: float) -> Deviation:

@@ -5,66 +5,48 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from hcsmoe_hub.layer.reduced_block import load_reduced
+from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.methods.refit.down_projections import fit_down, routed_output
 from hcsmoe_hub.methods.refit.experts import fit_experts
 from hcsmoe_hub.methods.refit.held_out import split_tokens
-from hcsmoe_hub.model.blocks import MoEBlock
-from hcsmoe_hub.model.experts import experts_of
-from hcsmoe_hub.model.layer_loader import free
-from hcsmoe_hub.model.microbatch import MicroBatcher
-from hcsmoe_hub.model.neurons import neurons_of
-from hcsmoe_hub.model.skeleton import Skeleton
-from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.observation.observers import SampleObserver
+from hcsmoe_hub.observation.runnable_block import RunnableBlock
 from hcsmoe_hub.observation.sample import NeuronSample
-from hcsmoe_hub.observation.watcher import Observation, rerun
+from hcsmoe_hub.observation.watcher import Observation
 from hcsmoe_hub.options import Refit
 from hcsmoe_hub.report import RefitReport
 
-# Rounds without a lower error on held-out tokens after which a layer has what it can get.
+# Rounds without a lower error on held-out tokens after which no better one is expected.
 PATIENCE = 3
 
 
 def refit_experts(
-    what: Refit,
-    model: SourceModel,
-    reduced: Skeleton,
-    block: MoEBlock,
-    changed: Mapping[str, Tensor],
-    seen: Observation,
-    batcher: MicroBatcher,
-    *,
-    seed: int,
+    layer: LayerContext, changed: Mapping[str, Tensor], *, what: Refit, seen: Observation, seed: int
 ) -> RefitReport:
     """Fits the experts of a reduced block in a few rounds, and keeps the one with the least error on held-out tokens.
 
     Arguments are those of ``refit_layer``; the router stays as it is.
     """
-    moe = load_reduced(model, reduced, block, changed, batcher.device)
-    module = reduced.module.get_submodule(block.experts_path)
-    whole = model.is_whole_layer(block)
-    observer = rerun(moe, module, seen.calls, SampleObserver, batcher=batcher, whole_layer=whole)
-    assert isinstance(observer, SampleObserver)
-    parameters, down_CIH = _open(to_float32(module), block)
-    sample = NeuronSample(
-        experts=experts_of(module),
-        tokens_TH=torch.cat(observer.tokens).float(),
-        index_TK=torch.cat(observer.top_k).long().to(batcher.device),
-        weight_TK=torch.cat(observer.weights),
-    )
-    old_TH, new_TH = (torch.cat(outputs).to(batcher.device).float() for outputs in (seen.outputs, observer.outputs))
-    # What the neurons must add up to: biases behind them stay.
-    wanted_TH = old_TH - new_TH + routed_output(sample, down_CIH)
-    fitted, held_out = (tokens.to(batcher.device) for tokens in split_tokens(len(old_TH)))
-    judge, judged_TH, size = sample.part(held_out), wanted_TH[held_out], float(old_TH[held_out].norm())
+    with layer.reduced(changed) as reduced, torch.no_grad():
+        observer = reduced.rerun(seen.calls, SampleObserver)
+        parameters, down_CIH = _open(reduced)
+        sample = NeuronSample(
+            experts=reduced.experts,
+            tokens_TH=torch.cat(observer.tokens).float(),
+            index_TK=torch.cat(observer.top_k).long().to(layer.device),
+            weight_TK=torch.cat(observer.weights),
+        )
+        old_TH, new_TH = (torch.cat(outputs).to(layer.device).float() for outputs in (seen.outputs, observer.outputs))
+        # What the neurons must add up to; the biases of the down projections stay.
+        wanted_TH = old_TH - new_TH + routed_output(sample, down_CIH)
+        fitted, held_out = (tokens.to(layer.device) for tokens in split_tokens(len(old_TH)))
+        judge, judged_TH, size = sample.part(held_out), wanted_TH[held_out], float(old_TH[held_out].norm())
 
-    def error() -> float:
-        return float((judged_TH - routed_output(judge, down_CIH)).norm()) / size if size else 0.0
+        def error() -> float:
+            return float((judged_TH - routed_output(judge, down_CIH)).norm()) / size if size else 0.0
 
-    before = best = error()
-    kept = 0
-    with torch.no_grad():
+        before = best = error()
+        kept = 0
         rounds = _rounds(what, sample.part(fitted), wanted_TH[fitted], down_CIH, seed)
         for number, _ in enumerate(rounds, 1):
             found = error()
@@ -74,7 +56,6 @@ def refit_experts(
                     changed[name].copy_(values)
             elif number - kept >= PATIENCE:
                 break
-    free(moe)
     return RefitReport(
         is_kept=kept > 0,
         error_before=before,
@@ -85,16 +66,18 @@ def refit_experts(
     )
 
 
-def _open(module: nn.Module, block: MoEBlock) -> tuple[dict[str, Tensor], Tensor]:
-    """Tensors of the experts by parameter name, and a view ``[C, I, H]`` of their down projections."""
-    local = {tensor: tensor.name.removeprefix(f"{block.experts_path}.") for tensor in block.experts}
-    values = {tensor: module.get_parameter(name).data for tensor, name in local.items()}
-    (down_CIH,) = neurons_of(module, {local[tensor]: tensor.split(held)[0] for tensor, held in values.items()}).outputs
+def _open(reduced: RunnableBlock) -> tuple[dict[str, Tensor], Tensor]:
+    """Tensors of the experts in float32 by parameter name, and a view ``[C, I, H]`` of their down projections."""
+    block, experts = reduced.block, reduced.experts
+    to_float32(experts.module)
+    values = {tensor: reduced.skeleton.module.get_parameter(tensor.name).data for tensor in block.experts}
+    rows = {block.name_in_experts(tensor): tensor.split(held)[0] for tensor, held in values.items()}
+    (down_CIH,) = experts.neurons(rows).outputs
     return {tensor.name: held for tensor, held in values.items()}, down_CIH
 
 
 def _rounds(what: Refit, sample: NeuronSample, wanted_TH: Tensor, down_CIH: Tensor, seed: int) -> Iterator[None]:
-    """Changes the experts in place, and stops after every round for them to be judged."""
+    """Changes the experts in place, and pauses after every round so that they can be judged."""
     down_CIH.copy_(fit_down(sample, wanted_TH, down_CIH))
     yield
     if what is Refit.EXPERTS:

@@ -6,22 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hcsmoe_hub.layer.reduced_block import load_reduced
+from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.methods.clustering import Clusters
 from hcsmoe_hub.methods.refit.held_out import split_tokens
 from hcsmoe_hub.methods.routing import Scoring, find_rule, fit_rows, group_targets, mismatch, top_k_agreement
-from hcsmoe_hub.model.blocks import ExpertTensor, MoEBlock
-from hcsmoe_hub.model.layer_loader import free
-from hcsmoe_hub.model.microbatch import MicroBatcher
+from hcsmoe_hub.model.blocks import ExpertTensor
 from hcsmoe_hub.model.router import router_bias, router_weight, watch_router
-from hcsmoe_hub.model.skeleton import Skeleton
-from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.observation.observers import RouterObserver
+from hcsmoe_hub.observation.runnable_block import RunnableBlock
 from hcsmoe_hub.observation.statistics import Call
-from hcsmoe_hub.observation.watcher import Observation, rerun
+from hcsmoe_hub.observation.watcher import Observation
 
-# More tokens than this change the rows little; an evenly spaced part of them is taken.
-FITTED_TOKENS = 16384
+# More tokens change the rows little; of more, as many are taken at even distances.
+ROUTER_TOKENS = 16384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,35 +49,20 @@ class RouterFitter:
     """Fits the router of one block and compares what it did before and after.
 
     Args:
-        model: The source, the layer's weights in memory.
-        reduced: Skeleton of the result.
-        block: The block; its router has one matrix.
+        layer: The layer; the router of its block has one matrix.
         clusters: Its groups of experts.
-        seen: Inputs of the block in the source, whose router is followed on them.
-        fitted: Inputs of the same tokens that the reduced router is to follow it on; often the same.
-        batcher: Knows the device.
+        seen: Inputs of the block in the source, on which the source's router is run.
+        fitted: Inputs of the same tokens on which the reduced router is to follow it; often the same.
     """
 
-    def __init__(
-        self,
-        model: SourceModel,
-        reduced: Skeleton,
-        block: MoEBlock,
-        clusters: Clusters,
-        seen: Observation,
-        fitted: Observation,
-        batcher: MicroBatcher,
-    ) -> None:
-        weight = router_weight(block, model.skeleton.state)
+    def __init__(self, layer: LayerContext, clusters: Clusters, *, seen: Observation, fitted: Observation) -> None:
+        weight = router_weight(layer.block, layer.source.skeleton.state)
         assert weight is not None, "the plan refuses routers without a matrix"
-        self._model = model
-        self._reduced = reduced
-        self._block = block
+        self._layer = layer
         self._weight = weight
         self._clusters = clusters
         self._seen = seen
         self._fitted_to = fitted
-        self._batcher = batcher
 
     def fit(self, changed: dict[str, Tensor]) -> RouterFit:
         """Fits the rows among ``changed``, in place if that helps.
@@ -88,14 +70,14 @@ class RouterFitter:
         Args:
             changed: Tensors of the block in the result, by parameter name.
         """
-        full, before = self._run(self._model.skeleton, self._seen.calls), self._run_reduced(changed)
+        full, before = self._run(self._layer.source, self._seen.calls), self._run_reduced(changed)
         agreement_before = top_k_agreement(full.top_k_TK, before.top_k_TK, self._clusters)
         rule = find_rule(full.logits_TE, full.extra_TX, full.top_k_TK, full.weight_TK)
         target_TC, has_target_T = group_targets(full.logits_TE, full.extra_TX, full.top_k_TK, rule, self._clusters)
         fitted, judged = (tokens[has_target_T[tokens]] for tokens in split_tokens(len(target_TC)))
         if not len(fitted) or not len(judged):
             return RouterFit(is_kept=False, agreement_before=agreement_before)
-        taken = fitted[torch.linspace(0, len(fitted) - 1, min(len(fitted), FITTED_TOKENS)).long()]
+        taken = fitted[torch.linspace(0, len(fitted) - 1, min(len(fitted), ROUTER_TOKENS)).long()]
         candidate = changed | self._fitted(changed, before, target_TC, taken, rule.scoring)
         after = self._run_reduced(candidate)
 
@@ -117,8 +99,8 @@ class RouterFitter:
         self, changed: Mapping[str, Tensor], before: _Run, target_TC: Tensor, taken: Tensor, scoring: Scoring
     ) -> dict[str, Tensor]:
         """The fitted tensors, by parameter name: the matrix and its bias; others, such as correction biases, stay."""
-        device, weight = self._batcher.device, self._weight
-        bias = router_bias(self._block, weight)
+        device, weight = self._layer.device, self._weight
+        bias = router_bias(self._layer.block, weight)
         rows_CH, bias_C = fit_rows(
             before.inputs_TH[taken].to(device, torch.float32),
             target_TC[taken].to(device),
@@ -133,27 +115,22 @@ class RouterFitter:
         return fitted
 
     def _run_reduced(self, changed: Mapping[str, Tensor]) -> _Run:
-        moe = load_reduced(self._model, self._reduced, self._block, changed, self._batcher.device)
-        run = self._run(self._reduced, self._fitted_to.calls)
-        free(moe)
-        return run
+        with self._layer.reduced(changed) as reduced:
+            return self._run(reduced, self._fitted_to.calls)
 
-    def _run(self, skeleton: Skeleton, calls: list[Call]) -> _Run:
-        """Runs the router of a model on the inputs of its block."""
-        moe, experts = (skeleton.module.get_submodule(path) for path in (self._block.path, self._block.experts_path))
+    def _run(self, block: RunnableBlock, calls: list[Call]) -> _Run:
+        """Runs the router of a block on the block's inputs."""
         attempts: list[RouterObserver] = []
 
         def start() -> RouterObserver:
             attempts.append(RouterObserver())
             return attempts[-1]
 
-        stop = watch_router(skeleton.module, self._weight, lambda *seen: attempts[-1].on_router(*seen))
-        whole = self._model.is_whole_layer(self._block)
+        stop = watch_router(block.skeleton.module, self._weight, lambda *seen: attempts[-1].on_router(*seen))
         try:
-            rerun(moe, experts, calls, start, batcher=self._batcher, whole_layer=whole)
+            last = block.rerun(calls, start)
         finally:
             stop()
-        last = attempts[-1]
         return _Run(*map(torch.cat, (last.top_k, last.weights, last.inputs, last.logits, last.extra)))
 
 

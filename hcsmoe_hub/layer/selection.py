@@ -41,6 +41,11 @@ class Selection:
         """The partition."""
         return self.grouping.clusters
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every expert is still there, alone."""
+        return len(self.clusters.members) == len(self.clusters.labels)
+
     def silhouette(self) -> float | None:
         """Mean silhouette of the clusters; ``None`` where it is not defined."""
         return None if self.distances_EE is None else silhouette(self.distances_EE, self.clusters.labels)

@@ -6,8 +6,8 @@ from typing import Self
 
 from torch import Tensor
 
-from hcsmoe_hub.model.blocks import ExpertTensor, MoEBlock
-from hcsmoe_hub.model.source_model import SourceModel
+from hcsmoe_hub.layer.context import LayerContext
+from hcsmoe_hub.model.blocks import ExpertTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,20 +25,13 @@ class BlockWeights:
     router: dict[str, Tensor]
 
     @classmethod
-    def of(cls, model: SourceModel, block: MoEBlock, originals: Mapping[str, Tensor]) -> Self:
-        """Collects a block's tensors.
-
-        Args:
-            model: The source, the layer's weights in memory.
-            block: The block.
-            originals: Its router tensors as stored, by parameter name.
-        """
-        state = {name: tensor for name, tensor in model.skeleton.module.state_dict().items() if name in block.edited}
-        state |= originals
-        prefix = f"{block.experts_path}."
+    def of(cls, layer: LayerContext) -> Self:
+        """Collects the tensors of a layer's block in the source."""
+        block, held = layer.block, layer.source.skeleton.module.state_dict()
+        state = {name: tensor for name, tensor in held.items() if name in block.edited} | dict(layer.originals)
         return cls(
             state=state,
-            experts={tensor.name.removeprefix(prefix): tensor.split(state[tensor.name])[0] for tensor in block.experts},
+            experts={block.name_in_experts(tensor): tensor.split(state[tensor.name])[0] for tensor in block.experts},
             router={tensor.name: tensor.split(state[tensor.name])[0] for tensor in block.router},
         )
 

@@ -6,6 +6,9 @@ Nothing here steers the conversion, which is generic; the table says what was te
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+# For what the table does not foresee.
+REPORT_HINT = "report this checkpoint; it needs support of its own"
+
 SOFTMAX_TOP_K = "softmax over all experts, then top-k"
 SOFTMAX_TOP_K_RENORMALISED = "softmax over all experts, then top-k, renormalised"
 TOP_K_SOFTMAX = "top-k of the logits, then softmax"

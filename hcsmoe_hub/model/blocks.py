@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from hcsmoe_hub.errors import UnsupportedModelError
-from hcsmoe_hub.model.experts import is_experts_module
+from hcsmoe_hub.model.architectures import REPORT_HINT
+from hcsmoe_hub.model.expert_kinds import is_experts_module
 
 # Buffers that list expert numbers: their values, not their shape, follow the experts (DeepSeek-V4's hash routing).
 EXPERT_ID_TABLES = ("tid2eid",)
-REPORT_HINT = "report this checkpoint; it needs support of its own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,8 @@ class MoEBlock:
         experts: Tensors of the experts themselves.
         router: Tensors of the router and of everything else sized by experts.
         tables: Buffers that list expert numbers.
+        is_whole_layer: Whether router and experts hang on the decoder layer itself, so that the block's input is the
+            layer's.
     """
 
     layer: int
@@ -71,11 +73,20 @@ class MoEBlock:
     experts: tuple[ExpertTensor, ...]
     router: tuple[ExpertTensor, ...]
     tables: tuple[str, ...]
+    is_whole_layer: bool = False
 
     @property
     def edited(self) -> set[str]:
         """Names of every tensor that a conversion changes."""
         return {tensor.name for tensor in (*self.experts, *self.router)} | set(self.tables)
+
+    def name_in_experts(self, tensor: ExpertTensor) -> str:
+        """Name of one of its experts' tensors relative to the experts module, such as ``gate_up_proj``."""
+        return tensor.name.removeprefix(f"{self.experts_path}.")
+
+    def full_name(self, name: str) -> str:
+        """Full name in the model of a tensor of the experts module; undoes ``name_in_experts``."""
+        return f"{self.experts_path}.{name}"
 
 
 def compare(state_n: Mapping[str, Tensor], state_2n: Mapping[str, Tensor], *, experts: int) -> dict[str, ExpertTensor]:
@@ -137,6 +148,7 @@ def find_blocks(
                 experts=tuple(parts[True]),
                 router=tuple(parts[False]),
                 tables=tuple(tables),
+                is_whole_layer=path == prefix,
             )
         )
     if unassigned:

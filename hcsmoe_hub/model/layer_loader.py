@@ -1,57 +1,30 @@
 """Brings the weights of one decoder layer into the skeleton, and takes them away again."""
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.core_model_loading import convert_and_load_state_dict_in_model
-from transformers.modeling_utils import LoadStateDictConfig
-from transformers.utils import logging as transformers_logging
 
 from hcsmoe_hub.checkpoint.reader import LazyTensor, TensorReader
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
-from hcsmoe_hub.checkpoint.writer import ShardWriter
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.model.skeleton import Group, Skeleton
-
-
-@contextmanager
-def sequential_loading() -> Iterator[None]:
-    """Lets transformers read tensors one by one instead of a whole layer ahead, which halves the transient memory."""
-    name = "HF_DEACTIVATE_ASYNC_LOAD"
-    before = os.environ.get(name)
-    bars = transformers_logging.is_progress_bar_enabled()
-    os.environ[name] = "1"
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-        if bars:
-            transformers_logging.enable_progress_bar()
+from hcsmoe_hub.model.transformers_seam import load_weights
 
 
 class LayerLoader:
-    """Loads groups of stored keys through transformers' own conversions, each byte read once.
+    """Loads groups of stored keys through transformers' own conversions; each byte is read once.
 
-    While a key passes, its bytes as stored go to the result if the plan copies them, and are kept if they belong to a
-    router: the model may run a tensor in another precision than the source stores it in.
+    Tensors of a router are also kept as they are stored: the model may run them in another precision.
 
     Args:
         skeleton: The model to fill.
         groups: Its keys by decoder layer.
         reader: Where weights come from.
-        writer: Where copied tensors go; ``None`` copies nothing.
-        copied: Keys that are copied.
-        kept: Parameters whose stored form is kept, by name.
         device: Where layers run; everything outside the layers stays on the CPU.
+        kept: Parameters whose stored form is kept, by name.
+        on_read: Called with the name and the content of every stored tensor, before it is converted.
     """
 
     def __init__(
@@ -59,21 +32,17 @@ class LayerLoader:
         skeleton: Skeleton,
         groups: Mapping[int | None, Group],
         reader: TensorReader,
-        writer: ShardWriter | None,
         *,
-        stored: Mapping[str, StoredTensor],
-        copied: set[str],
-        kept: set[str],
         device: torch.device,
+        kept: Set[str] = frozenset(),
+        on_read: Callable[[str, Tensor], None] = lambda name, content: None,
     ) -> None:
         self._skeleton = skeleton
         self._groups = groups
         self._reader = reader
-        self._writer = writer
-        self._stored = stored
-        self._copied = copied
-        self._kept = kept
         self._device = device
+        self._kept = kept
+        self._on_read = on_read
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         self._pending: dict[int, Future[dict[str, Tensor]]] = {}
 
@@ -90,23 +59,15 @@ class LayerLoader:
         originals: dict[str, Tensor] = {}
 
         def on_read(tensor: StoredTensor, content: Tensor) -> None:
-            if self._writer is not None and tensor.name in self._copied:
-                self._writer.write(tensor.name, content)
+            self._on_read(tensor.name, content)
             target = group.targets[tensor.name]
             if target in self._kept and tensor.name in group.renamed:
                 originals[target] = content
 
-        lazy = {key: LazyTensor(self._stored[key], self._reader, on_read) for key in group.targets}
+        stored = self._reader.source.tensors
+        lazy = {key: LazyTensor(stored[key], self._reader, on_read) for key in group.targets}
         skeleton, device = self._skeleton, torch.device("cpu") if layer is None else self._device
-        settings = LoadStateDictConfig(
-            device_map={"": device},
-            dtype=skeleton.dtype,
-            dtype_plan=skeleton.module._get_dtype_plan(skeleton.dtype),
-            weight_mapping=list[Any](skeleton.mapping()),
-            hf_quantizer=skeleton.quantizer,
-        )
-        info, _ = convert_and_load_state_dict_in_model(skeleton.module, lazy, settings, None)
-        problems = [*info.conversion_errors.values(), *info.unexpected_keys, *map(str, info.mismatched_keys)]
+        problems = load_weights(skeleton.module, lazy, skeleton.dtype, device=device, quantizer=skeleton.quantizer)
         if problems:
             where = "outside the layers" if layer is None else f"of layer {layer}"
             raise SourceError(

@@ -3,7 +3,6 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,23 +10,28 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    WeightTransform,
-    rename_source_key,
-    revert_weight_conversion,
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.quantizers.auto import get_hf_quantizer
-from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import FineGrainedFP8Config, Mxfp4Config
 
 from hcsmoe_hub.checkpoint.modeling_hcsmoe import CLASS_PREFIX, MappedExperts, read_expert_map
 from hcsmoe_hub.errors import UnsupportedModelError
+from hcsmoe_hub.model.transformers_seam import (
+    Conversion,
+    Quantizer,
+    build_without_weights,
+    conversions_for_loading,
+    conversions_for_saving,
+    decode_special_floats,
+    make_dequantizer,
+    parameter_of,
+    to_stored,
+    unsplit_classes,
+)
 
 # Formats that transformers turns back into bf16 exactly while it loads; every other one is refused.
 DEQUANTIZERS: Mapping[str, type] = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
@@ -47,7 +51,7 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """Builds the config object that ``AutoModelForCausalLM`` would build from a raw config.
 
     Raises:
-        UnsupportedModelError: If transformers does not know the model, or it is no causal language model.
+        UnsupportedModelError: If transformers does not know the model, or it is not a causal language model.
     """
     model_type = str(config.get("model_type"))
     if model_type not in CONFIG_MAPPING:
@@ -56,8 +60,7 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
             "hcsmoe runs no code from a repository.",
             hint="see 'hcsmoe architectures' for what is supported, or upgrade transformers",
         )
-    # Infinite and undefined numbers are tagged in the file, as JSON has no words for them.
-    built = CONFIG_MAPPING[model_type].from_dict(PreTrainedConfig._decode_special_floats(dict(config)))
+    built = CONFIG_MAPPING[model_type].from_dict(decode_special_floats(config))
     if _native_class(built) is None and _named_class(built) is None:
         raise UnsupportedModelError(
             f"model_type {model_type!r} cannot be loaded by AutoModelForCausalLM.",
@@ -69,7 +72,7 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def _native_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The class of transformers itself that its auto class maps; whoever loads other code may have added to the map."""
+    """The class of transformers itself that its auto class maps; other code may have added classes to that map."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     mapped: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -102,13 +105,13 @@ class Group:
         targets: Stored key to the name of the parameter that it becomes, or is a part of.
         renamed: Stored keys that are only renamed, never converted.
         dequantized: Parameters that are computed from quantised keys.
-        conversions: Transforms to undo when parameters of this group are written.
+        conversions: What to undo when parameters of this group are written.
     """
 
     targets: dict[str, str] = field(default_factory=dict)
     renamed: set[str] = field(default_factory=set)
     dequantized: set[str] = field(default_factory=set)
-    conversions: list[WeightTransform] = field(default_factory=list)
+    conversions: list[Conversion] = field(default_factory=list)
 
 
 class Skeleton:
@@ -133,22 +136,10 @@ class Skeleton:
         model_type = model_class(self.config)
         if self.expert_map is not None:
             model_type = type(CLASS_PREFIX + model_type.__name__, (MappedExperts, model_type), {})
-        with ExitStack() as contexts:
-            for context in model_type.get_init_context(dtype, self.quantizer is not None, False, None):
-                contexts.enter_context(context)
-            self.module: PreTrainedModel = model_type(self.config)
-            if self.quantizer is not None:
-                self.quantizer.preprocess_model(
-                    model=self.module, dtype=dtype, device_map={"": "cpu"}, checkpoint_files=None, use_kernels=False
-                )
-        self.module.eval().requires_grad_(False)
-        # Buffers that no checkpoint stores (rotary frequencies) must be real: move them off meta, then compute them.
-        nothing: Any = set()
-        self.module._move_missing_keys_from_meta_to_device(nothing, {"": "cpu"}, None, None)
-        self.module._initialize_missing_keys(self.quantizer is not None)
+        self.module: PreTrainedModel = build_without_weights(model_type, self.config, dtype, self.quantizer)
         self.layers_name, self.layers = self._decoder_layers()
 
-    def _quantizer(self, method: str | None) -> HfQuantizer | None:
+    def _quantizer(self, method: str | None) -> Quantizer | None:
         if method is None:
             return None
         if method not in DEQUANTIZERS:
@@ -157,19 +148,17 @@ class Skeleton:
                 f"{' and '.join(DEQUANTIZERS)} can be turned back exactly.",
                 hint="convert the unquantised checkpoint of the same model",
             )
-        quantizer, self.config, _ = get_hf_quantizer(
-            self.config, DEQUANTIZERS[method](dequantize=True), {"": "cpu"}, True, {}
-        )
-        quantizer.update_dtype(self.dtype)
+        settings = DEQUANTIZERS[method](dequantize=True)
+        quantizer, self.config = make_dequantizer(self.config, settings, self.dtype)
         return quantizer
 
     def _decoder_layers(self) -> tuple[str, nn.ModuleList]:
         """The longest list of the modules that transformers never splits: the decoder layers."""
-        block_names = set(self.module._no_split_modules or ())
+        class_names = unsplit_classes(self.module)
         found = [
             (name, module)
             for name, module in self.module.named_modules()
-            if isinstance(module, nn.ModuleList) and len(module) and type(module[0]).__name__ in block_names
+            if isinstance(module, nn.ModuleList) and len(module) and type(module[0]).__name__ in class_names
         ]
         if not found:
             raise UnsupportedModelError(
@@ -183,24 +172,14 @@ class Skeleton:
         """Every parameter and persistent buffer, on the meta device; taken before anything is loaded."""
         return dict(self.module.state_dict())
 
-    def mapping(self) -> list[WeightTransform]:
-        """A fresh copy of transformers' conversions for loading this model."""
-        return get_model_conversion_mapping(self.module, None, self.quantizer)
-
     def layer_of(self, parameter: str) -> int | None:
         """Index of the decoder layer that holds a parameter, ``None`` outside the layers."""
         match = re.match(rf"{re.escape(self.layers_name)}\.(\d+)\.", parameter)
         return int(match.group(1)) if match else None
 
-    def _target(self, key: str, mapping: list[WeightTransform]) -> tuple[str, bool]:
+    def _parameter_of(self, key: str, conversions: list[Conversion]) -> tuple[str, bool]:
         """Parameter that a stored key becomes, and whether it is only renamed."""
-        renamings = [transform for transform in mapping if isinstance(transform, WeightRenaming)]
-        converters = [transform for transform in mapping if isinstance(transform, WeightConverter)]
-        prefix = self.module.base_model_prefix
-        target, pattern = rename_source_key(key, renamings, converters, prefix, self.state)
-        if target not in self.state and key in self.state:
-            target, pattern = rename_source_key(key, [], [], prefix, self.state)
-        return target, pattern is None
+        return parameter_of(key, conversions, self.module.base_model_prefix, self.state)
 
     def group_keys(self, keys: Iterable[str]) -> tuple[dict[int | None, Group], list[str]]:
         """Sorts stored keys by decoder layer, as transformers' loader would place them.
@@ -210,38 +189,36 @@ class Skeleton:
         """
         groups: dict[int | None, Group] = defaultdict(Group)
         unused = []
-        mapping = self.mapping()
+        conversions = conversions_for_loading(self.module, self.quantizer)
         for key in keys:
-            target, renamed = self._target(key, mapping)
+            target, is_renamed = self._parameter_of(key, conversions)
             if target not in self.state:
                 unused.append(key)
                 continue
             group = groups[self.layer_of(target)]
             group.targets[key] = target
-            if renamed:
+            if is_renamed:
                 group.renamed.add(key)
         for group in groups.values():
             self._find_conversions(group)
         return dict(groups), unused
 
     def _find_conversions(self, group: Group) -> None:
-        """Finds what to undo when this group is written: the transforms that matched, and none that dequantises.
+        """Finds what to undo when this group is written: the conversions that matched, except those that dequantise.
 
         They are gathered per group because a renaming that fits one layer (a sparse one, say) may hit keys of
         another that never had it. A key that only the quantiser understands marks its parameter as dequantised.
         """
-        plain = get_model_conversion_mapping(self.module, None, None, add_legacy=self.quantizer is None)
+        plain = conversions_for_saving(self.module, is_quantized=self.quantizer is not None)
         for key, parameter in group.targets.items():
-            target, _ = self._target(key, plain)
+            target, _ = self._parameter_of(key, plain)
             if target not in self.state:
                 group.dequantized.add(parameter)
-        group.conversions = [transform for transform in plain if transform.was_used()]
+        group.conversions = [conversion for conversion in plain if conversion.was_used()]
 
-    def to_stored(self, tensors: Mapping[str, Tensor], conversions: list[WeightTransform]) -> dict[str, Tensor]:
+    def to_stored(self, tensors: Mapping[str, Tensor], conversions: list[Conversion]) -> dict[str, Tensor]:
         """Parameters under their in-memory names to tensors under the source's stored names.
 
         Works on the meta device as well, which is how the plan learns the names of the result.
         """
-        # The attribute that transformers itself sets while loading.
-        vars(self.module)["_weight_conversions"] = conversions
-        return revert_weight_conversion(self.module, dict(tensors))
+        return to_stored(self.module, tensors, conversions)

@@ -52,10 +52,6 @@ class SourceModel:
         """Stored keys that the model loads, by decoder layer; ``None`` is everything outside the layers."""
         return {layer: list(group.targets) for layer, group in self.groups.items()}
 
-    def is_whole_layer(self, block: MoEBlock) -> bool:
-        """Whether router and experts hang on the decoder layer itself, so that the block's input is the layer's."""
-        return block.path == f"{self.skeleton.layers_name}.{block.layer}"
-
     def expert_parameters(self) -> int:
         """Parameters of all routed experts."""
         state = self.skeleton.state

@@ -42,7 +42,7 @@ def fingerprint(model: SourceModel) -> str:
 
 
 class StatisticsWriter:
-    """Writes the layers of one run; see ``writing``."""
+    """Writes the layers of one run; see ``open_statistics``."""
 
     def __init__(self, archive: zipfile.ZipFile, path: Path) -> None:
         self._archive = archive
@@ -83,7 +83,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[StatisticsWriter]:
+def open_statistics(path: Path) -> Iterator[StatisticsWriter]:
     """Opens a statistics file for writing; it gets its name when it is complete, and nothing is left after a failure.
 
     Raises:

@@ -1,27 +1,25 @@
-"""The hidden states of the reduced model beside those of the source: what its layers will see, and are fitted on.
+"""The hidden states of the reduced model next to those of the source: what its layers will see, and are fitted on.
 
 B sequences of S tokens, T = B * S tokens, H hidden size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
-from torch import Tensor, nn
+from torch import Tensor
 
 from hcsmoe_hub.events import Listener, Warned
-from hcsmoe_hub.layer.reduced_block import load_reduced
-from hcsmoe_hub.model.blocks import MoEBlock
-from hcsmoe_hub.model.experts import Experts, Observer, observe, stop_observing
-from hcsmoe_hub.model.layer_loader import free
+from hcsmoe_hub.layer.context import LayerContext
+from hcsmoe_hub.model.experts import Experts, Observer
 from hcsmoe_hub.model.microbatch import MicroBatcher, join, select
-from hcsmoe_hub.model.skeleton import Skeleton
-from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.observation.observers import RoutedObserver
+from hcsmoe_hub.observation.runnable_block import RunnableBlock
 from hcsmoe_hub.observation.statistics import Call
-from hcsmoe_hub.observation.watcher import Observation
+from hcsmoe_hub.observation.watcher import Observation, remembering_calls
+from hcsmoe_hub.pipeline.stream import StreamedLayer
 
 # Sizes of the noise that a layer is probed with, token by token: a norm behind the experts would make them equal.
 PROBE_SIZES = (0.5, 1.0, 2.0)
@@ -36,9 +34,9 @@ class MergedStream:
     both: rows 0 to B - 1 are the source's, rows B to 2B - 1 the reduced model's. Until the first converted layer both
     are the same and nothing is computed twice.
 
+    In every layer, ``split`` comes first, then ``wanted`` if its MoE block is converted, then ``advance`` and ``join``.
+
     Args:
-        model: The source.
-        reduced: Skeleton of the result.
         batcher: Cuts the B sequences into micro-batches.
         emit: Called with warnings.
         compensates: Whether what blocks are fitted to makes up for what earlier layers have changed; the fit of a
@@ -48,11 +46,7 @@ class MergedStream:
         sequences: B.
     """
 
-    def __init__(
-        self, model: SourceModel, reduced: Skeleton, batcher: MicroBatcher, emit: Listener, *, compensates: bool
-    ) -> None:
-        self._model = model
-        self._reduced = reduced
+    def __init__(self, batcher: MicroBatcher, emit: Listener, *, compensates: bool) -> None:
         self._batcher = batcher
         self._emit = emit
         self._compensates = compensates
@@ -60,139 +54,138 @@ class MergedStream:
         self._rows = 2 * batcher.sequences
         self._is_apart = False
         self._has_warned = False
-        self._args: tuple[Any, ...] = ()
-        self._kwargs: Mapping[str, Any] = {}
-        self._original: Any = None
-        self._output: Any = None
 
     def double(self, token_ids: Tensor) -> Tensor:
         """The batch ``[2B, S]`` of both streams; one row more where a batch of 2B could not be told from S tokens."""
         self._rows = 2 * len(token_ids) + (2 * len(token_ids) == token_ids.shape[1])
         return torch.cat([token_ids, token_ids, token_ids])[: self._rows]
 
-    def split(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Keeps the reduced model's part of a layer's inputs, and returns the source's."""
+    def split(self, inputs: Call) -> tuple[Call, Call]:
+        """A layer's inputs in the source and in the reduced model, from those of both."""
         first, second = slice(0, self.sequences), slice(self.sequences, 2 * self.sequences)
-        self._args = select(args, second, self._rows)
-        self._kwargs = select(dict(kwargs), second, self._rows)
-        return select(args, first, self._rows), select(dict(kwargs), first, self._rows)
+        source, reduced = (
+            Call(select(inputs.args, rows, self._rows), select(dict(inputs.kwargs), rows, self._rows))
+            for rows in (first, second)
+        )
+        return source, reduced
 
-    def ran(self, output: Any) -> None:
-        """The source's layer has run over its own part and returned ``output``."""
-        self._original = output
-
-    def join(self) -> Any:
-        """The output of both streams, after ``advance``."""
-        parts = [self._original, self._output]
+    def join(self, output: Any, reduced: Any) -> Any:
+        """The output of a layer for both, from its outputs in the source and in the reduced model."""
+        parts = [output, reduced]
         if self._rows > 2 * self.sequences:
-            parts.append(select(self._original, slice(0, 1), self.sequences))
-        self._original = self._output = None
-        self._args, self._kwargs = (), {}
+            parts.append(select(output, slice(0, 1), self.sequences))
         return join(parts)
 
-    def observe(self, block: MoEBlock, seen: Observation) -> Observation:
+    def wanted(
+        self, layer: StreamedLayer, context: LayerContext, *, inputs: Call, output: Any, seen: Observation
+    ) -> Observation:
         """What a block is fitted to.
 
         Its inputs are those of the reduced model. Its wanted routed outputs are ``Y + (H - H') / g``: Y is what the
         source's experts return on these inputs, H' what leaves the source's layer then, and H what leaves it in the
         source; g is what the layer multiplies the routed output by before it is added to everything else. A block that
-        returns them makes up for all that the layers before it have changed. Where the layer does anything else than
-        add, they are the outputs in the source.
+        returns them makes up for all that the layers before it have changed. Where the layer does anything but add,
+        they are the outputs in the source.
 
         Args:
-            block: The block; its layer's weights are in memory, and the layer has run on the source's inputs.
+            layer: The layer, which has run on the source's inputs.
+            context: The same for its MoE block.
+            inputs: Its inputs in the reduced model.
+            output: What it returned in the source.
             seen: What was observed of it in the source; statistics and choices stay those.
         """
         if not self._is_apart:
             return seen
-        layer, moe, experts = self._modules(block)
-        gain = self._gain(layer, moe, experts) if self._compensates else None
-        observers, calls = list[RoutedObserver](), list[Call]()
+        gain = self._gain(layer, context.source, inputs) if self._compensates else None
+        moe, experts = context.source.moe, context.source.experts
+        observer, calls = RoutedObserver(), list[Call]()
 
-        def start() -> None:
+        def restart() -> None:
+            nonlocal observer
             calls.clear()
-            observers[:] = [RoutedObserver()]
-            observe(moe, experts, observers[0])
+            observer = RoutedObserver()
+            experts.observe(moe, observer)
 
-        def remember(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append(Call(send_to_device(args, "cpu"), send_to_device(kwargs, "cpu")))
-
-        hook = moe.register_forward_pre_hook(remember, with_kwargs=True)
-        try:
-            output = self._run(layer, start)
-        finally:
-            hook.remove()
-            stop_observing(moe, experts)
+        with remembering_calls(moe, calls), experts.observing(moe, observer):
+            found = layer.run(inputs, restart)
         wanted = seen.outputs
         if gain is not None:
-            wanted = _compensate(_hidden(self._original), _hidden(output), observers[0].outputs, gain)
+            wanted = _compensate(_hidden(output), _hidden(found), observer.outputs, gain)
         elif self._compensates and not self._has_warned:
             self._has_warned = True
             self._emit(
                 Warned(
-                    f"layer {block.layer}: more than a sum lies between its experts and what leaves the layer, so "
+                    f"layer {layer.index}: more than a sum lies between its experts and what leaves the layer, so "
                     "what earlier layers have changed is not made up for."
                 )
             )
         return Observation(statistics=seen.statistics, calls=calls, top_k=seen.top_k, outputs=wanted)
 
-    def advance(self, layer: int, block: MoEBlock | None, changed: Mapping[str, Tensor]) -> None:
+    def advance(
+        self,
+        layer: StreamedLayer,
+        context: LayerContext | None,
+        *,
+        inputs: Call,
+        output: Any,
+        changed: Mapping[str, Tensor],
+    ) -> Any:
         """Takes the reduced model's hidden states through a layer.
 
         Args:
-            layer: Its index; its weights are in memory, those of its experts not necessarily.
-            block: Its MoE block if it was converted.
+            layer: The layer; the weights of its experts need not be in memory any more.
+            context: The same for its MoE block; ``None`` if it has none.
+            inputs: Its inputs in the reduced model.
+            output: What it returned in the source.
             changed: Tensors of the block in the result, by parameter name.
+
+        Returns:
+            What it returns in the reduced model.
         """
-        if block is None:
-            module = self._model.skeleton.layers[layer]
-            self._output = self._run(module, lambda: None) if self._is_apart else self._original
-            return
+        if context is None:
+            return layer.run(inputs) if self._is_apart else output
         self._is_apart = True
-        module, moe, _ = self._modules(block)
-        merged = load_reduced(self._model, self._reduced, block, changed, self._batcher.device)
-        experts = self._reduced.module.get_submodule(block.experts_path)
-        owner, _, name = block.path.rpartition(".")
-        parent = self._model.skeleton.module.get_submodule(owner)
-        setattr(parent, name, merged)
-        try:
-            self._output = self._run(module, lambda: observe(merged, experts, RoutedObserver()))
-        finally:
-            setattr(parent, name, moe)
-            stop_observing(merged, experts)
-        free(merged)
+        with context.reduced(changed) as reduced, _in_place_of(context.source, reduced):
+            moe, experts = reduced.moe, reduced.experts
 
-    def _modules(self, block: MoEBlock) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """A block's layer, the block itself and its experts, in the source."""
-        model = self._model.skeleton.module
-        layer = self._model.skeleton.layers[block.layer]
-        return layer, model.get_submodule(block.path), model.get_submodule(block.experts_path)
+            def restart() -> None:
+                experts.observe(moe, RoutedObserver())
 
-    def _run(self, layer: nn.Module, start: Callable[[], None]) -> Any:
-        # The layer's own forward: the one on the instance loads and frees its weights.
-        return self._batcher.wrap(partial(type(layer).forward, layer), start)(*self._args, **self._kwargs)
+            with experts.observing(moe, RoutedObserver()):
+                return layer.run(inputs, restart)
 
-    def _gain(self, layer: nn.Module, moe: nn.Module, experts: nn.Module) -> float | None:
+    def _gain(self, layer: StreamedLayer, block: RunnableBlock, inputs: Call) -> float | None:
         """What a layer multiplies the routed output by before it adds it; ``None`` if it does anything else.
 
         It runs on one micro-batch, its experts replaced first by nothing and then by noise.
         """
         rows = min(self._batcher.batch, self.sequences)
         batcher = MicroBatcher(rows, rows, self._batcher.device)
-        args, kwargs = self._args, dict(self._kwargs)
+        args, kwargs = inputs.args, dict(inputs.kwargs)
         if rows < self.sequences:
-            args, kwargs = (select(inputs, slice(0, rows), self.sequences) for inputs in (args, kwargs))
+            args, kwargs = (select(values, slice(0, rows), self.sequences) for values in (args, kwargs))
+        moe, experts = block.moe, block.experts
 
         def run(observer: Observer) -> Tensor:
-            forward = batcher.wrap(partial(type(layer).forward, layer), lambda: observe(moe, experts, observer))
-            try:
-                return _hidden(forward(*args, **kwargs))
-            finally:
-                stop_observing(moe, experts)
+            forward = partial(type(layer.module).forward, layer.module)
+            with experts.observing(moe, observer):
+                return _hidden(batcher.wrap(forward, lambda: None)(*args, **kwargs))
 
         silent = run(_Noise(0.0))
         noise = _Noise(float(silent.float().abs().median()) or 1.0)
         return find_gain(run(noise), silent, noise.values_TH)
+
+
+@contextmanager
+def _in_place_of(source: RunnableBlock, reduced: RunnableBlock) -> Iterator[None]:
+    """Lets a layer of the source run with the reduced block, inside a ``with`` block."""
+    owner, _, name = source.block.path.rpartition(".")
+    parent, before = source.skeleton.module.get_submodule(owner), source.moe
+    setattr(parent, name, reduced.moe)
+    try:
+        yield
+    finally:
+        setattr(parent, name, before)
 
 
 class _Noise:

@@ -4,41 +4,39 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hcsmoe_hub.checkpoint.writer import ShardWriter
 from hcsmoe_hub.events import Listener, Stage, StageAdvanced
-from hcsmoe_hub.layer.reducer import LayerReducer
+from hcsmoe_hub.layer.context import LayerContext
+from hcsmoe_hub.layer.reducer import LayerReducer, rerun_on_sample
 from hcsmoe_hub.machine.allocator import return_freed_memory
 from hcsmoe_hub.model.blocks import MoEBlock
-from hcsmoe_hub.model.experts import PROBE, register_probe
+from hcsmoe_hub.model.expert_kinds import use_probe
 from hcsmoe_hub.model.layer_loader import LayerLoader, free
+from hcsmoe_hub.model.microbatch import MicroBatcher
+from hcsmoe_hub.observation.runnable_block import RunnableBlock
+from hcsmoe_hub.observation.statistics import Call
 from hcsmoe_hub.observation.statistics_file import StatisticsFile, StatisticsWriter
 from hcsmoe_hub.observation.watcher import BlockWatcher, Observation
 from hcsmoe_hub.pipeline.merged_stream import MergedStream
-from hcsmoe_hub.pipeline.stream import Visitor
+from hcsmoe_hub.pipeline.stream import StreamedLayer
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 
 
-def use_probe(plan: ConversionPlan) -> None:
-    """Lets the experts of a plan's models run through observers."""
-    register_probe()
-    for skeleton in filter(None, (plan.model.skeleton, plan.reduced)):
-        if skeleton.module._can_set_experts_implementation():
-            skeleton.module.set_experts_implementation(PROBE)
-
-
 class ResultWriter:
-    """Writes what is not simply copied, under the names of the source."""
+    """Writes what is not simply copied, under the names of the source.
 
-    def __init__(self, plan: ConversionPlan, writer: ShardWriter) -> None:
+    Args:
+        plan: What is written.
+        writer: Takes the weights of the result.
+        emit: Called when a layer is written.
+    """
+
+    def __init__(self, plan: ConversionPlan, writer: ShardWriter, emit: Listener) -> None:
         self._plan = plan
         self._writer = writer
-
-    @property
-    def bytes_written(self) -> int:
-        """Bytes of the result so far."""
-        return self._writer.bytes_written
+        self._emit = emit
 
     def write(self, layer: int | None, changed: Mapping[str, Tensor]) -> None:
         """Writes one decoder layer, or what lies outside of them.
@@ -47,109 +45,103 @@ class ResultWriter:
             layer: Its index, its weights in memory; ``None`` outside the layers.
             changed: Tensors that differ from those in memory, by parameter name.
         """
-        names = self._plan.account.rewritten.get(layer)
-        if not names:
-            return
-        skeleton = self._plan.model.skeleton
-        state = skeleton.module.state_dict()
-        tensors = {name: changed.get(name, state[name]) for name in names}
-        conversions = self._plan.model.groups[layer].conversions
-        for name, tensor in skeleton.to_stored(tensors, conversions).items():
-            self._writer.write(name, tensor.to(self._plan.shards.tensors[name].dtype))
+        if names := self._plan.account.rewritten.get(layer):
+            skeleton = self._plan.model.skeleton
+            state = skeleton.module.state_dict()
+            tensors = {name: changed.get(name, state[name]) for name in names}
+            conversions = self._plan.model.groups[layer].conversions
+            for name, tensor in skeleton.to_stored(tensors, conversions).items():
+                self._writer.write(name, tensor.to(self._plan.shards.tensors[name].dtype))
+        if layer is not None:
+            self._emit(StageAdvanced(Stage.CONVERT, f"layer {layer}", self._writer.bytes_written))
 
 
-class ObservingPass(Visitor):
-    """Watches every MoE block of the model and keeps its statistics.
+class ObservingPass:
+    """Observes every MoE block of the model and keeps its statistics.
 
     Args:
-        plan: What to watch.
-        statistics: Where statistics go, if they are kept.
-        emit: Called with progress.
+        plan: What to observe.
+        batcher: Cuts sequences into micro-batches.
+        statistics: Where statistics go; ``None`` if they are not kept.
     """
 
-    def __init__(self, plan: ConversionPlan, statistics: StatisticsWriter | None, emit: Listener) -> None:
-        use_probe(plan)
+    def __init__(self, plan: ConversionPlan, batcher: MicroBatcher, statistics: StatisticsWriter | None) -> None:
+        _use_probe(plan)
         self._plan = plan
+        self._batcher = batcher
         self._statistics = statistics
-        self._emit = emit
         self._blocks = {block.layer: block for block in plan.model.blocks}
-        self._watcher: BlockWatcher | None = None
 
-    def enter(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def block(self, layer: int) -> RunnableBlock | None:
+        """The MoE block of a decoder layer of the source, if it has one."""
         block = self._blocks.get(layer)
-        if block is not None:
-            self._watcher = BlockWatcher(
-                self._plan.model,
-                block,
-                feature_tokens=self._plan.feature_tokens,
-                seed=self._plan.calibration.seed,
-            )
-            self._watcher.enter(args, kwargs)
+        return None if block is None else _runnable(self._plan, block, self._batcher)
 
-    def start(self, layer: int) -> None:
-        if layer in self._blocks:
-            assert self._watcher is not None
-            self._watcher.start()
-
-    def leave(self, layer: int | None, module: nn.Module, originals: Mapping[str, Tensor]) -> None:
-        block = None if layer is None else self._blocks.get(layer)
-        self.passed(layer, {} if block is None else self._finish(block, originals))
-
-    def _finish(self, block: MoEBlock, originals: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Ends the watch; what was observed is forgotten when it is worked on."""
-        assert self._watcher is not None
-        seen, self._watcher = self._watcher.finish(), None
+    def observe(self, layer: StreamedLayer, inputs: Call, block: RunnableBlock) -> tuple[Any, Observation]:
+        """Runs a layer over the calibration set; returns its output, and what was observed of its MoE block."""
+        watcher = BlockWatcher(
+            block,
+            experts=self._plan.model.settings.experts,
+            feature_tokens=self._plan.feature_tokens,
+            seed=self._plan.calibration.seed,
+        )
+        with watcher.watching(inputs):
+            output = layer.run(inputs, watcher.restart)
+        seen = watcher.observation()
         if self._statistics is not None:
-            self._statistics.add(block.layer, seen.statistics)
-        return self.observed(block, originals, seen)
+            self._statistics.add(layer.index, seen.statistics)
+        return output, seen
 
-    def observed(self, block: MoEBlock, originals: Mapping[str, Tensor], seen: Observation) -> Mapping[str, Tensor]:
-        """Works on a block that was observed; returns its tensors that change."""
-        return {}
-
-    def passed(self, layer: int | None, changed: Mapping[str, Tensor]) -> None:
-        """Finishes a layer, or what lies outside of them (``None``)."""
-        if layer is not None:
-            self._emit(StageAdvanced(Stage.OBSERVE, f"layer {layer}"))
+    def visit(self, layer: StreamedLayer, inputs: Call) -> Any:
+        """All that happens to a decoder layer while it is in memory: it runs, and its MoE block is observed."""
+        block = self.block(layer.index)
+        return layer.run(inputs) if block is None else self.observe(layer, inputs, block)[0]
 
 
-class ConvertingPass(ObservingPass):
+class ConvertingPass:
     """Observes and converts every layer while it is in memory.
 
     Args:
         plan: What to do.
-        statistics: Where statistics go, if they are kept.
-        emit: Called with progress.
+        observing: Observes a block.
         reducer: Converts a block.
         writer: Takes what changed.
-        merged: The reduced model's hidden states, if its layers are fitted on them.
+        merged: The reduced model's hidden states; ``None`` if its layers are fitted on the source's.
     """
 
     def __init__(
         self,
         plan: ConversionPlan,
-        statistics: StatisticsWriter | None,
-        emit: Listener,
-        *,
+        observing: ObservingPass,
         reducer: LayerReducer,
+        *,
         writer: ResultWriter,
         merged: MergedStream | None,
     ) -> None:
-        super().__init__(plan, statistics, emit)
+        self._plan = plan
+        self._observing = observing
         self._reducer = reducer
         self._writer = writer
         self._merged = merged
 
-    def observed(self, block: MoEBlock, originals: Mapping[str, Tensor], seen: Observation) -> Mapping[str, Tensor]:
-        fitted = seen if self._merged is None else self._merged.observe(block, seen)
-        return self._reducer.reduce(block, originals, seen, fitted)
-
-    def passed(self, layer: int | None, changed: Mapping[str, Tensor]) -> None:
-        self._writer.write(layer, changed)
-        if layer is not None and self._merged is not None:
-            self._merged.advance(layer, self._blocks.get(layer), changed)
-        if layer is not None:
-            self._emit(StageAdvanced(Stage.CONVERT, f"layer {layer}", self._writer.bytes_written))
+    def visit(self, layer: StreamedLayer, inputs: Call) -> Any:
+        """All that happens to a decoder layer while it is in memory: run, observe, convert, write."""
+        merged, changed, context = self._merged, dict[str, Tensor](), None
+        own, reduced = (inputs, None) if merged is None else merged.split(inputs)
+        block = self._observing.block(layer.index)
+        if block is None:
+            output = layer.run(own)
+        else:
+            output, seen = self._observing.observe(layer, own, block)
+            context = LayerContext(source=block, result=self._plan.reduced, originals=layer.originals)
+            fitted = seen
+            if merged is not None and reduced is not None:
+                fitted = merged.wanted(layer, context, inputs=reduced, output=output, seen=seen)
+            changed = self._reducer.reduce(context, seen, fitted=fitted)
+        self._writer.write(layer.index, changed)
+        if merged is not None and reduced is not None:
+            output = merged.join(output, merged.advance(layer, context, inputs=reduced, output=output, changed=changed))
+        return output
 
 
 def convert_from_statistics(
@@ -159,7 +151,7 @@ def convert_from_statistics(
     *,
     reducer: LayerReducer,
     writer: ResultWriter,
-    emit: Listener,
+    batcher: MicroBatcher,
 ) -> None:
     """Converts every layer without running the model: reads weights only.
 
@@ -169,29 +161,38 @@ def convert_from_statistics(
         loader: Brings the weights of a layer.
         reducer: Converts a block.
         writer: Takes what changed.
-        emit: Called with progress.
+        batcher: Knows the device.
     """
-    use_probe(plan)
+    _use_probe(plan)
     blocks = {block.layer: block for block in plan.model.blocks}
-    loader.load(None)
-    writer.write(None, {})
     with torch.no_grad():
         for layer, module in enumerate(plan.model.skeleton.layers):
             originals, changed = loader.load(layer), {}
             if layer in blocks:
-                seen = _recall(statistics, blocks[layer], reducer)
-                changed = reducer.reduce(blocks[layer], originals, seen, seen)
+                source = _runnable(plan, blocks[layer], batcher)
+                context = LayerContext(source=source, result=plan.reduced, originals=originals)
+                seen = _recall(statistics, context)
+                changed = reducer.reduce(context, seen, fitted=seen)
             writer.write(layer, changed)
             free(module)
             return_freed_memory()
-            emit(StageAdvanced(Stage.CONVERT, f"layer {layer}", writer.bytes_written))
 
 
-def _recall(statistics: StatisticsFile, block: MoEBlock, reducer: LayerReducer) -> Observation:
+def _recall(statistics: StatisticsFile, layer: LayerContext) -> Observation:
     """What was observed of a block, its choices and outputs computed again on the sampled tokens."""
-    found = statistics.layer(block.layer)
+    found = statistics.layer(layer.block.layer)
     assert found.sample is not None, "a statistics file holds a sample of every block"
     seen = Observation(statistics=found, calls=[found.sample], top_k=[], outputs=[])
-    observer = reducer.rerun_on_sample(block, seen)
+    observer = rerun_on_sample(layer, seen)
     seen.top_k, seen.outputs = observer.top_k, observer.outputs
     return seen
+
+
+def _runnable(plan: ConversionPlan, block: MoEBlock, batcher: MicroBatcher) -> RunnableBlock:
+    return RunnableBlock(skeleton=plan.model.skeleton, block=block, batcher=batcher)
+
+
+def _use_probe(plan: ConversionPlan) -> None:
+    """Lets the experts of a plan's models run through observers."""
+    for skeleton in filter(None, (plan.model.skeleton, plan.reduced)):
+        use_probe(skeleton.module)

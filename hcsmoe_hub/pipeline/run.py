@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -11,18 +12,20 @@ from hcsmoe_hub.calibration.text import load_token_ids
 from hcsmoe_hub.checkpoint.pieces import Step
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.writer import ShardWriter
-from hcsmoe_hub.events import Listener, Warned
+from hcsmoe_hub.events import Listener, Stage, StageAdvanced, Warned
 from hcsmoe_hub.layer.picture import LayerPicture
 from hcsmoe_hub.layer.reducer import LayerReducer
 from hcsmoe_hub.machine.allocator import map_large_tensors
 from hcsmoe_hub.machine.device import peak_memory, resolve_device
-from hcsmoe_hub.model.layer_loader import LayerLoader, sequential_loading
+from hcsmoe_hub.model.layer_loader import LayerLoader
 from hcsmoe_hub.model.microbatch import MicroBatcher
-from hcsmoe_hub.observation.statistics_file import writing
+from hcsmoe_hub.model.transformers_seam import sequential_loading
+from hcsmoe_hub.observation.statistics import Call
+from hcsmoe_hub.observation.statistics_file import open_statistics
 from hcsmoe_hub.options import CalibrationOptions, default_samples
 from hcsmoe_hub.pipeline.merged_stream import MergedStream
 from hcsmoe_hub.pipeline.passes import ConvertingPass, ObservingPass, ResultWriter, convert_from_statistics
-from hcsmoe_hub.pipeline.stream import make_batcher, stream
+from hcsmoe_hub.pipeline.stream import StreamedLayer, make_batcher, stream
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.make import make_plan
 from hcsmoe_hub.report import LayerReport
@@ -62,10 +65,17 @@ def observe(plan: ConversionPlan, token_ids: Tensor, path: Path, emit: Listener)
         The final plan, which converts from the statistics.
     """
     batcher = _batcher(plan, token_ids)
-    with writing(path) as statistics, _reader(plan, plan.observing_order, emit) as reader:
-        visitor = ObservingPass(plan, statistics, emit)
+    with open_statistics(path) as statistics, _reader(plan, plan.observing_order, emit) as reader:
+        observing = ObservingPass(plan, batcher, statistics)
+
+        def visit(layer: StreamedLayer, inputs: Call) -> Any:
+            output = observing.visit(layer, inputs)
+            emit(StageAdvanced(Stage.OBSERVE, f"layer {layer.index}"))
+            return output
+
         with _loader(plan, reader, None, batcher) as loader:
-            stream(plan.model.skeleton, loader, visitor, token_ids, batcher=batcher)
+            loader.load(None)
+            stream(plan.model.skeleton, loader, visit, token_ids, batcher=batcher)
         describe(statistics, plan, token_ids)
     options = replace(plan.options, statistics=path, calibration=CalibrationOptions())
     return replace(
@@ -97,18 +107,14 @@ def _loader(
     model = plan.model
     kept = {tensor.name for block in model.blocks for tensor in block.router}
     kept |= {name for block in model.blocks for name in block.tables}
+
+    def copy(name: str, content: Tensor) -> None:
+        if writer is not None and name in plan.account.copied:
+            writer.write(name, content)
+
     map_large_tensors()
     with sequential_loading():
-        loader = LayerLoader(
-            model.skeleton,
-            model.groups,
-            reader,
-            writer,
-            stored=model.source.tensors,
-            copied=plan.account.copied,
-            kept=kept,
-            device=batcher.device,
-        )
+        loader = LayerLoader(model.skeleton, model.groups, reader, device=batcher.device, kept=kept, on_read=copy)
         try:
             yield loader
         finally:
@@ -131,22 +137,25 @@ def run(
     """
     device = resolve_device(plan.options.device)
     batcher = MicroBatcher(1, 1, device) if token_ids is None else _batcher(plan, token_ids)
-    reducer, results = LayerReducer(plan, batcher, emit), ResultWriter(plan, writer)
+    reducer, results = LayerReducer(plan, emit), ResultWriter(plan, writer, emit)
     with ExitStack() as stack:
         reader = stack.enter_context(_reader(plan, plan.reading_order, emit))
         loader = stack.enter_context(_loader(plan, reader, writer, batcher))
+        loader.load(None)
+        results.write(None, {})
         if plan.statistics is not None:
-            convert_from_statistics(plan, plan.statistics, loader, reducer=reducer, writer=results, emit=emit)
+            convert_from_statistics(plan, plan.statistics, loader, reducer=reducer, writer=results, batcher=batcher)
         else:
             assert token_ids is not None, "without statistics there are tokens"
             path = plan.options.statistics
-            statistics = None if path is None else stack.enter_context(writing(path))
+            statistics = None if path is None else stack.enter_context(open_statistics(path))
             merged = None
             if plan.recipe.propagates:
-                assert plan.reduced is not None, "only the reduced layout is fitted"
-                merged = MergedStream(plan.model, plan.reduced, batcher, emit, compensates=plan.recipe.refits)
-            visitor = ConvertingPass(plan, statistics, emit, reducer=reducer, writer=results, merged=merged)
-            stream(plan.model.skeleton, loader, visitor, token_ids, batcher=batcher, merged=merged)
+                merged = MergedStream(batcher, emit, compensates=plan.recipe.refits)
+            observing = ObservingPass(plan, batcher, statistics)
+            converting = ConvertingPass(plan, observing, reducer, writer=results, merged=merged)
+            batch = token_ids if merged is None else merged.double(token_ids)
+            stream(plan.model.skeleton, loader, converting.visit, batch, batcher=batcher)
             if statistics is not None:
                 describe(statistics, plan, token_ids)
         for key in plan.account.unread:

@@ -16,7 +16,7 @@ from hcsmoe_hub.errors import OutputError, PlanError
 from hcsmoe_hub.machine.device import default_batch_tokens
 from hcsmoe_hub.machine.units import format_bytes
 from hcsmoe_hub.methods.clustering import frequency_budget
-from hcsmoe_hub.model.blocks import REPORT_HINT
+from hcsmoe_hub.model.architectures import REPORT_HINT
 from hcsmoe_hub.model.skeleton import Skeleton, quantization_method
 from hcsmoe_hub.model.source_model import SourceModel, read_model
 from hcsmoe_hub.observation.statistics_file import StatisticsFile

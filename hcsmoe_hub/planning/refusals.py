@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from hcsmoe_hub.checkpoint.config_json import MoESettings, check_counts
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.machine.versions import has_matplotlib
-from hcsmoe_hub.model.experts import experts_of
+from hcsmoe_hub.model.expert_kinds import experts_of
 from hcsmoe_hub.model.router import router_weight
 from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.options import Budget, ConvertOptions, Dominant, Layout, Method, Refit, Saliency, Similarity
@@ -170,7 +170,7 @@ def _check_propagation(model: SourceModel, recipe: Recipe, options: ConvertOptio
             "every layer of the reduced model.",
             hint="leave `statistics` or `propagate` out",
         )
-    whole = [block.layer for block in model.blocks if model.is_whole_layer(block)]
+    whole = [block.layer for block in model.blocks if block.is_whole_layer]
     if whole:
         raise PlanError(
             f"`propagate='merged'` runs a layer around another MoE block, but in layer {whole[0]} of "
@@ -181,7 +181,7 @@ def _check_propagation(model: SourceModel, recipe: Recipe, options: ConvertOptio
 
 def _check_sample(model: SourceModel, recipe: Recipe, options: ConvertOptions) -> None:
     """Checks what needs an MoE block that can be run on single tokens."""
-    whole = [block.layer for block in model.blocks if model.is_whole_layer(block)]
+    whole = [block.layer for block in model.blocks if block.is_whole_layer]
     asked = {
         "statistics": options.statistics is not None,
         f"budget='{recipe.budget}'": recipe.budget is not Budget.UNIFORM,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hcsmoe_hub.errors import UnsupportedModelError
-from hcsmoe_hub.model.blocks import REPORT_HINT
+from hcsmoe_hub.model.architectures import REPORT_HINT
 from hcsmoe_hub.model.skeleton import Group
 from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.options import Layout

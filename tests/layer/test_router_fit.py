@@ -105,7 +105,7 @@ def test_the_last_tokens_are_not_fitted_to_and_many_are_thinned_evenly(
 
     monkeypatch.setattr(hcsmoe_hub.layer.router_fit, "fit_rows", counting)
     converted(source, FIT)
-    monkeypatch.setattr(hcsmoe_hub.layer.router_fit, "FITTED_TOKENS", 100)
+    monkeypatch.setattr(hcsmoe_hub.layer.router_fit, "ROUTER_TOKENS", 100)
     converted(source, FIT)
     assert seen == [IDS.numel() * 7 // 8] * 2 + [100] * 2
 

@@ -7,8 +7,7 @@ from tiny_experts import LAYOUTS, outputs_of, rows_of, tiny_experts, view_of
 
 from hcsmoe_hub.errors import UnsupportedModelError
 from hcsmoe_hub.model.architectures import ARCHITECTURES
-from hcsmoe_hub.model.experts import experts_of
-from hcsmoe_hub.model.neurons import neurons_of
+from hcsmoe_hub.model.expert_kinds import experts_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -78,4 +77,4 @@ def test_any_number_of_experts_can_be_looked_at(model_type: str, count: int) -> 
 def test_a_tensor_without_a_known_place_is_refused(model_type: str) -> None:
     module = tiny_experts(model_type)
     with pytest.raises(UnsupportedModelError, match="inner_scale"):
-        neurons_of(module, {**rows_of(module), "inner_scale": torch.ones(EXPERTS, 24)})
+        view_of(module)({**rows_of(module), "inner_scale": torch.ones(EXPERTS, 24)})

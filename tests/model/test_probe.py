@@ -22,7 +22,7 @@ from observed_blocks import (
     zaya,
 )
 
-from hcsmoe_hub.model.experts import PROBE, experts_of, is_experts_module, observe, register_probe
+from hcsmoe_hub.model.expert_kinds import experts_of, is_experts_module, use_probe
 from hcsmoe_hub.observation.observers import CalibrationObserver, mean_outputs
 from hcsmoe_hub.observation.statistics import ExpertStatistics
 
@@ -141,10 +141,9 @@ def test_a_class_that_is_no_expert_is_routed_nowhere() -> None:
         block, experts = model.get_submodule(path.rpartition(".")[0]), model.get_submodule(path)
         # As probable as the experts: some tokens choose it, some do not.
         block.gate.balancing_biases.zero_()
-        register_probe()
-        model.set_experts_implementation(PROBE)
+        use_probe(model)
         observer = CalibrationObserver(ExpertStatistics.empty(E))
-        observe(block, experts, observer)
+        experts_of(experts).observe(block, observer)
         states = torch.randn(1, 500, H, generator=torch.Generator().manual_seed(2))
         logits, _, _, _ = block.gate(states)
         chosen = logits.argmax(-1)

@@ -3,11 +3,15 @@
 T tokens, H hidden size, I hidden activations of an expert.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from hcsmoe_hub.model.experts import Experts
+from hcsmoe_hub.methods.merging.neurons import Neurons
+from hcsmoe_hub.model.experts import Experts, Observer
 from hcsmoe_hub.observation.observers import (
     ROW_MULTIPLE,
     CalibrationObserver,
@@ -43,6 +47,15 @@ class Plain(Experts):
 
     def project(self, expert: int, hidden_TI: Tensor) -> Tensor:
         return hidden_TI + 100 * expert
+
+    def neurons(self, rows: Mapping[str, Tensor]) -> Neurons:
+        raise AssertionError("observers run experts and look at no neurons")
+
+    def observe(self, block: Any, observer: Observer) -> None:
+        raise AssertionError("observers are called by these tests themselves")
+
+    def stop(self, block: Any) -> None:
+        raise AssertionError("observers are called by these tests themselves")
 
 
 class Curved(Plain):

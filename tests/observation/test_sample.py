@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_experts import sample_of, tiny_experts
 
-from hcsmoe_hub.model.experts import experts_of
+from hcsmoe_hub.model.expert_kinds import experts_of
 from hcsmoe_hub.observation.sample import NeuronSample
 
 pytestmark = pytest.mark.usefixtures("one_thread")

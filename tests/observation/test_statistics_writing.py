@@ -12,7 +12,7 @@ from tiny_models import contents, same_bits
 
 from hcsmoe_hub.errors import OutputError
 from hcsmoe_hub.observation.statistics import Call, LayerStatistics
-from hcsmoe_hub.observation.statistics_file import StatisticsFile, writing
+from hcsmoe_hub.observation.statistics_file import StatisticsFile, open_statistics
 
 
 def layer_statistics(seed: int) -> LayerStatistics:
@@ -34,7 +34,7 @@ def layer_statistics(seed: int) -> LayerStatistics:
 
 
 def write(path: Path, *layers: LayerStatistics) -> None:
-    with writing(path) as writer:
+    with open_statistics(path) as writer:
         for number, statistics in enumerate(layers):
             writer.add(number, statistics)
         writer.describe(
@@ -93,7 +93,7 @@ FAILURES = [RuntimeError("broken"), KeyboardInterrupt(), OSError(errno.ENOSPC, "
 
 def interrupt(path: Path, failure: BaseException) -> None:
     """Writes a part of a file until something fails."""
-    with writing(path) as writer:
+    with open_statistics(path) as writer:
         writer.add(0, layer_statistics(1))
         raise failure
 

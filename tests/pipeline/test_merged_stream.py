@@ -90,8 +90,8 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, Te
     found: list[tuple[Tensor, Tensor]] = []
     together = MergedStream.join
 
-    def remember(stream: MergedStream) -> Any:
-        output = together(stream)
+    def remember(stream: MergedStream, *outputs: Any) -> Any:
+        output = together(stream, *outputs)
         count = stream.sequences
         found.append((hidden(output)[:count], hidden(output)[count : 2 * count]))
         return output

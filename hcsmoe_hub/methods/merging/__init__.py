@@ -1,8 +1,8 @@
 """What the members of a cluster become: one expert; pure functions of tensors."""
 
-from hcsmoe_hub.methods.merging.merge import Merged, merge_experts
+from hcsmoe_hub.methods.merging.merge import Merged, MergeGroups, merge_experts
 from hcsmoe_hub.methods.merging.neurons import Neurons
 from hcsmoe_hub.methods.merging.shares import member_shares
 from hcsmoe_hub.methods.merging.weighted import merge_rows
 
-__all__ = ["Merged", "Neurons", "member_shares", "merge_experts", "merge_rows"]
+__all__ = ["MergeGroups", "Merged", "Neurons", "member_shares", "merge_experts", "merge_rows"]

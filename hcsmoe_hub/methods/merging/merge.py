@@ -1,4 +1,4 @@
-"""From the experts of one layer to the merged ones, whatever the merge.
+"""Merges the experts of one layer, by any of the merges.
 
 E source experts, C clusters.
 """
@@ -33,30 +33,56 @@ class Merged:
     unseen: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MergeGroups:
+    """Which experts are merged, and how much each counts.
+
+    Attributes:
+        clusters: A partition of the E experts.
+        dominants: The dominant expert of every cluster.
+        share_EC: Shares from ``member_shares``, ``[E, C]`` float64; equal ones for merges of neurons.
+    """
+
+    clusters: Clusters
+    dominants: Sequence[int]
+    share_EC: Tensor
+
+    def cluster(self, number: int) -> "_Cluster":
+        """One of the clusters."""
+        members = self.clusters.members[number]
+        share_M1 = self.share_EC[list(members), number, None]
+        return _Cluster(members=members, anchor=members.index(self.dominants[number]), share_M1=share_M1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Cluster:
+    """M experts that become one: their numbers, the place of the dominant one among them, and their shares."""
+
+    members: tuple[int, ...]
+    anchor: int
+    share_M1: Tensor
+
+
 def merge_experts(
     rows: Mapping[str, Tensor],
     view: NeuronView,
-    clusters: Clusters,
-    recipe: Recipe,
-    share_EC: Tensor,
     *,
-    dominants: Sequence[int],
+    groups: MergeGroups,
+    recipe: Recipe,
     sample: HiddenSample | None = None,
 ) -> Merged:
     """Merges the experts of one layer as a recipe says.
 
-    Weighted merges sum whole experts, after the neurons of every member were brought into the order of the dominant
+    Weighted merges sum whole experts, after the neurons of every member have been put in the order of the dominant
     one where the recipe aligns. Fix-Dom and ZipIt average groups of neurons, and average plainly what belongs to no
     neuron. Everything is summed in float32 or wider and rounded once; an expert that is alone in its cluster keeps its
     bits. Only the members of one cluster are copied at a time.
 
     Args:
         rows: Tensors of the experts by name, ``[E, ...]``; not changed.
-        view: Looks at such tensors neuron by neuron, whatever the number of experts; see ``neurons_of``.
-        clusters: A partition of the E experts.
+        view: Looks at such tensors neuron by neuron, whatever the number of experts; see ``Experts.neurons``.
+        groups: Which experts are merged.
         recipe: Its merge, its features and its alignment are used; without a merge (pruning) shares alone count.
-        share_EC: Shares from ``member_shares``, ``[E, C]``; equal ones for merges of neurons.
-        dominants: The dominant expert of every cluster.
         sample: Source of hidden activations, where features or alignment need them.
 
     Returns:
@@ -64,18 +90,15 @@ def merge_experts(
     """
     merges_neurons = recipe.merge in (Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.ZIPIT)
     if not merges_neurons and recipe.align in (Align.NONE, None):
-        return Merged(tensors={name: merge_rows(rows_E, share_EC) for name, rows_E in rows.items()})
-    merged = {name: rows_E.new_empty((len(dominants), *rows_E.shape[1:])) for name, rows_E in rows.items()}
+        return Merged(tensors={name: merge_rows(rows_E, groups.share_EC) for name, rows_E in rows.items()})
+    merged = {name: rows_E.new_empty((len(groups.dominants), *rows_E.shape[1:])) for name, rows_E in rows.items()}
     unseen = []
-    for number, members in enumerate(clusters.members):
-        group = {name: rows_E[list(members)] for name, rows_E in rows.items()}
+    for number, members in enumerate(groups.clusters.members):
+        copies = {name: rows_E[list(members)] for name, rows_E in rows.items()}
         target = {name: tensor[number, None] for name, tensor in merged.items()}
         if len(members) == 1:
-            _copy(group, target)
-            continue
-        share_M1 = share_EC[list(members), number, None]
-        anchor = members.index(dominants[number])
-        if not _merge_cluster(group, target, view, members, recipe, share_M1, anchor, sample):
+            _copy(copies, target)
+        elif not _merge_cluster(copies, target, groups.cluster(number), view=view, recipe=recipe, sample=sample):
             unseen.append(number)
     return Merged(tensors=merged, unseen=tuple(unseen))
 
@@ -87,21 +110,20 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
 
 
 def _merge_cluster(
-    group: dict[str, Tensor],
+    copies: dict[str, Tensor],
     target: dict[str, Tensor],
+    cluster: _Cluster,
+    *,
     view: NeuronView,
-    members: tuple[int, ...],
     recipe: Recipe,
-    share_M1: Tensor,
-    anchor: int,
     sample: HiddenSample | None,
 ) -> bool:
     """Merges one cluster: copies of its members, which may be changed, into tensors ``[1, ...]``.
 
     Returns:
-        Whether neurons were matched by the features asked for.
+        Whether neurons were matched by the features that the recipe names.
     """
-    neurons = view(group)
+    neurons, members = view(copies), cluster.members
     match recipe.merge:
         case Merge.FIX_DOM | Merge.FIX_DOM_ONE_TO_ONE | Merge.ZIPIT:
             assert recipe.features is not None
@@ -111,10 +133,12 @@ def _merge_cluster(
             describe, is_seen = alignment_features(neurons, members, recipe.align, sample)
     match recipe.merge:
         case Merge.FIX_DOM:
-            _write_means(neurons, fix_dom_groups(describe, len(members), anchor), share_M1, view(target))
+            _write_means(
+                neurons, fix_dom_groups(describe, len(members), cluster.anchor), cluster.share_M1, view(target)
+            )
         case Merge.ZIPIT:
             group_N = zipit_groups(correlations(describe, len(members)), neurons.size)
-            _write_means(neurons, group_N, share_M1, view(target))
+            _write_means(neurons, group_N, cluster.share_M1, view(target))
         case (
             Merge.FIX_DOM_ONE_TO_ONE
             | Merge.FREQUENCY
@@ -124,8 +148,8 @@ def _merge_cluster(
             | Merge.MEMBERSHIP
             | None
         ):
-            align_neurons(neurons, describe, anchor)
-            _copy({name: merge_rows(rows_M, share_M1) for name, rows_M in group.items()}, target)
+            align_neurons(neurons, describe, cluster.anchor)
+            _copy({name: merge_rows(rows_M, cluster.share_M1) for name, rows_M in copies.items()}, target)
     return is_seen
 
 

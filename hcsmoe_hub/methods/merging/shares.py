@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hcsmoe_hub.methods.clustering.clusters import Clusters
+from hcsmoe_hub.methods.clustering.clusters import Clusters, Grouping
 from hcsmoe_hub.options import Merge
 
 
@@ -73,14 +73,13 @@ def membership_shares(membership_EC: NDArray[np.float64]) -> Tensor:
 
 
 def member_shares(
-    clusters: Clusters,
+    grouping: Grouping,
     merge: Merge,
     *,
     usage_E: Sequence[float] | None = None,
     saliency_E: Sequence[float] | None = None,
     dominants: Sequence[int] | None = None,
     dominant_weights: tuple[float, float] | None = None,
-    membership_EC: NDArray[np.float64] | None = None,
 ) -> Tensor:
     """Share of every source expert in every merged expert.
 
@@ -89,17 +88,17 @@ def member_shares(
     proportion to fuzzy memberships. ``average`` and the merges of neurons: equally.
 
     Args:
-        clusters: A partition of the E experts; dropped ones have no share in anything.
-        merge: The rule; it says which of the following are needed.
+        grouping: A partition of the E experts, with memberships if it is fuzzy; dropped experts have no share.
+        merge: The rule; it determines which of the following are needed.
         usage_E: How often the router chose each expert.
         saliency_E: Sum over the tokens routed to an expert of router weight times norm of its output.
         dominants: The dominant expert of every cluster.
         dominant_weights: Weight of a dominant expert and of every other one.
-        membership_EC: Memberships of a fuzzy clustering.
 
     Returns:
         ``[E, C]`` float64; every column sums to 1. A partition leaves at most one entry of a row above zero.
     """
+    clusters = grouping.clusters
     match merge:
         case Merge.FREQUENCY:
             assert usage_E is not None
@@ -112,7 +111,7 @@ def member_shares(
             assert dominant_weights is not None
             return dominant_shares(clusters, dominants, dominant_weights)
         case Merge.MEMBERSHIP:
-            assert membership_EC is not None
-            return membership_shares(membership_EC)
+            assert grouping.membership_EC is not None
+            return membership_shares(grouping.membership_EC)
         case Merge.AVERAGE | Merge.FIX_DOM | Merge.FIX_DOM_ONE_TO_ONE | Merge.ZIPIT:
             return equal_shares(clusters)

@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from hcsmoe_hub.methods.clustering import Clusters
-from hcsmoe_hub.methods.merging import member_shares, merge_experts
-from hcsmoe_hub.model.experts import experts_of, is_experts_module
-from hcsmoe_hub.model.neurons import neurons_of
+from hcsmoe_hub.methods.clustering import Clusters, Grouping
+from hcsmoe_hub.methods.merging import MergeGroups, member_shares, merge_experts
+from hcsmoe_hub.model.expert_kinds import experts_of, is_experts_module
 from hcsmoe_hub.observation.sample import NeuronSample
 from hcsmoe_hub.options import Features, Merge, MethodOptions
 from hcsmoe_hub.recipe.resolve import resolve
@@ -61,11 +60,13 @@ def merge_all(reference: dict[str, Tensor]) -> MergeAll:
             layers.append(
                 merge_experts(
                     {name: parameter.data for name, parameter in module.named_parameters()},
-                    partial(neurons_of, module),
-                    clusters,
-                    resolve(MethodOptions(merge=merge, features=features)),
-                    member_shares(clusters, merge),
-                    dominants=dominants.tolist(),
+                    experts_of(module).neurons,
+                    groups=MergeGroups(
+                        clusters=clusters,
+                        dominants=dominants.tolist(),
+                        share_EC=member_shares(Grouping(clusters=clusters), merge),
+                    ),
+                    recipe=resolve(MethodOptions(merge=merge, features=features)),
                     sample=NeuronSample(
                         experts=experts_of(module), tokens_TH=tokens_TH, index_TK=index_TK, weight_TK=weight_TK
                     ),

@@ -10,8 +10,8 @@ from architectures import EXPERTS
 from tiny_experts import LAYOUTS, load_rows, outputs_of, rows_of, sample_of, tiny_experts, view_of
 from torch import Tensor
 
-from hcsmoe_hub.methods.clustering import Clusters
-from hcsmoe_hub.methods.merging import Merged, member_shares, merge_experts, merge_rows
+from hcsmoe_hub.methods.clustering import Clusters, Grouping
+from hcsmoe_hub.methods.merging import Merged, MergeGroups, member_shares, merge_experts, merge_rows
 from hcsmoe_hub.observation.sample import NeuronSample
 from hcsmoe_hub.options import Align, Features, Merge, MethodOptions
 from hcsmoe_hub.recipe.recipe import Recipe
@@ -53,7 +53,7 @@ def merge(
     assert recipe.merge is not None
     module = tiny_experts(model_type)
     shares = member_shares(
-        clusters,
+        Grouping(clusters=clusters),
         recipe.merge,
         usage_E=[USAGE[expert] for expert in order],
         saliency_E=[SALIENCY[expert] for expert in order],
@@ -61,7 +61,8 @@ def merge(
         dominant_weights=recipe.dominant_weights,
     )
     source = sample or sample_of(module)
-    return merge_experts(rows, view_of(module), clusters, recipe, shares, dominants=dominants, sample=source)
+    groups = MergeGroups(clusters=clusters, dominants=dominants, share_EC=shares)
+    return merge_experts(rows, view_of(module), groups=groups, recipe=recipe, sample=source)
 
 
 def source_rows(model_type: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -154,7 +155,7 @@ def test_the_numbers_of_experts_do_not_matter(model_type: str, recipe: Recipe) -
 def test_a_weighted_merge_without_alignment_is_the_weighted_sum_of_every_tensor() -> None:
     rows = source_rows("gpt_oss")
     merged = merge("gpt_oss", rows, recipe_of(Merge.FREQUENCY))
-    shares = member_shares(CLUSTERS, Merge.FREQUENCY, usage_E=USAGE)
+    shares = member_shares(Grouping(clusters=CLUSTERS), Merge.FREQUENCY, usage_E=USAGE)
     for name, tensor in merged.tensors.items():
         assert torch.equal(tensor, merge_rows(rows[name], shares))
 

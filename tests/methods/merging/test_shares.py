@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hcsmoe_hub.methods.clustering import Clusters
+from hcsmoe_hub.methods.clustering import Clusters, Grouping
 from hcsmoe_hub.methods.merging import member_shares
 from hcsmoe_hub.methods.merging.shares import dominant_shares, membership_shares, proportional_shares
 from hcsmoe_hub.options import Merge
@@ -18,13 +18,13 @@ SCORES: dict[str, Any] = {
     "saliency_E": [1.0, 0.5, 3.0, 0.0, 1.5],
     "dominants": (2, 1),
     "dominant_weights": (2.0, 1.0),
-    "membership_EC": MEMBERSHIP,
 }
+GROUPING = Grouping(clusters=CLUSTERS, membership_EC=MEMBERSHIP)
 EQUAL = (Merge.AVERAGE, Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.ZIPIT)
 
 
 def column(merge: Merge, cluster: int) -> list[float]:
-    return member_shares(CLUSTERS, merge, **SCORES)[:, cluster].tolist()
+    return member_shares(GROUPING, merge, **SCORES)[:, cluster].tolist()
 
 
 def test_frequency_shares_are_shares_of_the_tokens_of_a_cluster() -> None:
@@ -39,7 +39,7 @@ def test_saliency_shares_follow_the_saliency_instead_of_the_tokens() -> None:
 
 @pytest.mark.parametrize("merge", EQUAL)
 def test_members_count_equally_in_an_average_and_where_neurons_are_merged(merge: Merge) -> None:
-    shares = member_shares(CLUSTERS, merge)
+    shares = member_shares(GROUPING, merge)
     assert shares[:, 0].tolist() == [1 / 2, 0, 1 / 2, 0, 0]
     assert shares[:, 1].tolist() == pytest.approx([0, 1 / 3, 0, 1 / 3, 1 / 3])
 
@@ -67,7 +67,7 @@ def test_memberships_are_normalised_over_the_experts_of_a_cluster() -> None:
 @pytest.mark.parametrize("merge", [Merge.FREQUENCY, Merge.SALIENCY])
 def test_the_members_of_a_cluster_without_any_score_count_equally(merge: Merge) -> None:
     scores = [0, 3, 0, 1, 0, 0]
-    shares = member_shares(Clusters.of([0, 1, 0, 1, 0, 0]), merge, usage_E=scores, saliency_E=scores)
+    shares = member_shares(Grouping(clusters=Clusters.of([0, 1, 0, 1, 0, 0])), merge, usage_E=scores, saliency_E=scores)
     assert shares[:, 0].tolist() == [0.25, 0, 0.25, 0, 0.25, 0.25]
 
 
@@ -77,7 +77,7 @@ def test_an_unused_member_of_a_used_cluster_counts_nothing() -> None:
 
 @pytest.mark.parametrize("merge", [merge for merge in Merge if merge is not Merge.MEMBERSHIP])
 def test_dropped_experts_have_no_share_in_anything(merge: Merge) -> None:
-    shares = member_shares(Clusters.of([-1, 0, -1, 1, 0]), merge, **{**SCORES, "dominants": (1, 3)})
+    shares = member_shares(Grouping(clusters=Clusters.of([-1, 0, -1, 1, 0])), merge, **{**SCORES, "dominants": (1, 3)})
     assert shares.shape == (5, 2)
     assert shares[[0, 2]].abs().sum() == 0
     assert torch.allclose(shares.sum(0), torch.ones(2, dtype=torch.float64))
@@ -89,7 +89,7 @@ def test_every_column_sums_to_one_and_every_row_has_one_cluster(merge: Merge, se
     numbers = np.random.default_rng(seed)
     clusters = Clusters.of(numbers.integers(0, 5, 16).tolist())
     shares = member_shares(
-        clusters,
+        Grouping(clusters=clusters),
         merge,
         usage_E=numbers.integers(0, 3, 16).tolist(),
         saliency_E=numbers.random(16).tolist(),
@@ -105,5 +105,5 @@ def test_every_column_sums_to_one_and_every_row_has_one_cluster(merge: Merge, se
 
 @pytest.mark.parametrize("merge", [merge for merge in Merge if merge is not Merge.MEMBERSHIP])
 def test_an_expert_that_is_alone_has_a_share_of_exactly_one(merge: Merge) -> None:
-    shares = member_shares(Clusters.of([0, 1, 2, 1, 1]), merge, **{**SCORES, "dominants": (0, 1, 2)})
+    shares = member_shares(Grouping(clusters=Clusters.of([0, 1, 2, 1, 1])), merge, **{**SCORES, "dominants": (0, 1, 2)})
     assert shares[[0, 2], [0, 2]].tolist() == [1, 1]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hcsmoe_hub.methods.refit import input_matrices as gauss_newton
 from hcsmoe_hub.methods.refit.input_matrices import Linearised, fit_inputs
-from hcsmoe_hub.model.experts import experts_of
+from hcsmoe_hub.model.expert_kinds import experts_of
 
 # Gated, transposed, interleaved with biases and a clamp, without a gate, and two matrices of their own.
 LAYOUTS = ("mixtral", "aria_text", "gpt_oss", "nemotron_h", "dbrx")

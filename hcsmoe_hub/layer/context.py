@@ -1,0 +1,59 @@
+"""One MoE layer that is being converted: the block of the source, and the one of the result that takes its place."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hcsmoe_hub.model.blocks import MoEBlock
+from hcsmoe_hub.model.layer_loader import free, move_computed_buffers
+from hcsmoe_hub.model.skeleton import Skeleton
+from hcsmoe_hub.observation.runnable_block import RunnableBlock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerContext:
+    """What every step of a layer's conversion works with, while the layer's weights are in memory.
+
+    Attributes:
+        source: The block of the source.
+        result: The result without weights; ``None`` where it has as many router rows as the source.
+        originals: Router tensors of the source as stored, by parameter name.
+    """
+
+    source: RunnableBlock
+    result: Skeleton | None
+    originals: Mapping[str, Tensor]
+
+    @property
+    def block(self) -> MoEBlock:
+        """Where the block is, in the source and in the result."""
+        return self.source.block
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer runs."""
+        return self.source.device
+
+    @contextmanager
+    def reduced(self, changed: Mapping[str, Tensor]) -> Iterator[RunnableBlock]:
+        """The block of the result in memory, inside a ``with`` block.
+
+        Args:
+            changed: Tensors that differ from the source's, by parameter name; without storage where they never run.
+                All others are the source's.
+        """
+        assert self.result is not None, "only the reduced layout has a block of its own"
+        block = RunnableBlock(skeleton=self.result, block=self.block, batcher=self.source.batcher)
+        moe, prefix = block.moe, f"{self.block.path}."
+        current = self.source.moe.state_dict(prefix=prefix)
+        state = {name: changed[name].to(value.dtype) if name in changed else value for name, value in current.items()}
+        placed = {name: value if value.is_meta else value.to(self.device) for name, value in state.items()}
+        moe.load_state_dict({name.removeprefix(prefix): value for name, value in placed.items()}, assign=True)
+        move_computed_buffers(moe, self.device)
+        try:
+            yield block
+        finally:
+            free(moe)

@@ -1,0 +1,76 @@
+"""An MoE block in memory that can be run, alone and under observation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+
+from hcsmoe_hub.model.blocks import MoEBlock
+from hcsmoe_hub.model.expert_kinds import experts_of
+from hcsmoe_hub.model.experts import Experts
+from hcsmoe_hub.model.microbatch import MicroBatcher
+from hcsmoe_hub.model.skeleton import Skeleton
+from hcsmoe_hub.observation.observers import RoutedObserver
+from hcsmoe_hub.observation.statistics import Call
+
+ObserverT = TypeVar("ObserverT", bound=RoutedObserver)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RunnableBlock:
+    """The MoE block of one decoder layer, of the source or of the result, its weights in memory.
+
+    Attributes:
+        skeleton: The model that it belongs to.
+        block: Where it is.
+        batcher: Cuts a whole layer's sequences into micro-batches, and knows the device.
+    """
+
+    skeleton: Skeleton
+    block: MoEBlock
+    batcher: MicroBatcher
+
+    @property
+    def moe(self) -> nn.Module:
+        """The module that holds router and experts."""
+        return self.skeleton.module.get_submodule(self.block.path)
+
+    @property
+    def experts(self) -> Experts:
+        """Its experts."""
+        return experts_of(self.skeleton.module.get_submodule(self.block.experts_path))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.batcher.device
+
+    def rerun(self, calls: list[Call], make_observer: Callable[[], ObserverT]) -> ObserverT:
+        """Runs the block on inputs that it, or the block it stands for, has seen.
+
+        Args:
+            calls: Its inputs.
+            make_observer: Makes the observer that everything goes through; called once per attempt.
+
+        Returns:
+            The observer of the attempt that succeeded.
+        """
+        moe, experts, observer = self.moe, self.experts, make_observer()
+
+        def start() -> None:
+            nonlocal observer
+            observer = make_observer()
+            experts.observe(moe, observer)
+
+        with experts.observing(moe, observer), torch.no_grad():
+            for call in calls:
+                if self.block.is_whole_layer:
+                    # The layer's own forward: the one on the instance loads and frees its weights.
+                    self.batcher.wrap(partial(type(moe).forward, moe), start)(*call.args, **call.kwargs)
+                else:
+                    moe(*send_to_device(call.args, self.device), **send_to_device(call.kwargs, self.device))
+        return observer
