@@ -45,6 +45,17 @@ def empty_current_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     os.chdir(before)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Products of tiny blocks only wait for each other's threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Prints what each architecture's conformance test found."""
     reports = terminalreporter.stats.get("passed", [])
