@@ -11,7 +11,7 @@ from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Listener
-from hcsmoe_hub.machine.allocator import map_large_tensors
+from hcsmoe_hub.machine.allocator import mapping_large_tensors
 from hcsmoe_hub.model.check import check_against_config
 from hcsmoe_hub.model.layer_loader import LayerLoader
 from hcsmoe_hub.model.skeleton import Group, Skeleton
@@ -80,8 +80,7 @@ class Checkpoint:
             device: Device of the decoder layers; everything outside them is loaded to the CPU.
             emit: Called with downloads.
         """
-        map_large_tensors()
-        with sequential_loading(), TensorReader(self.source, emit=emit) as reader:
+        with mapping_large_tensors(), sequential_loading(), TensorReader(self.source, emit=emit) as reader:
             loader = LayerLoader(skeleton, self._groups, reader, device=device)
             try:
                 yield loader

@@ -27,7 +27,7 @@ JUDGED_TOKENS = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Learner:
-    """A reduced block in float32, and what the original one gave for the tokens of its calls."""
+    """A reduced block in float32, and the original one's output for the tokens of its calls."""
 
     reduced: RunnableBlock
     calls: list[Call]

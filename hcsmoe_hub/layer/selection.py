@@ -1,4 +1,4 @@
-"""Which experts of a layer meet, or stay: the recipe's clustering or pruning, on the layer's statistics."""
+"""Which experts of a layer are merged or kept: the recipe's clustering or pruning, on the layer's statistics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ from hcsmoe_hub.recipe.recipe import Recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Selection:
-    """What was decided about the experts of one layer.
+    """Which experts of one layer are merged or kept.
 
     Attributes:
         grouping: Clusters of merged experts; of pruning, every kept expert alone and the others dropped.
-        dominants: The expert of every cluster that the others follow.
+        dominants: The dominant expert of every cluster.
         distances_EE: What the clusters were found by, ``[E, E]``; ``None`` where experts are not compared.
     """
 
@@ -64,7 +64,7 @@ def select(
     protected: frozenset[int],
     subset_error: Callable[[], Callable[[Subset], float]],
 ) -> Selection:
-    """Decides which experts meet, or stay.
+    """Decides which experts are merged or kept.
 
     Args:
         recipe: Names the method.

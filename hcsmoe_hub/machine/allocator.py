@@ -7,7 +7,8 @@ between layers. Both calls exist only in glibc; elsewhere they do nothing.
 
 import ctypes
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,7 +18,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # Above the buffers that each micro-batch allocates again, which are cheaper to keep; below a layer's weights.
 _MAPPED_BYTES = 16_000_000
 _KEPT_BYTES = 64_000_000
-# Below the size of one huge page there is nothing to gain.
+# What glibc's own thresholds grow to in a process that frees large blocks; they cannot be made to grow again.
+_USUAL_MAPPED_BYTES = 32 << 20
+_USUAL_KEPT_BYTES = 2 * _USUAL_MAPPED_BYTES
+# Smaller than one huge page there is nothing to gain.
 _HUGE_PAGE_BYTES = 2 << 20
 
 
@@ -25,12 +29,25 @@ def _libc_function(name: str) -> Callable[..., int] | None:
     return getattr(ctypes.CDLL(None), name, None)
 
 
-def map_large_tensors() -> None:
-    """Makes the allocator map large tensors, for the rest of the process."""
+@contextmanager
+def mapping_large_tensors() -> Iterator[None]:
+    """Lets the allocator map large tensors inside a ``with`` block.
+
+    The C library adapts its thresholds as a process goes on, until they are set for the first time. Afterwards they
+    are therefore set to the values that it would have reached by itself.
+    """
+    _set_thresholds(_MAPPED_BYTES, _KEPT_BYTES)
+    try:
+        yield
+    finally:
+        _set_thresholds(_USUAL_MAPPED_BYTES, _USUAL_KEPT_BYTES)
+
+
+def _set_thresholds(mapped: int, kept: int) -> None:
     mallopt = _libc_function("mallopt")
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)
-        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_MMAP_THRESHOLD, mapped)
+        mallopt(_TRIM_THRESHOLD, kept)
 
 
 def return_freed_memory() -> None:

@@ -83,7 +83,7 @@ class LayerLoader:
             self._pending[layer] = self._pool.submit(self.load, layer)
 
     def take(self, layer: int) -> dict[str, Tensor]:
-        """Waits for a decoder layer, loading it now if nobody prefetched it."""
+        """Waits for a decoder layer, loading it now if it was not prefetched."""
         pending = self._pending.pop(layer, None)
         return self.load(layer) if pending is None else pending.result()
 

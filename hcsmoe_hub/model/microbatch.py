@@ -41,7 +41,7 @@ def join(parts: list[Any]) -> Any:
 
 
 class MicroBatcher:
-    """Lets layers see a few sequences at a time; a size that fitted one layer is tried on the next.
+    """Runs layers on a few sequences at a time; a size that fitted one layer is tried on the next.
 
     Args:
         sequences: B, the number of calibration sequences.
@@ -59,7 +59,7 @@ class MicroBatcher:
 
         Args:
             forward: The forward of one micro-batch.
-            on_attempt: Called before the first micro-batch of every attempt: what a failed one left behind is void.
+            on_attempt: Called before the first micro-batch of every attempt; discards the results of a failed one.
         """
 
         def forward_all(*args: Any, **kwargs: Any) -> Any:
@@ -91,7 +91,7 @@ class MicroBatcher:
         self.batch //= 2
         if self.batch == 0:
             raise PlanError(
-                "one calibration sequence does not fit into memory beside one decoder layer.",
+                "one calibration sequence does not fit into memory along with one decoder layer.",
                 hint="use a smaller `sequence_length`, or `device='cpu'`",
             )
         return self.batch

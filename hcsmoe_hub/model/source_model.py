@@ -63,7 +63,7 @@ def read_model(source: Source) -> SourceModel:
 
     Raises:
         SourceError: If files are missing or damaged, or contradict each other.
-        UnsupportedModelError: If it is no model that can be converted.
+        UnsupportedModelError: If the model cannot be converted.
     """
     with _translate_errors(source):
         built = build_config(source.config)
@@ -84,7 +84,7 @@ def read_model(source: Source) -> SourceModel:
     blocks = find_blocks(skeleton.layers_name, skeleton.layers, tensors, skeleton.state)
     if not blocks:
         raise UnsupportedModelError(
-            f"{source.label} has no MoE layer, so there is nothing to merge.",
+            f"{source.label} has no MoE layer, so there are no experts to merge or prune.",
             hint="pass a Mixture-of-Experts checkpoint; see 'hcsmoe architectures'",
         )
     model = SourceModel(
@@ -126,7 +126,7 @@ def _check_plausible(source: Source, settings: MoESettings) -> None:
     largest = max((size for tensor in source.tensors.values() for size in tensor.shape), default=0)
     if settings.experts > max(len(source.tensors), largest):
         raise SourceError(
-            f"config.json of {source.label} speaks of {settings.experts} experts, but {len(source.tensors)} tensors "
+            f"config.json of {source.label} declares {settings.experts} experts, but {len(source.tensors)} tensors "
             f"are all that is stored, the longest with {largest} rows.",
             hint="config.json and the weights do not belong together",
         )

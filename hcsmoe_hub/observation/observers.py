@@ -1,4 +1,4 @@
-"""What is seen of a layer's experts while calibration text passes: every expert on every token, and the real routing.
+"""What is observed of a layer's experts on calibration text: every expert on every token, and the real routing.
 
 E experts, T tokens of one micro-batch, H hidden size, I expert intermediate size, K experts per token.
 """
@@ -16,13 +16,13 @@ ROW_MULTIPLE = 64
 
 
 def _padded(token: Tensor) -> Tensor:
-    """Token numbers, the first one repeated up to a multiple of ``ROW_MULTIPLE``."""
+    """Token indices, the first one repeated up to a multiple of ``ROW_MULTIPLE``."""
     missing = -len(token) % ROW_MULTIPLE
     return torch.cat([token, token[:1].expand(missing)]) if missing else token
 
 
 def _chosen(experts: Experts, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """Numbers of the chosen experts, -1 for none."""
+    """Indices of the chosen experts, -1 for none."""
     # An index beyond the experts, or a weight of exactly zero, is how routers say "no expert".
     is_routed = (weight_TK != 0) & (index_TK < experts.num_experts)
     return torch.where(is_routed, index_TK, -1)
@@ -57,7 +57,7 @@ class RoutedObserver:
         return output_TH
 
     def _all_tokens(self, experts: Experts, expert: int, tokens_TH: Tensor) -> Tensor | None:
-        """Hidden activation of all tokens if somebody needs it anyway."""
+        """Hidden activation of all tokens, if it is computed anyway."""
         return None
 
     def _on_routed(self, expert: int, routed_NH: Tensor) -> None:
@@ -72,7 +72,7 @@ class RoutedObserver:
         token: Tensor,
         weight_N1: Tensor,
     ) -> Tensor:
-        """Router-weighted outputs ``[N, H]``, float32, of one expert on the N tokens that visit it."""
+        """Router-weighted outputs ``[N, H]``, float32, of one expert on the N tokens routed to it."""
         rows = _padded(token)
         if experts.scales_input:
             inputs = tokens_TH[token] * weight_N1.to(tokens_TH.dtype)

@@ -44,7 +44,7 @@ class ExpertStatistics:
         )
 
     def count(self, top_k_TK: Tensor) -> None:
-        """Counts the router's choices of one micro-batch; -1 is no choice."""
+        """Counts the router's choices of one micro-batch; -1 means that none was made."""
         self.tokens += len(top_k_TK)
         chosen = top_k_TK[top_k_TK >= 0].long()
         self.usage_E += torch.bincount(chosen, minlength=len(self.usage_E))
@@ -81,7 +81,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStatistics:
-    """All that is remembered of one MoE layer when the model has passed: enough for every method and every K.
+    """What is kept of one MoE layer once the model has run: enough for every method and every K.
 
     Attributes:
         tokens: Number of calibration tokens.
@@ -117,7 +117,7 @@ class LayerStatistics:
 
 
 def sample_tokens(calls: list[Call], count: int, seed: int) -> Call | None:
-    """A seeded sample of the tokens that a block has seen, in their order, as one sequence.
+    """A seeded sample of the tokens that a block was given, in their order, as one sequence.
 
     Args:
         calls: One per micro-batch; every input is a tensor ``[B, S, ...]`` or ``None`` for a block that treats tokens

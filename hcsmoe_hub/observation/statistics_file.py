@@ -1,7 +1,7 @@
 """Calibration statistics in a file: one run of the model serves every later choice of K, method and layout.
 
 A zip archive that is stored, not compressed: ``statistics.json`` says what was observed, ``layer-N.safetensors`` holds
-one MoE layer. Layers are written as they pass, so that no more than one is in memory.
+one MoE layer. Every layer is written as soon as it has run, so that no more than one is in memory.
 """
 
 import json
@@ -31,7 +31,7 @@ _INPUT, _NAMED_INPUT = "input.", "named_input."
 
 
 def fingerprint(model: SourceModel) -> str:
-    """Tells a source from every other one by its headers and the beginning of routers and experts of two layers."""
+    """Identifies a source by its headers and the beginning of routers and experts of two layers."""
     peeked = []
     for block in (model.blocks[0], model.blocks[-1]):
         for tensors in (block.router, block.experts):
@@ -73,7 +73,7 @@ class StatisticsWriter:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Says which statistics file it is that cannot be written."""
+    """Turns failures to write into an error that names the statistics file."""
     try:
         yield
     except OSError as error:
@@ -87,7 +87,7 @@ def open_statistics(path: Path) -> Iterator[StatisticsWriter]:
     """Opens a statistics file for writing; it gets its name when it is complete, and nothing is left after a failure.
 
     Raises:
-        OutputError: If the file cannot be written. Failures of anything else that happens meanwhile pass through.
+        OutputError: If the file cannot be written. Other failures inside the ``with`` block pass through.
     """
     unfinished = path.with_name(path.name + INCOMPLETE)
     with _naming(path):
@@ -120,7 +120,7 @@ class StatisticsFile:
 
     def _broken(self, why: str) -> CalibrationError:
         return CalibrationError(
-            f"{self.path} is no statistics file of hcsmoe: {why}.",
+            f"{self.path} is not a statistics file of hcsmoe: {why}.",
             hint="delete it, or choose another one with `statistics`",
         )
 
@@ -135,7 +135,7 @@ class StatisticsFile:
         try:
             content = json.loads(self._read(CONTENT))
         except ValueError as error:
-            raise self._broken(f"{CONTENT} is no JSON") from error
+            raise self._broken(f"{CONTENT} is not JSON") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise self._broken("it does not say what it holds")
         if content.get("version") != VERSION:

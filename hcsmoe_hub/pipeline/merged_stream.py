@@ -56,7 +56,7 @@ class MergedStream:
         self._has_warned = False
 
     def double(self, token_ids: Tensor) -> Tensor:
-        """The batch ``[2B, S]`` of both streams; one row more where a batch of 2B could not be told from S tokens."""
+        """The batch ``[2B, S]`` of both streams; one row more where 2B sequences would be as many as S tokens."""
         self._rows = 2 * len(token_ids) + (2 * len(token_ids) == token_ids.shape[1])
         return torch.cat([token_ids, token_ids, token_ids])[: self._rows]
 

@@ -15,7 +15,7 @@ from hcsmoe_hub.checkpoint.writer import ShardWriter
 from hcsmoe_hub.events import Listener, Stage, StageAdvanced, Warned
 from hcsmoe_hub.layer.picture import LayerPicture
 from hcsmoe_hub.layer.reducer import LayerReducer
-from hcsmoe_hub.machine.allocator import map_large_tensors
+from hcsmoe_hub.machine.allocator import mapping_large_tensors
 from hcsmoe_hub.machine.device import peak_memory, resolve_device
 from hcsmoe_hub.model.layer_loader import LayerLoader
 from hcsmoe_hub.model.microbatch import MicroBatcher
@@ -112,8 +112,7 @@ def _loader(
         if writer is not None and name in plan.account.copied:
             writer.write(name, content)
 
-    map_large_tensors()
-    with sequential_loading():
+    with mapping_large_tensors(), sequential_loading():
         loader = LayerLoader(model.skeleton, model.groups, reader, device=batcher.device, kept=kept, on_read=copy)
         try:
             yield loader

@@ -276,7 +276,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 def test_what_is_no_statistics_file_is_refused_and_stays(folder: Path, damage: str) -> None:
     DAMAGES[damage](folder / "statistics")
     error = refuse(folder / "model", CalibrationError, reusing(folder))
-    assert f"{folder / 'statistics'} is no statistics file of hcsmoe: " in error.message
+    assert f"{folder / 'statistics'} is not a statistics file of hcsmoe: " in error.message
 
 
 @pytest.mark.parametrize("version", [0, 2, None, "1"])
@@ -313,7 +313,7 @@ LAYER_DAMAGES: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("damage", LAYER_DAMAGES)
 def test_a_damaged_layer_ends_the_conversion_and_leaves_no_result(folder: Path, damage: str) -> None:
     LAYER_DAMAGES[damage](folder / "statistics")
-    with pytest.raises(CalibrationError, match="is no statistics file of hcsmoe") as caught:
+    with pytest.raises(CalibrationError, match="is not a statistics file of hcsmoe") as caught:
         convert(folder / "model", reusing(folder))
     assert "layer-1" in caught.value.message or "layer 1" in caught.value.message
     assert "`statistics`" in caught.value.hint

@@ -1,4 +1,4 @@
-"""Which experts meet: features to distances, distances to clusters; pure functions of tensors."""
+"""Groups experts into clusters: features to distances, distances to clusters; pure functions of tensors."""
 
 from hcsmoe_hub.methods.clustering.budget import frequency_budget
 from hcsmoe_hub.methods.clustering.capacity import limit_sizes, medoids

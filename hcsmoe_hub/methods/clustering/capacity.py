@@ -41,7 +41,7 @@ def limit_sizes(
 
     If a cluster has more than ``limit`` members, every expert but the anchors is assigned again: the assignment with
     the least sum of distances to the anchors, among all that leave every cluster within its limit. It is solved
-    exactly, as a linear assignment of experts to ``limit - 1`` places beside each anchor, so it always ends.
+    exactly, as a linear assignment of experts to ``limit - 1`` places next to each anchor, so it always ends.
 
     Args:
         distances_EE: Symmetric ``[E, E]`` distances.

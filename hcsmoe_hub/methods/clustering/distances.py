@@ -34,7 +34,7 @@ def pairwise_distances(features_EF: Tensor, distance: Distance) -> NDArray[np.fl
             distances = squareform(pdist(features, "cosine"))
             _place_zero_vectors(distances, np.asarray(~features.any(axis=1)))
         case Distance.KL_DIVERGENCE | Distance.WASSERSTEIN:
-            raise ValueError(f"{distance} is no distance between two vectors")
+            raise ValueError(f"{distance} is not a distance between two vectors")
     return distances
 
 
@@ -66,7 +66,7 @@ def gram_distances(gram_EE: NDArray[np.float64], distance: Distance) -> NDArray[
             distances = np.maximum(1 - symmetric_EE / np.outer(length_E, length_E), 0)
             _place_zero_vectors(distances, is_zero)
         case Distance.KL_DIVERGENCE | Distance.WASSERSTEIN:
-            raise ValueError(f"{distance} is no distance between two vectors")
+            raise ValueError(f"{distance} is not a distance between two vectors")
     np.fill_diagonal(distances, 0)
     return distances
 

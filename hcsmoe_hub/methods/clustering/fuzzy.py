@@ -54,7 +54,7 @@ def hard_labels(membership_EC: NDArray[np.float64]) -> NDArray[np.int64]:
     """One cluster per expert, and at least one expert per cluster.
 
     Every expert goes to the cluster of its greatest membership; among memberships that differ by at most 1e-6, to the
-    first. Then each cluster that nobody went to, from the first to the last, takes the expert that belongs to it most
+    first. Then each cluster that is still empty, from the first to the last, takes the expert that belongs to it most
     among all that are not alone in their cluster; among equals, the lowest number.
 
     Args:

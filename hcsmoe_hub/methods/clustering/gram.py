@@ -49,7 +49,7 @@ def row_distances(rows: Iterable[Tensor], distance: Distance) -> NDArray[np.floa
             restore = np.hstack([np.eye(experts), np.ones((experts, 1))])
             return gram_distances(restore @ gram.numpy() @ restore.T, distance)
         case Distance.KL_DIVERGENCE | Distance.WASSERSTEIN:
-            raise ValueError(f"{distance} is no distance between two vectors")
+            raise ValueError(f"{distance} is not a distance between two vectors")
 
 
 def _blocks(rows: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -32,7 +32,7 @@ def group_experts(
 
     The distances of several similarities are normalised and added; k-means adds the distances to the centre of every
     similarity instead. Protected experts stay alone, the others share the remaining clusters. As many clusters as
-    experts leave everyone alone, whatever the method.
+    experts leave every expert alone, whatever the method.
 
     Args:
         distances: Symmetric ``[E, E]`` float64 distances with a zero diagonal, one matrix per similarity, as measured;
@@ -44,8 +44,8 @@ def group_experts(
 
     Returns:
         The clusters, numbered by first appearance; memberships if they are fuzzy, their columns in that order; the
-        tree if it is hierarchical and nobody stands outside of it. Where the size limit moved experts, the partition
-        is no cut of the tree any more and has no heights.
+        tree if it is hierarchical and covers all experts. Where the size limit moved experts, the partition
+        is not a cut of the tree any more and has no heights.
 
     Raises:
         PlanError: If there are fewer clusters than the protected and the other experts need, or too few for the size
@@ -56,7 +56,7 @@ def group_experts(
         raise PlanError(
             f"{experts} experts cannot form {count} clusters.", hint=f"ask for 1 to {experts} experts in this layer"
         )
-    # Where everyone stays alone, protection changes nothing.
+    # Where every expert stays alone, protection changes nothing.
     apart = protected if count < experts else frozenset()
     rest = [expert for expert in range(experts) if expert not in apart]
     left = count - len(apart)
@@ -113,7 +113,7 @@ def _fuzzy(distances_EE: NDArray[np.float64], count: int, seed: int) -> Grouping
 
 
 def _with_protected(found: Grouping, rest: Sequence[int], experts: int) -> Grouping:
-    """Puts protected experts, each alone, beside the groups of the others."""
+    """Puts protected experts, each alone, next to the groups of the others."""
     # Numbers of protected experts begin where those of the groups end.
     labels = list(range(experts, 2 * experts))
     for expert, label in zip(rest, found.clusters.labels, strict=True):

@@ -43,7 +43,7 @@ def overlap_distances(chunks: Iterable[Tensor], distance: Distance) -> NDArray[n
                 case Distance.WASSERSTEIN:
                     sums_EE = _sorted_differences(block_ETH.double()).cpu()
                 case Distance.EUCLIDEAN | Distance.COSINE:
-                    raise ValueError(f"{distance} is no distance between the outputs of every token")
+                    raise ValueError(f"{distance} does not compare outputs token by token")
             total = sums_EE if total is None else total + sums_EE
             tokens += block_ETH.shape[1]
     if total is None or tokens == 0:

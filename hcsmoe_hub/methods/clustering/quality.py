@@ -18,17 +18,17 @@ def silhouette(distances_EE: NDArray[np.float64], labels: Sequence[int]) -> floa
         labels: Cluster of every expert.
 
     Returns:
-        Between -1 and 1, higher is better; ``None`` for a single cluster, or if everyone is alone.
+        Between -1 and 1, higher is better; ``None`` for a single cluster, or if every expert is alone.
     """
     _, label_E, size_C = np.unique(labels, return_inverse=True, return_counts=True)
     experts, clusters = len(label_E), len(size_C)
     if not 2 <= clusters < experts:
         return None
-    everyone = np.arange(experts)
+    every_E = np.arange(experts)
     sums_EC = distances_EE @ np.eye(clusters)[label_E]
-    own_E = sums_EC[everyone, label_E] / np.maximum(size_C[label_E] - 1, 1)
+    own_E = sums_EC[every_E, label_E] / np.maximum(size_C[label_E] - 1, 1)
     means_EC = sums_EC / size_C
-    means_EC[everyone, label_E] = np.inf
+    means_EC[every_E, label_E] = np.inf
     nearest_E = means_EC.min(axis=1)
     larger_E = np.maximum(own_E, nearest_E)
     counted_E = (size_C[label_E] > 1) & (larger_E > 0)

@@ -1,4 +1,4 @@
-"""What the members of a cluster become: one expert; pure functions of tensors."""
+"""Merges the members of a cluster into one expert; pure functions of tensors."""
 
 from hcsmoe_hub.methods.merging.merge import Merged, MergeGroups, merge_experts
 from hcsmoe_hub.methods.merging.neurons import Neurons

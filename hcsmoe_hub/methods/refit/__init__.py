@@ -1,1 +1,1 @@
-"""Fits the experts that are left to the output of the original layer: pure functions of tensors."""
+"""Fits the remaining experts to the output of the original layer; pure functions of tensors."""

@@ -1,8 +1,8 @@
-"""How many floating-point operations the refits of one layer take, for estimates and benchmarks."""
+"""Floating-point operations that the refits of one layer take, for estimates and benchmarks."""
 
 from dataclasses import dataclass
 
-from hcsmoe_hub.methods.refit.down_projections import ROUNDS as DOWN_ROUNDS
+from hcsmoe_hub.methods.refit.down_projections import DOWN_ROUNDS
 from hcsmoe_hub.methods.refit.experts import ROUNDS, STEP_TOKENS
 from hcsmoe_hub.methods.refit.input_matrices import ITERATIONS
 
@@ -19,7 +19,7 @@ class FittedLayer:
         hidden: Hidden size.
         neurons: Neurons of one expert, each with a gate, an up and a down vector.
         experts: Experts that are left.
-        top_k: Experts that each token visits.
+        top_k: Active experts per token.
         tokens: Calibration tokens.
     """
 

@@ -1,4 +1,4 @@
-"""Down projections that make merged experts add up to what the original layer gave.
+"""Down projections that make the reduced experts add up to what the original layer returned.
 
 C experts, T tokens, R tokens routed to one expert, I neurons of an expert, H hidden size.
 """
@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-ROUNDS = 3
+DOWN_ROUNDS = 3
 # Ridge strength as a share of the mean diagonal of an expert's Gram matrix.
 RIDGE = 1e-2
 CHUNK_TOKENS = 4096
@@ -42,9 +42,9 @@ class RoutedNeurons(Protocol):
 
 
 def routed_tokens(sample: RoutedNeurons, expert: int) -> tuple[Tensor, Tensor]:
-    """Tokens that visit an expert, each once: numbers ``[R]`` ascending, and router weights ``[R, 1]`` float32.
+    """Tokens routed to an expert, each once: numbers ``[R]`` ascending, and router weights ``[R, 1]`` float32.
 
-    A table of tokens may lead two choices of a token to one merged expert; their weights add up.
+    A token table may send two choices of a token to one merged expert; their weights add up.
     """
     is_chosen_TK = sample.index_TK == expert
     (token_R,) = torch.where(is_chosen_TK.any(1))
@@ -82,7 +82,7 @@ class _Features:
             yield chunk
 
 
-def fit_down(sample: RoutedNeurons, wanted_TH: Tensor, down_CIH: Tensor, *, rounds: int = ROUNDS) -> Tensor:
+def fit_down(sample: RoutedNeurons, wanted_TH: Tensor, down_CIH: Tensor, *, rounds: int = DOWN_ROUNDS) -> Tensor:
     """Ridge least squares over the down projections of all experts of a layer.
 
     ``min sum_t ||y_t - sum_k g_k(x_t) D_k^T a_k(x_t)||^2 + sum_k l_k ||D_k - D_k0||^2``, where y is the routed output

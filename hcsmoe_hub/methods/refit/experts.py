@@ -1,4 +1,4 @@
-"""Whole experts fitted to what the original layer gave: input matrices by linearised, down projections by exact steps.
+"""Whole experts fitted to the original layer's output: input matrices by linearised, down projections by exact steps.
 
 C experts, T tokens, R tokens routed to one expert, P pre-activations, I neurons of an expert, H hidden size.
 """
@@ -60,7 +60,7 @@ def fit_experts(sample: OpenNeurons, wanted_TH: Tensor, down_CIH: Tensor, *, see
         seed: Of the choice of tokens.
 
     Yields:
-        The number of the round that has just been finished, from 1; stop asking to stop.
+        The number of the round that has just been finished, from 1; to stop, take no more.
     """
     generator = torch.Generator().manual_seed(seed)
     for number in range(1, ROUNDS + 1):

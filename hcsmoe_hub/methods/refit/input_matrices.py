@@ -1,4 +1,4 @@
-"""Steps for the weights behind an expert's activation function: nonlinear, so linearised and solved as least squares.
+"""Steps for the weights before an expert's activation function: nonlinear, so linearised and solved as least squares.
 
 R tokens routed to one expert, P pre-activations (I without a gate, 2I with one), I neurons, H hidden size.
 """

@@ -1,4 +1,4 @@
-"""How the router follows when N experts become K; pure functions of tensors."""
+"""Reduces the router from N experts to K; pure functions of tensors."""
 
 from hcsmoe_hub.methods.routing.agreement import top_k_agreement
 from hcsmoe_hub.methods.routing.fit import fit_rows, group_targets, mismatch

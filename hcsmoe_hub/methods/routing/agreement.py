@@ -1,4 +1,4 @@
-"""How far the reduced router still sends a token where the full one did.
+"""How often the reduced router chooses what the full one chose.
 
 T tokens, K experts per token.
 """
@@ -11,11 +11,11 @@ from hcsmoe_hub.methods.clustering.clusters import DROPPED, Clusters
 
 
 def top_k_agreement(full_TK: Tensor, reduced_TK: Tensor, clusters: Clusters) -> float:
-    """Share of the clusters that the full router chose which the reduced router chooses as well.
+    """Share of the full router's choices, as clusters, that the reduced router makes as well.
 
     For every token: ``|G & R| / |G|`` with G the set of clusters of the experts that the full router chose, R the set
     of merged experts that the reduced router chooses; averaged over the tokens for which the full router chose any.
-    A dropped expert that the full router chose is wanted, and no choice of the reduced router meets it.
+    A pruned expert counts as a cluster that the reduced router cannot choose.
 
     Args:
         full_TK: Source experts chosen by the full router; -1 for none.

@@ -1,4 +1,4 @@
-"""Router rows that give every group the score which the full router gave to its members; convex, layer by layer.
+"""Router rows that give every group the score of its members in the full router; a convex fit, layer by layer.
 
 T tokens, K experts per token, H input size of the router, E source experts, C groups, X rows that belong to no expert.
 """

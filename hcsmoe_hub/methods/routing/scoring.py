@@ -1,4 +1,4 @@
-"""How a router turns logits into the weights of its choices, told from what it did.
+"""How a router turns logits into the weights of its choices, inferred from its outputs.
 
 T tokens, E experts, K experts per token, X rows of the router that belong to no expert.
 """
@@ -56,10 +56,10 @@ def scores(logits_TE: Tensor, extra_TX: Tensor, scoring: Scoring) -> Tensor:
 
 
 def find_rule(logits_TE: Tensor, extra_TX: Tensor, index_TK: Tensor, weight_TK: Tensor) -> WeightRule:
-    """The rule whose weights come nearest to those that a router gave, in the sum of squares, up to a factor.
+    """The rule whose weights come nearest to those of a router, in the sum of squares, up to a factor.
 
-    Architectures compute the same few rules in many ways and name them by different options; what their routers did
-    says which one is in force.
+    Architectures compute the same few rules in many ways and name them by different options; the weights of their
+    routers show which one is in force.
 
     Args:
         logits_TE: Raw logits.
