@@ -133,6 +133,19 @@ def test_nothing_remains_when_the_observation_ends(case: Case) -> None:
     assert torch.equal(torch.cat(case.run()), expected)
 
 
+def test_an_observation_ends_when_the_block_fails(case: Case) -> None:
+    before = (set(vars(case.block)), set(vars(case.experts)))
+
+    def failing(*inputs: object) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    use_probe(case.model)
+    observing = experts_of(case.experts).observing(case.block, failing)
+    with pytest.raises(RuntimeError, match="out of memory"), observing:
+        case.run()
+    assert (set(vars(case.block)), set(vars(case.experts))) == before
+
+
 def test_a_class_that_is_no_expert_is_routed_nowhere() -> None:
     with torch.no_grad():
         model = zaya().float().eval()

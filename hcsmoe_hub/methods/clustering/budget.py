@@ -1,4 +1,4 @@
-"""How many clusters each layer gets, when they need not be as many everywhere."""
+"""How many clusters each layer gets, where layers may differ."""
 
 from collections.abc import Sequence
 

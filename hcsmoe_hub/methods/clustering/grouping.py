@@ -1,4 +1,4 @@
-"""One layer's experts into K groups, by the method that a recipe names."""
+"""Groups one layer's experts into K clusters, by the method that a recipe names."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -133,7 +133,7 @@ def _with_protected(found: Grouping, rest: Sequence[int], experts: int) -> Group
 def dominant_experts(
     clusters: Clusters, distances_EE: NDArray[np.float64], dominant: Dominant, *, score_E: Sequence[float]
 ) -> tuple[int, ...]:
-    """The expert of every cluster that the others follow.
+    """The dominant expert of every cluster.
 
     ``center`` is the member nearest to the cluster mean c (HC-SMoE's code). For Euclidean distances
     ``||e_i - c||^2 = mean_j d(i, j)^2 - mean_jk d(j, k)^2 / 2`` over the members j and k, so it is the member with the

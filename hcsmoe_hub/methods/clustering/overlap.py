@@ -1,4 +1,4 @@
-"""How differently two experts answer the same tokens."""
+"""How much the outputs of two experts differ on the same tokens."""
 
 from collections.abc import Iterable
 

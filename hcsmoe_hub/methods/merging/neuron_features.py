@@ -1,4 +1,4 @@
-"""What neurons of different experts are compared by, and how alike they are.
+"""Features by which neurons of different experts are compared, and their correlations.
 
 E experts of one cluster, I neurons of each, N = E I neurons, R inputs or other observations, H hidden size.
 """
@@ -19,7 +19,7 @@ MIN_INPUTS = 2
 
 
 class HiddenSample(Protocol):
-    """Source of hidden activations: what every neuron says to a sample of tokens."""
+    """Source of hidden activations: those of every neuron on a sample of tokens."""
 
     def all_inputs(self) -> Tensor:
         """Every token, ``[T, H]``."""

@@ -1,4 +1,4 @@
-"""Which experts stay when the others are simply left out; pure functions."""
+"""Chooses the experts that are kept when the others are pruned; pure functions."""
 
 from hcsmoe_hub.methods.pruning.scores import keep_best, keep_only
 from hcsmoe_hub.methods.pruning.subsets import best_subset

@@ -1,4 +1,4 @@
-"""Pruning by the error that it leaves: the subset of experts whose layer output is nearest to the full layer's."""
+"""Pruning by the error that it causes: the subset of experts whose layer output is nearest to the full layer's."""
 
 from collections.abc import Callable, Iterator
 from itertools import combinations
@@ -6,7 +6,7 @@ from math import comb
 
 import numpy as np
 
-# As many subsets as are tried one by one; beyond, that many are drawn at random.
+# If there are more subsets, that many are drawn at random.
 MOST_SUBSETS = 1000
 
 Subset = tuple[int, ...]
