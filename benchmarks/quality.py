@@ -110,7 +110,7 @@ def measure(model: Path, experts: int, method: MethodOptions, wanted: argparse.N
         assert options.output is not None
         alone = evaluated(options.output, wanted)
         compared = EvaluateOptions(perplexity=wanted.text, output=Path(scratch) / "agreement.json")
-        agreement = evaluate(options.output, compared, base=model)[0]["measures"]["agreement"]
+        agreement = evaluate(options.output, replace(compared, base=model))[0]["measures"]["agreement"]
     before = evaluated(model, wanted)
     return {
         "perplexity": alone["perplexity"],

@@ -31,7 +31,6 @@ from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import HcsmoeError
 from hcsmoe_hub.hub.open import open_source
 from hcsmoe_hub.recipe.recipe import Recipe
-from hcsmoe_hub.recipe.resolve import flag
 from hcsmoe_hub.report import REPORT_FILE
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-mixtral"
@@ -144,9 +143,9 @@ def summarise(sweep: Sweep, space: Space, covering: list[Recipe]) -> dict[str, A
     for name, value in VALUES:
         pair = sweep.effect(space, covering, name, value)
         if pair is None:
-            silent.append(f"{flag(name)} {value}")
-        elif others := [flag(other) for other in differences(*pair) if other != name]:
-            print(f"{flag(name)} {value} comes with another {', '.join(others)}")
+            silent.append(f"{name}={value}")
+        elif others := [other for other in differences(*pair) if other != name]:
+            print(f"{name}={value} comes with another {', '.join(others)}")
     print(f"converted {len(sweep.digests)}, refused by the plan {len(sweep.refused)}, failed {len(sweep.failed)}")
     for hint, number in Counter(error.hint for error in sweep.refused.values()).most_common():
         print(f"  refused {number}: {hint}")

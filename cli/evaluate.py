@@ -103,6 +103,7 @@ def evaluate(
 ) -> None:
     """Measure perplexity, multiple choice, agreement with the source, loops and lm-eval tasks."""
     options = EvaluateOptions(
+        base=base,
         perplexity=perplexity,
         choices=choices,
         tasks=tuple(filter(None, (word.strip() for word in (tasks or "").split(",")))),
@@ -118,7 +119,7 @@ def evaluate(
         prepare_libraries()
         from hcsmoe_hub.evaluation.evaluate import evaluate as measure
     with listening(sink) as listener:
-        document, file = measure(path, options, base=base, listener=listener, **hub.arguments())
+        document, file = measure(path, options, listener=listener, **hub.arguments())
     sink.result(document, human=_figures(document))
     sink.hint(f"the results are kept in {file}")
 

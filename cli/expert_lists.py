@@ -16,7 +16,7 @@ def _span(text: str, *, of: str) -> range:
     """The numbers of ``7`` or ``3-7``.
 
     Raises:
-        typer.BadParameter: If it is neither, or counts down.
+        typer.BadParameter: If it is neither, or ends before it begins.
     """
     match = _SPAN.fullmatch(text.strip())
     if match is None:
@@ -25,7 +25,7 @@ def _span(text: str, *, of: str) -> range:
         )
     first, last = int(match[1]), int(match[2] or match[1])
     if last < first:
-        raise typer.BadParameter(f"the range '{text.strip()}' counts down.")
+        raise typer.BadParameter(f"the range '{text.strip()}' ends before it begins.")
     return range(first, last + 1)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -221,7 +221,7 @@ def test_no_file_of_a_result_names_a_place_or_a_token(
     asked = EvaluateOptions(
         perplexity=private / "heldout.jsonl", choices=private / "questions.jsonl", window=16, device="cpu"
     )
-    evaluate(result, asked, base=private / "base", token=TOKEN)
+    evaluate(result, replace(asked, base=private / "base"), token=TOKEN)
     write_card(result, overwrite=True)
     found = contents(result) | {"statistics": statistics.read_bytes()}
     assert found.keys() >= {"hcsmoe.json", "hcsmoe-evaluation.json", "hcsmoe.png", "README.md", "config.json"}

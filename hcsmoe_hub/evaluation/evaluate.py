@@ -30,7 +30,6 @@ def evaluate(
     path: str | Path,
     options: EvaluateOptions,
     *,
-    base: str | Path | None = None,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: Path | None = None,
@@ -41,8 +40,7 @@ def evaluate(
     Args:
         path: Folder, or Hub repository.
         options: What to measure.
-        base: The checkpoint to compare with, usually the source.
-        revision: Branch, tag or commit of ``path`` if it is a repository, otherwise of ``base``.
+        revision: Branch, tag or commit of ``path`` if it is a repository, otherwise of the base.
         token: Hub token; ``None`` uses the stored login.
         cache_dir: Hub cache; ``None`` uses the default one.
         listener: Called with every event.
@@ -55,7 +53,7 @@ def evaluate(
     """
     options.check()
     device = resolve_device(options.device)
-    sources = _open(path, base, revision, token=token, cache_dir=cache_dir)
+    sources = _open(path, options.base, revision, token=token, cache_dir=cache_dir)
     output = result_path(sources[0], options.output)
     earlier = read_results(output)
     checkpoints = [Checkpoint(source) for source in sources]
@@ -71,7 +69,7 @@ def evaluate(
     names = [checkpoint.describe() for checkpoint in checkpoints]
     for measure in measures.values():
         measure["settings"] |= {"dtype": "float32", "device": device.type}
-        measure["base_model"] = names[1] if base is not None else None
+        measure["base_model"] = names[1] if len(names) > 1 else None
         measure["versions"] = {**installed_versions(), **measure.get("versions", {})}
     document = merge_results(earlier, names[0], measures)
     write_results(output, document)

@@ -15,6 +15,7 @@ class EvaluateOptions:
     """What to measure, and where to run.
 
     Attributes:
+        base: The checkpoint to compare with, usually the source: folder or Hub repository.
         perplexity: Text for perplexity, agreement and prompts: a ``.jsonl`` of ``{"text", "domain"}``.
         choices: Multiple choice: a ``.jsonl`` of ``{"context", "choices", "gold", "domain"}``.
         tasks: Tasks of lm-eval: names, the group ``hc-smoe``, task files, or folders of them.
@@ -25,6 +26,7 @@ class EvaluateOptions:
         output: Result file; ``None`` puts it next to the model.
     """
 
+    base: str | Path | None = None
     perplexity: Path | None = None
     choices: Path | None = None
     tasks: tuple[str, ...] = ()

@@ -5,11 +5,14 @@ import sys
 import time
 
 import torch
+from torch import Tensor
 
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.options import Device
 
-_PROBE_ROWS, _PROBE_SIZE = 512, 1024
+# Rows and columns of the matrices that speed is measured with, and the shortest time that is long enough.
+_PROBE_SIZES = (128, 256, 512, 1024, 2048, 4096, 8192)
+_PROBE_SECONDS = 0.002
 
 
 def resolve_device(name: str) -> torch.device:
@@ -38,19 +41,23 @@ def default_batch_tokens(*, on_device: bool) -> int:
 
 
 def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a small matrix product, after a warm-up."""
-    left = torch.ones(_PROBE_ROWS, _PROBE_SIZE, dtype=dtype, device=device)
-    right = torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype, device=device)
-    repeats = 8
-    for warm in (True, False):
-        start = time.perf_counter()
-        for _ in range(repeats):
-            product = left @ right
-        # Reading one element waits for the device.
-        product[0, 0].item()
-        if not warm:
-            elapsed = time.perf_counter() - start
-    return 2 * repeats * _PROBE_ROWS * _PROBE_SIZE**2 / elapsed
+    """Floating-point operations per second of matrix products, from the first size that takes long enough to time.
+
+    Processors without instructions for a dtype are a hundred times slower than others, so no one size suits all.
+    """
+    for size in _PROBE_SIZES:
+        matrix = torch.ones(size, size, dtype=dtype, device=device)
+        elapsed = min(_seconds(matrix) for _ in range(2))
+        if elapsed >= _PROBE_SECONDS:
+            break
+    return float(2 * size**3 / elapsed)
+
+
+def _seconds(matrix: Tensor) -> float:
+    start = time.perf_counter()
+    # Reading one element waits for the device.
+    (matrix @ matrix)[0, 0].item()
+    return time.perf_counter() - start
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

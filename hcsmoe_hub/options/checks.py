@@ -5,6 +5,7 @@ How a field is read follows from its annotation, so that every class of options 
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import lru_cache
@@ -166,14 +167,22 @@ def _read(hint: Any, value: Any) -> Any:
         kind, check = arguments
         return check(_read(kind, value))
     if origin in (Union, UnionType):
-        kinds = [kind for kind in arguments if kind is not NoneType]
-        return None if value is None and NoneType in arguments else _read(kinds[0], value)
+        return None if value is None and NoneType in arguments else _read_any(arguments, value)
     if origin is tuple:
         return _read_tuple(arguments, value)
     if issubclass(hint, StrEnum):
         return read_choice(hint, _of(str, value, "a word"))
     read = _PLAIN.get(hint)
     return _of(hint, value, f"an instance of {hint.__name__}") if read is None else read(value)
+
+
+def _read_any(kinds: tuple[Any, ...], value: Any) -> Any:
+    """A value as the first of several annotations wants it that takes it; the last one says what is wrong."""
+    *others, last = (kind for kind in kinds if kind is not NoneType)
+    for kind in others:
+        with suppress(WrongValue):
+            return _read(kind, value)
+    return _read(last, value)
 
 
 def _read_tuple(kinds: tuple[Any, ...], value: Any) -> tuple[Any, ...]:

@@ -106,7 +106,7 @@ def test_repository_device_download_and_dropped_tensors_are_shown(run, quick, ca
     assert "dropped 2 tensors: a prediction head" in lines
 
 
-@pytest.mark.parametrize(("held", "words"), [(2_100_000_000, ", of the download at a time"), (93_400_000_000, "")])
+@pytest.mark.parametrize(("held", "words"), [(2_100_000_000, ", part of the download at a time"), (93_400_000_000, "")])
 def test_disk_that_the_download_takes_is_shown(run, quick, capsys, held, words):
     document = run(*quick, "--dry-run", "--json").document()
     document["needs"] |= {"download_bytes": 93_400_000_000, "cache_bytes": held}

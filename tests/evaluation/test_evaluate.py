@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,13 +25,13 @@ def copy(model, tmp_path):
 
 
 def run(path, base=None, **options):
-    return evaluate(path, EvaluateOptions(device="cpu", window=16, **options), base=base)[0]
+    return evaluate(path, EvaluateOptions(base=base, device="cpu", window=16, **options))[0]
 
 
 def test_everything_is_measured_and_kept_next_to_the_model(copy, base, words, questions):
     events = []
     options = EvaluateOptions(perplexity=words, choices=questions, generate=2, window=16, device="cpu")
-    document, file = evaluate(copy, options, base=base, listener=events.append)
+    document, file = evaluate(copy, replace(options, base=base), listener=events.append)
     assert file == copy / EVALUATION_FILE
     assert json.loads(file.read_text()) == document
     assert list(document["measures"]) == ["perplexity", "agreement", "loops", "choices"]
@@ -92,7 +93,7 @@ def test_streaming_gives_the_same_figures_as_memory(copy, base, words, questions
     asked = {"perplexity": words, "choices": questions, "generate": 1}
     events = []
     options = EvaluateOptions(**asked, window=16, device="cpu", stream=True, output=copy / "streamed.json")
-    there, _ = evaluate(copy, options, base=base, listener=events.append)
+    there, _ = evaluate(copy, replace(options, base=base), listener=events.append)
     here = run(copy, base, **asked)
     for name in ("choices", "loops"):
         assert there["measures"][name]["model"] == here["measures"][name]["model"]
