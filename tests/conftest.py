@@ -36,6 +36,17 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+# Files in which every test builds a model of its own: several processes share them, last of all.
+SPREAD = {"test_conformance.py", "test_mapped_architectures.py", "test_methods_everywhere.py", "test_router.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lets one process run all tests of a file, so that none of its fixtures is made twice."""
+    for item in items:
+        if item.path.name not in SPREAD:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT))))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def empty_current_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Runs all tests in an empty folder: results that a reader of the README has made must not matter."""

@@ -216,33 +216,32 @@ def test_a_budget_is_spent_on_the_named_layers_only(source: Path) -> None:
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_reduced_layout_refuses_a_budget_and_names_the_nearest_uniform_plan(source: Path, budget: Budget) -> None:
     error = refuse(source, PlanError, options(source, 3, method=MethodOptions(preset=Preset.HC_SMOE, budget=budget)))
-    assert f"--budget {budget} gives each layer its own number of experts" in error.message
+    assert f"`budget='{budget}'` gives each layer its own number of experts" in error.message
     assert "The nearest uniform plan keeps 3 in each, 12 in all." in error.message
-    assert error.hint == "use --layout mapped or --layout full, or --budget uniform"
+    assert error.hint == "use `layout='mapped'` or `layout='full'`, or `budget='uniform'`"
 
 
 LAYOUT = {"layout": Layout.FULL}
 REFUSALS: list[tuple[int, dict[str, Any], str, str]] = [
-    (3, {"layers": (0, 1)}, "--layers leaves 2 MoE layers with all their experts", "--layout mapped"),
-    (3, {"layers": (1, 4, 9), **LAYOUT}, "--layers names 4, 9, but the MoE layers of", "MoE layers only"),
-    (3, {"layers": (), **LAYOUT}, "--layers names none", "MoE layers only"),
-    (3, {"protect": ((None, 8),)}, "--protect names expert 8 of every layer", "LAYER:EXPERT"),
-    (3, {"protect": ((4, 0),)}, "--protect names expert 0 of layer 4", "LAYER:EXPERT"),
-    (3, {"protect": ((1, 0), (1, 1), (1, 2))}, "the other 5 would have to become 0", "--experts 4 or more"),
+    (3, {"layers": (0, 1)}, "`layers` leaves 2 MoE layers with all their experts", "`layout='mapped'`"),
+    (3, {"layers": (1, 4, 9), **LAYOUT}, "`layers` names 4, 9, but the MoE layers of", "MoE layers only"),
+    (3, {"layers": (), **LAYOUT}, "`layers` names none", "MoE layers only"),
+    (3, {"protect": ((None, 8),)}, "`protect` names expert 8 of every layer", "LAYER:EXPERT"),
+    (3, {"protect": ((4, 0),)}, "`protect` names expert 0 of layer 4", "LAYER:EXPERT"),
+    (3, {"protect": ((1, 0), (1, 1), (1, 2))}, "the other 5 would have to become 0", "`experts=4` or more"),
     (
         3,
         {"method": Method.PRUNE, "protect": tuple((1, expert) for expert in range(4))},
         "the other 4 would have to become -1",
-        "--experts 5 or more",
+        "`experts=5` or more",
     ),
-    (3, {"max_cluster_size": 2}, "3 clusters of at most 2 experts hold 6, but layer 0 has 8", "--max-cluster-size 3"),
+    (3, {"max_cluster_size": 2}, "3 clusters of at most 2 experts hold 6, but layer 0 has 8", "`max_cluster_size=3`"),
     (
         4,
         {"max_cluster_size": 2, "protect": ((2, 0),)},
         "3 clusters of at most 2 experts hold 6, but layer 2 has 7",
-        "--max-cluster-size 3",
+        "`max_cluster_size=3`",
     ),
-    (0, LAYOUT, "cannot keep 0 experts per layer", "a number from 1 to 8"),
     (9, LAYOUT, "cannot keep 9 experts per layer", "a number from 1 to 8"),
 ]
 

@@ -26,11 +26,11 @@ from hcsmoe_hub.options import (
     Features,
     Layout,
     Merge,
+    Preset,
     RouterPolicy,
     Saliency,
     Similarity,
 )
-from hcsmoe_hub.recipe.presets import PRESETS, Preset
 
 KEPT = 3
 LOGITS, WEIGHTS = (Similarity.ROUTER_LOGITS,), (Similarity.WEIGHT, Similarity.ROUTER_WEIGHT)
@@ -38,7 +38,7 @@ LOGITS, WEIGHTS = (Similarity.ROUTER_LOGITS,), (Similarity.WEIGHT, Similarity.RO
 REDUCING: dict[str, MethodOptions] = {
     "zipit": MethodOptions(merge=Merge.ZIPIT),
     "mapped": MethodOptions(layout=Layout.MAPPED),
-    "refit": PRESETS[Preset.REFIT],
+    "refit": MethodOptions(preset=Preset.REFIT),
     "fix-dom": MethodOptions(merge=Merge.FIX_DOM, features=Features.WEIGHT),
     "budget": MethodOptions(layout=Layout.FULL, budget=Budget.FREQUENCY),
     "align-weight": MethodOptions(align=Align.WEIGHT),
@@ -66,7 +66,7 @@ IDENTICAL: dict[str, MethodOptions] = {
 SPECIAL = ("gemma4_text", "llama4_text", "deepseek_v4", "zaya", "gpt_oss", "dbrx")
 METHODS_EACH = 2
 
-TABLE = "sends tokens to fixed experts by a table, and a pruned expert leaves none to send them to"
+TABLE = "sends tokens to fixed experts by a table, which may name experts that pruning removes"
 WHOLE_LAYER = "runs the MoE block of a layer again on single tokens"
 # Every refusal that there is.
 REFUSED: dict[tuple[str, str], str] = {

@@ -27,7 +27,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 6
 
 # Installed name of every package, and the folder of its sources.
 FOLDERS = {
-    "hcsmoe_hub" if folder == LIBRARY else f"hcsmoe_hub.{folder.name}": folder
+    ".".join(("hcsmoe_hub", *([] if top == LIBRARY else [top.name]), *folder.relative_to(top).parts)): folder
     for top in (LIBRARY, COMMANDS, CARDS)
     for folder in sorted({file.parent for file in top.rglob("*.py")})
 }

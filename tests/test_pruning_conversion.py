@@ -148,4 +148,4 @@ def test_the_reconstruction_error_of_experts_that_see_scaled_inputs_is_refused(t
     method = MethodOptions(preset=Preset.REAP, saliency=Saliency.RECONSTRUCTION)
     error = refuse(source, PlanError, options(source, 4, method=method))
     assert "the router weight multiplies an expert's input" in error.message
-    assert "--saliency" in error.hint
+    assert "`saliency`" in error.hint

@@ -122,7 +122,7 @@ def refused_calls(folder: Path) -> dict[str, tuple[Call, str, str]]:
     result = folder / "result"
     full = "me/full: Storage limit reached."
     return {
-        "no token": (publish(result, "me/x", None), "no access token was found", "'hf auth login' or pass --token"),
+        "no token": (publish(result, "me/x", None), "no access token was found", "'hf auth login' or pass `token`"),
         "broken token": (publish(result, "me/x", BROKEN), "contains invalid characters", "copy it again"),
         "expired token": (publish(result, "me/x", EXPIRED), "refused the access token for me/x", "hf auth login"),
         "reading token": (publish(result, "reader/x", READER), "of reader is read-only", "write access on"),
@@ -132,16 +132,20 @@ def refused_calls(folder: Path) -> dict[str, tuple[Call, str, str]]:
         "words": (publish(result, "me/two words"), "'me/two words' is not a repository id", "NAMESPACE/NAME"),
         "three parts": (publish(result, "me/a/b"), "'me/a/b' is not a repository id", "NAMESPACE/NAME"),
         "bare name": (publish(result, "model"), "'model' does not name a user or an organization", "NAMESPACE/model"),
-        "taken": (publish(result, "me/old"), "me/old already holds 5 files: config.json, hcsmoe.json", "--overwrite"),
+        "taken": (
+            publish(result, "me/old"),
+            "me/old already holds 5 files: config.json, hcsmoe.json",
+            "`overwrite=True`",
+        ),
         "taken for a proposal": (
             publish(result, "me/old", create_pr=True),
             "me/old already holds 5 files",
-            "--overwrite",
+            "`overwrite=True`",
         ),
         "branch from taken": (
             publish(result, "me/old", revision="new"),
             "(branch new) already holds 5 files",
-            "--revision",
+            "`revision`",
         ),
         "tag": (publish(result, "me/tagged", revision="v1"), "v1 is a tag of me/tagged", "name a branch"),
         "commit": (publish(result, "me/old", revision="0" * 40), "is a commit of me/old", "name a branch"),

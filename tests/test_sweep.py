@@ -16,7 +16,8 @@ from hcsmoe_hub import MethodOptions, convert
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.hub.open import open_source
 from hcsmoe_hub.layer import refit_block as blocks
-from hcsmoe_hub.options import Method
+from hcsmoe_hub.options import Method, Preset
+from hcsmoe_hub.recipe.presets import complete
 from hcsmoe_hub.recipe.recipe import Recipe
 
 with pytest.MonkeyPatch.context() as patch:
@@ -74,13 +75,13 @@ def draw(seed: int, requests: int) -> list[dict[str, Any]]:
 # Coverage
 
 
-def test_every_choice_of_the_method_is_swept_but_layers_and_seed() -> None:
-    assert {field.name for field in fields(MethodOptions)} - {"layers", "seed"} == set(recipe_space.NAMES)
+def test_every_choice_of_the_method_is_swept_but_preset_layers_and_seed() -> None:
+    assert {field.name for field in fields(MethodOptions)} - {"preset", "layers", "seed"} == set(recipe_space.NAMES)
 
 
-def test_a_choice_may_be_left_out_where_the_options_have_no_default_of_their_own() -> None:
-    defaults = {name: getattr(MethodOptions(), name) for name in recipe_space.NAMES}
-    assert all(default in recipe_space.DOMAINS[name] for name, default in defaults.items())
+def test_a_choice_may_be_left_out_where_the_published_method_has_no_default_of_its_own() -> None:
+    published = complete(MethodOptions(preset=Preset.HC_SMOE))
+    assert all(getattr(published, name) in domain for name, domain in recipe_space.DOMAINS.items())
 
 
 def test_every_request_for_pruning_is_counted_once_and_every_recipe_comes_once(case: Case) -> None:

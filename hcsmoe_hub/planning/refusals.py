@@ -85,7 +85,7 @@ def _check_numbers(model: SourceModel, recipe: Recipe, experts: int) -> None:
     before, label = model.settings.experts, model.source.label
     lowest = 1 if recipe.is_tied else 2
     if not lowest <= experts <= before:
-        why = f"it has only {before}" if experts > before else "a router needs a choice"
+        why = f"it has only {before}" if experts > before else "a router needs at least 2"
         raise PlanError(
             f"cannot keep {experts} experts per layer of {label}: {why}.",
             hint=f"use `experts` with a number from {lowest} to {before}",

@@ -42,12 +42,13 @@ def _enum_of(hint: Any) -> type[StrEnum] | None:
 
 
 def _member(enum: type[StrEnum], name: str, word: str) -> StrEnum:
-    if word not in set(enum):
+    try:
+        return enum(word)
+    except ValueError:
         raise SourceError(
             f"the report names the {name} {word!r}, which this version of hcsmoe does not know.",
             hint="use a newer hcsmoe",
-        )
-    return enum(word)
+        ) from None
 
 
 def _protected(text: str | None) -> tuple[tuple[int | None, int], ...]:

@@ -190,9 +190,9 @@ def test_a_layer_that_keeps_its_experts_is_not_corrected(model: TinyModel, refit
 
 @pytest.mark.parametrize("refit", FITTED)
 @pytest.mark.parametrize("layout", [Layout.MAPPED, Layout.FULL])
-def test_layouts_of_the_papers_are_not_corrected(tmp_path: Path, layout: Layout, refit: Refit) -> None:
+def test_layouts_of_the_papers_are_not_refitted(tmp_path: Path, layout: Layout, refit: Refit) -> None:
     source = build(tmp_path / "model")
     error = refuse(
         source, PlanError, options(source, 4, method=MethodOptions(preset=Preset.HC_SMOE, refit=refit, layout=layout))
     )
-    assert f"--refit {refit} would have no effect: the {layout} layout keeps to the papers" in error.message
+    assert f"`refit='{refit}'` would have no effect: the {layout} layout keeps to the papers" in error.message

@@ -48,14 +48,14 @@ def test_experts_whose_input_is_scaled_are_refused(tmp_path: Path, refit: Refit)
     save_tiny("llama4_text", tmp_path / "model")
     wanted = options(tmp_path / "model", 3, method=MethodOptions(preset=Preset.HC_SMOE, refit=refit))
     error = refuse(tmp_path / "model", PlanError, wanted)
-    assert error.message.startswith(f"--refit {refit} fits sums of router weight times neuron, but in ")
+    assert error.message.startswith(f"`refit='{refit}'` fits sums of router weight times neuron, but in ")
     assert error.message.endswith("the weight is applied before an expert's first projection.")
-    assert error.hint == "use --refit none"
+    assert error.hint == "use `refit='none'`"
 
 
 def test_blocks_that_are_the_layer_itself_are_refused_where_they_would_run_on_single_tokens(tmp_path: Path) -> None:
     save_tiny("gemma4_text", tmp_path / "model")
     wanted = options(tmp_path / "model", 3, method=MethodOptions(preset=Preset.HC_SMOE, refit=Refit.BLOCKS))
     error = refuse(tmp_path / "model", PlanError, wanted)
-    assert error.message.startswith("--refit blocks runs the MoE block of a layer again on single tokens, but in ")
-    assert error.hint == "leave --refit out"
+    assert error.message.startswith("`refit='blocks'` runs the MoE block of a layer again on single tokens, but in ")
+    assert error.hint == "leave `refit` out"

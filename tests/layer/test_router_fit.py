@@ -33,7 +33,7 @@ def converted(source: Path, method: MethodOptions, experts: int = 4, **others: A
 
 @pytest.mark.parametrize("clustering", [None, Clustering.FUZZY, Clustering.RANDOM])
 def test_fitted_layers_choose_more_as_the_full_router_does(source: Path, clustering: Clustering | None) -> None:
-    plain = converted(source, MethodOptions(clustering=clustering))
+    plain = converted(source, MethodOptions(preset=Preset.HC_SMOE, clustering=clustering))
     fitted = converted(source, replace(FIT, clustering=clustering))
     for before, after in zip(plain.layers, fitted.layers, strict=True):
         assert (before.router.is_fitted, before.router.top_k_agreement_before) == (None, None)
@@ -120,7 +120,7 @@ def test_where_all_experts_stay_nothing_is_fitted(source: Path) -> None:
 def test_a_router_without_a_matrix_is_refused(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hcsmoe_hub.planning.refusals, "router_weight", lambda block, state: None)
     error = refuse(source, PlanError, options(source, 4, method=FIT))
-    assert error.message.startswith("--router fit needs a router with one row per expert, which layer 0 of")
+    assert error.message.startswith("`router='fit'` needs a router with one row per expert, which layer 0 of")
 
 
 def test_a_table_chooses_as_it_did_and_the_layers_beside_it_are_fitted(tmp_path: Path) -> None:

@@ -331,7 +331,7 @@ def test_blocks_that_cannot_run_on_single_tokens_have_no_statistics_file(tmp_pat
     )
     error = refuse(tmp_path / "model", PlanError, asked)
     assert "`statistics` runs the MoE block of a layer again on single tokens" in error.message
-    assert "hang on the decoder layer itself" in error.message
+    assert "are part of the decoder layer itself" in error.message
     assert error.hint == "leave `statistics` out"
 
 

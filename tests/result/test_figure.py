@@ -260,7 +260,7 @@ def test_drawing_does_not_import_pyplot(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_without_matplotlib_a_figure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figure, "find_spec", lambda name: None)
+    monkeypatch.setattr("hcsmoe_hub.machine.versions.find_spec", lambda name: None)
     assert not has_matplotlib()
     with pytest.raises(PlanError, match="not installed"):
         draw([clustered(0)], tmp_path / "figure.png", title="None")

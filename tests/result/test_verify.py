@@ -152,14 +152,14 @@ def test_a_report_that_cannot_be_read_is_a_known_failure(result: Path, content: 
 
 def test_a_stray_shard_fails(result: Path) -> None:
     shutil.copy(next(result.glob("*.safetensors")), result / "model-00001-of-00009.safetensors")
-    fails(result, VerificationError, "shards that its index does not name: model-00001-of-00009.safetensors")
+    fails(result, VerificationError, "shards that its index does not list: model-00001-of-00009.safetensors")
 
 
 def test_a_tensor_that_the_index_does_not_list_fails(result: Path) -> None:
     index = json.loads((result / INDEX).read_text())
     del index["weight_map"][NORM]
     (result / INDEX).write_text(json.dumps(index))
-    fails(result, VerificationError, "does not name 1 stored tensors", NORM)
+    fails(result, VerificationError, "does not list 1 stored tensors", NORM)
 
 
 @pytest.mark.parametrize("name", ["model-00005-of-00005.safetensors.incomplete", "config.json.incomplete"])

@@ -87,7 +87,7 @@ def test_divergences_of_nearly_uniform_outputs_keep_their_digits() -> None:
     # log p is about -7.6 everywhere, the divergences about 1e-14. To first order, they are half the variance of the
     # difference of two outputs.
     outputs_ETH = 1e-7 * outputs(3, 2, 2048, seed=5)
-    expected = (outputs_ETH[:, None] - outputs_ETH[None]).var(dim=-1, refit=0).mean(dim=-1) / 2
+    expected = (outputs_ETH[:, None] - outputs_ETH[None]).var(dim=-1, correction=0).mean(dim=-1) / 2
     found = overlap_distances([outputs_ETH], Distance.KL_DIVERGENCE)
     assert np.allclose(found, expected.numpy(), rtol=1e-5, atol=0)
 
