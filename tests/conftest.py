@@ -40,6 +40,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 SPREAD = {"test_conformance.py", "test_mapped_architectures.py", "test_methods_everywhere.py", "test_router.py"}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Lets one process run all tests of a file, so that none of its fixtures is made twice."""
     for item in items:

@@ -134,25 +134,25 @@ def test_tokens_meet_as_many_parameters_where_the_router_keeps_its_rows(run, qui
     assert document["parameters"]["before"] - document["parameters"]["after"] == 4 * (8 - stored) * 3 * 128 * 192
 
 
-def test_person_is_told_that_a_budget_needs_statistics_first(run, quick):
+def test_person_sees_that_a_budget_needs_statistics_first(run, quick):
     result = run(*quick, "--dry-run", "--layout", "mapped", "--budget", "frequency")
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert "experts per layer 8 4 on average" in lines
     (passes,) = [line for line in lines if line.startswith("passes ")]
-    assert passes.endswith("follows from statistics: the model runs once, and the weights are read twice")
+    assert passes.endswith("so the weights are read again after the model has run")
 
 
-def test_statistics_are_told_before_and_after_they_exist(run, quick, tmp_path):
+def test_statistics_are_shown_before_and_after_they_exist(run, quick, tmp_path):
     file = tmp_path / "model.stats"
     words = (*quick, "--statistics", file, "--dry-run")
     assert run(*words, "--json").document()["statistics"] == {"path": str(file), "reused": False}
     assert f"statistics {file}, will be written" in " ".join(run(*words).stdout.split())
     assert run(*quick, "--statistics", file, "--output", tmp_path / "result", "--quiet").code == 0
     assert run(*words, "--json").document()["statistics"] == {"path": str(file), "reused": True}
-    assert f"statistics {file}, reused, the model does not run" in " ".join(run(*words).stdout.split())
+    assert f"statistics {file}, reused, so the model does not run" in " ".join(run(*words).stdout.split())
 
 
-def test_where_a_result_goes_is_told_and_not_looked_up(run, example):
+def test_where_a_result_goes_is_shown_and_not_looked_up(run, example):
     words = ("convert", example, "--experts", "4", "--dry-run", "--push-to", "me/model-4e")
     assert re.search(r"push to +me/model-4e", run(*words).stdout)
     assert run(*words, "--json").document()["push_to"] == "me/model-4e"

@@ -13,7 +13,7 @@ from typer.core import TyperArgument
 from hcsmoe_hub.cli.app import app
 from hcsmoe_hub.cli.help_page import RARE_PANELS, one_of
 from hcsmoe_hub.cli.method_options import MethodFlags
-from hcsmoe_hub.options import Clustering, Device, Dominant, Merge, Method, MethodOptions, Refit
+from hcsmoe_hub.options import Clustering, Device, Dominant, Merge, MethodOptions, Preset, Refit
 from hcsmoe_hub.recipe.resolve import resolve
 
 OPTIONS = {
@@ -181,7 +181,7 @@ def test_a_command_that_is_too_long_for_its_line_can_still_be_copied(run):
         ("merge", {"clustering": Clustering.FUZZY}, "membership if fuzzy"),
         ("align", {}, "none"),
         ("features", {"merge": Merge.ZIPIT}, "activation"),
-        ("saliency", {"method": Method.PRUNE}, "reap"),
+        ("saliency", {"preset": Preset.REAP}, "reap"),
         ("router", {}, "dominant"),
         ("router", {"clustering": Clustering.FUZZY}, "membership if fuzzy"),
     ],
@@ -189,7 +189,8 @@ def test_a_command_that_is_too_long_for_its_line_can_still_be_copied(run):
 def test_defaults_in_words_are_those_that_the_library_takes(name, asked, default):
     _, option = get_args(get_type_hints(MethodFlags, include_extras=True)[name])
     assert default in option.show_default.split("; ")
-    assert resolve(MethodOptions(**asked)).as_dict()[name] == default.split()[0]
+    method = MethodOptions(**{"preset": Preset.HC_SMOE, **asked})
+    assert resolve(method).as_dict()[name] == default.split()[0]
 
 
 def test_no_words_show_help_as_a_usage_error(run):

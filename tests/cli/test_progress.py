@@ -114,7 +114,7 @@ def test_plain_lines_say_what_came_to_the_hub():
         "push         model-1.safetensors sent, 4.0 MB",
         "convert      done in 7.0 s, 6.0 MB written",
         "push         started",
-        "push         model-2.safetensors was there, 2.0 MB",
+        "push         model-2.safetensors was there already, 2.0 MB",
         "push         done in 2.0 s",
     ]
 

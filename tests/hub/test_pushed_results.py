@@ -127,7 +127,7 @@ def test_a_proposed_replacement_is_one_pull_request(hub: Hub, answers: Answers, 
         ("a checkpoint", "has no hcsmoe.json, so it is not a result of 'hcsmoe convert'"),
         ("a lost shard", "lacks 1 of"),
         ("an unfinished shard", "holds unfinished files: model-00009-of-00009.safetensors.incomplete"),
-        ("a stray shard", "holds shards that its index does not name: old.safetensors"),
+        ("a stray shard", "holds shards that its index does not list: old.safetensors"),
         ("nothing", "there is no folder"),
     ],
 )
