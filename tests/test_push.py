@@ -199,7 +199,7 @@ def test_everything_arrives_bit_for_bit_in_one_commit(
     assert len(commits(hub.model(repo_id))) == 2
 
 
-def test_a_push_tells_what_it_did(hub: Hub, answers: Answers, files: dict[str, bytes]) -> None:
+def test_a_push_reports_what_it_did(hub: Hub, answers: Answers, files: dict[str, bytes]) -> None:
     pushed, total = answers["new"], sum(len(content) for content in files.values())
     assert pushed["commit"] == hub.model("me/new").refs["main"]
     assert pushed["url"] == f"{hub.url}/me/new/commit/{pushed['commit']}"
@@ -213,17 +213,17 @@ def test_large_files_are_sent_once_and_in_parts(hub: Hub, answers: Answers) -> N
     assert sorted(request.received for request in puts) == sorted([SHARD_BYTES // 3, 2 * SHARD_BYTES // 3] * 3)
 
 
-def test_every_shard_is_told_when_the_hub_holds_it(answers: Answers) -> None:
+def test_every_shard_is_reported_when_the_hub_holds_it(answers: Answers) -> None:
     delivered = [event for kind, event in answers["new"]["events"] if kind == "Delivered"]
     assert delivered == [{"file": shard, "file_bytes": SHARD_BYTES, "bytes_sent": SHARD_BYTES} for shard in SHARDS]
 
 
-def test_a_large_shard_is_told_of_while_it_is_sent(answers: Answers) -> None:
+def test_a_large_shard_is_reported_while_it_is_sent(answers: Answers) -> None:
     sending = [event for kind, event in answers["large"]["events"] if kind == "Sending"]
     assert {(event["file"], event["file_bytes"]) for event in sending} == {(SHARDS[0], 256 * 12_000)}
-    told = [event["bytes_sent"] for event in sending]
-    assert told == sorted(set(told))
-    assert 1 < len(told) < 4
+    sent = [event["bytes_sent"] for event in sending]
+    assert sent == sorted(set(sent))
+    assert 1 < len(sent) < 4
 
 
 def test_a_repository_is_private_where_that_is_asked_for(hub: Hub, answers: Answers) -> None:

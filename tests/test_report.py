@@ -20,6 +20,7 @@ from hcsmoe_hub.events import Warned
 from hcsmoe_hub.model_cards import write_card
 from hcsmoe_hub.options import Layout, Preset
 from hcsmoe_hub.publishing.files import checkpoint_files
+from hcsmoe_hub.recipe.recipe import Recipe
 from hcsmoe_hub.report import LayerReport, RouterReport, strip_paths
 
 # What is kept of a source without a card.
@@ -73,7 +74,7 @@ def test_the_report_has_every_key_of_the_contract(source: Path, result: Path) ->
         "after": active(sizes["after"], 1, of=4),
     }
     assert report["weights_bytes"] == {when: sum(t.nbytes for t in sizes[when].values()) for when in sizes}
-    assert report["method"].keys() == {field.name for field in fields(MethodOptions)}
+    assert report["method"].keys() == {field.name for field in fields(Recipe)}
     chosen = {name: value for name, value in report["method"].items() if value is not None}
     assert chosen == {
         "method": "merge",
@@ -167,7 +168,7 @@ def test_a_licence_of_its_own_travels_with_the_file_that_it_links_to(source: Pat
     card = ModelCard(write_card(result, "me/pushed").path.read_text("utf-8"))
     assert (card.data.license, card.data.license_name) == ("other", "acme")
     target = card.data.license_link
-    # A relative link leads to a file beside the card, in whichever repository it is.
+    # A relative link leads to a file next to the card, in whichever repository it is.
     assert target == link if "://" in link else (result / target).read_text("utf-8") == "Be kind."
     assert result / "LICENSE.md" in checkpoint_files(LocalSource(result))
 

@@ -17,8 +17,8 @@ from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.hub.open import open_source
 from hcsmoe_hub.layer import refit_block as blocks
 from hcsmoe_hub.options import Method, Preset
-from hcsmoe_hub.recipe.presets import complete
 from hcsmoe_hub.recipe.recipe import Recipe
+from hcsmoe_hub.recipe.resolve import resolve
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -80,7 +80,7 @@ def test_every_choice_of_the_method_is_swept_but_preset_layers_and_seed() -> Non
 
 
 def test_a_choice_may_be_left_out_where_the_published_method_has_no_default_of_its_own() -> None:
-    published = complete(MethodOptions(preset=Preset.HC_SMOE))
+    published = resolve(MethodOptions(preset=Preset.HC_SMOE))
     assert all(getattr(published, name) in domain for name, domain in recipe_space.DOMAINS.items())
 
 

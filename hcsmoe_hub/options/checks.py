@@ -177,7 +177,7 @@ def _read(hint: Any, value: Any) -> Any:
 
 
 def _read_any(kinds: tuple[Any, ...], value: Any) -> Any:
-    """A value as the first of several annotations wants it that takes it; the last one says what is wrong."""
+    """A value as the first annotation that takes it reads it; if none does, the last one says what is wrong."""
     *others, last = (kind for kind in kinds if kind is not NoneType)
     for kind in others:
         with suppress(WrongValue):

@@ -55,7 +55,7 @@ def mapped_config(
     """Returns a copy of a raw config that describes the mapped layout.
 
     ``hcsmoe`` goes where the expert count is: into ``text_config`` if there is one. ``auto_map`` of the source is
-    replaced as a whole, because whoever agrees to run our file must not run others with it.
+    replaced as a whole: agreeing to run our file must not run others with it.
 
     Args:
         raw_config: Config of the source, N experts.

@@ -14,7 +14,7 @@ def copy(converted, tmp_path):
     return tmp_path / "result"
 
 
-def test_card_is_written_and_told_to_a_person(run, copy):
+def test_card_is_written_and_shown_to_a_person(run, copy):
     result = run("card", copy)
     assert result.code == 0
     assert result.stdout.splitlines()[0] == f"✓ Wrote {copy / 'README.md'}"
@@ -50,7 +50,7 @@ def test_foreign_card_needs_overwrite(run, copy):
     assert run("card", copy, "--overwrite", "-q").code == 0
 
 
-def test_missing_folder_is_told(run, tmp_path):
+def test_missing_folder_is_reported(run, tmp_path):
     result = run("card", tmp_path / "nothing")
     assert result.code == 1
     assert "there is no folder" in result.stderr

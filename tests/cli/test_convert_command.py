@@ -93,7 +93,7 @@ def test_choice_without_effect_is_refused(run, quick):
     assert (twice.code, "names a similarity twice" in twice.stderr) == (1, True)
 
 
-def test_figure_lies_beside_the_weights(run, quick, tmp_path):
+def test_figure_lies_next_to_the_weights(run, quick, tmp_path):
     pytest.importorskip("matplotlib")
     folder = tmp_path / "result"
     result = run(*quick, "--output", folder, "--figure", "--json")
@@ -101,7 +101,7 @@ def test_figure_lies_beside_the_weights(run, quick, tmp_path):
     assert (folder / "hcsmoe.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_full_layout_tells_stored_from_distinct_experts(run, quick, tmp_path):
+def test_full_layout_shows_stored_and_distinct_experts(run, quick, tmp_path):
     result = run(*quick, "--layout", "full", "--output", tmp_path / "result")
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert lines[0].startswith("✓ Converted to 4 distinct experts per layer in ")

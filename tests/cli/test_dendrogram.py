@@ -128,7 +128,7 @@ def test_axis_ends_at_the_greatest_height():
     assert dendrogram(SMALL, [0, 1, 0, 1], 40)[-1].split() == ["0", "4"]
 
 
-def test_clusters_of_the_tree_are_told_from_others():
+def test_clusters_of_the_tree_differ_from_others():
     assert is_cut(SMALL, [0, 1, 0, 1])
     assert is_cut(SMALL, [0, 1, 0, 2])
     assert not is_cut(SMALL, [0, 0, 1, 1])

@@ -115,7 +115,7 @@ def test_layer_of_a_checkpoint_without_report_is_a_known_failure(run, example):
     assert "holds no hcsmoe.json" in result.stderr
 
 
-def test_mapped_result_tells_rows_from_experts_and_how_it_is_loaded(run, mapped):
+def test_mapped_result_shows_rows_and_experts_and_how_it_is_loaded(run, mapped):
     folder, finished = mapped
     assert finished.code == 0
     lines = lines_of(finished)

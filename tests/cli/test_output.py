@@ -1,4 +1,4 @@
-"""What the sink writes, whoever reads it."""
+"""What the sink writes, for each kind of reader."""
 
 import io
 import json

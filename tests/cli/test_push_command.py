@@ -61,7 +61,7 @@ def done(hub: Hub, converted: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     return {name: (code, stdout, stderr) for name, (code, stdout, stderr) in found.items()}
 
 
-def test_a_person_is_told_what_went_where(hub: Hub, done: Any) -> None:
+def test_a_person_sees_what_went_where(hub: Hub, done: Any) -> None:
     code, stdout, stderr = done["person"]
     commit = hub.model("me/model").refs["main"]
     lines = [" ".join(line.split()) for line in stdout.splitlines()]

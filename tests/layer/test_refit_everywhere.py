@@ -31,7 +31,7 @@ def test_every_kind_of_expert_is_corrected(tmp_path: Path, model_type: str, monk
     assert all(refit.error_after < refit.error_before for refit in found if refit.is_kept)
 
 
-# Biases, a correction bias beside the router, and a table that leads two choices of a token to one merged expert.
+# Biases, a correction bias next to the router, and a table that leads two choices of a token to one merged expert.
 @pytest.mark.parametrize("model_type", ["gpt_oss", "deepseek_v3", "deepseek_v4"])
 def test_every_kind_of_block_is_reconstructed(tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_experts, "ROUNDS", 1)

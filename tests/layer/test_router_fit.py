@@ -123,7 +123,7 @@ def test_a_router_without_a_matrix_is_refused(source: Path, monkeypatch: pytest.
     assert error.message.startswith("`router='fit'` needs a router with one row per expert, which layer 0 of")
 
 
-def test_a_table_chooses_as_it_did_and_the_layers_beside_it_are_fitted(tmp_path: Path) -> None:
+def test_a_table_chooses_as_it_did_and_the_other_layers_are_fitted(tmp_path: Path) -> None:
     save_tiny("deepseek_v4", tmp_path / "model")
     report = converted(tmp_path / "model", FIT, 3)
     assert [layer.router.top_k_agreement_before is None for layer in report.layers] == [True, True, True, False]

@@ -263,7 +263,7 @@ class Expertise(nn.Module):
 
 
 class Block(nn.Module):
-    """A router beside experts."""
+    """A router next to experts."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -85,7 +85,7 @@ def test_rows_of_no_expert_are_cut_off(model_type: str, tmp_path: Path) -> None:
 
 
 class Router(nn.Module):
-    """A linear layer of five rows, of which the last belongs to no expert, beside another one of the same shape."""
+    """A linear layer of five rows, of which the last belongs to no expert, next to another one of the same shape."""
 
     def __init__(self) -> None:
         super().__init__()

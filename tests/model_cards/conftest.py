@@ -1,4 +1,4 @@
-"""Folders as conversions leave them, but for the weights: a card is drawn from what stands beside them."""
+"""Folders as conversions leave them, but for the weights: a card is drawn from the files next to them."""
 
 import json
 from collections.abc import Callable

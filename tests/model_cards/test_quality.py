@@ -1,4 +1,4 @@
-"""Figures in a card: of these weights, beside the model that they were measured beside."""
+"""Figures in a card: of these weights, next to the model that they were measured with."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def only(measures: Any, name: str, **changes: Any) -> Any:
     return {name: {**measures[name], **changes}}
 
 
-def test_figures_of_other_weights_are_left_out_and_told(evaluated: Any) -> None:
+def test_figures_of_other_weights_are_left_out_with_a_warning(evaluated: Any) -> None:
     written = write_card(evaluated(fingerprint="0" * 64))
     assert written.measures == []
     assert any("are of other weights" in warning for warning in written.warnings)
@@ -27,7 +27,7 @@ def test_figures_of_other_weights_are_left_out_and_told(evaluated: Any) -> None:
     assert "model-index" not in text
 
 
-def test_another_model_beside_it_is_not_called_the_base(evaluated: Any, measures: Any) -> None:
+def test_another_model_next_to_it_is_not_called_the_base(evaluated: Any, measures: Any) -> None:
     found = {name: {**measure, "base_model": ELSEWHERE} for name, measure in measures.items()}
     text = card(evaluated(found))
     assert "| domain | tokens | acme/other @ feedbee | this model | ratio |" in text
@@ -41,7 +41,7 @@ def test_another_commit_of_the_base_is_not_called_the_base(evaluated: Any, measu
 
 
 @pytest.mark.parametrize(("same", "title"), [(True, "base"), (False, "model")])
-def test_folders_of_one_name_are_told_apart_by_what_they_hold(
+def test_folders_of_one_name_are_distinguished_by_what_they_hold(
     evaluated: Any, measures: Any, same: bool, title: str
 ) -> None:
     source = {"path": "model", "revision": None, "fingerprint": "1" * 64}

@@ -44,7 +44,7 @@ def test_a_token_is_scaled_for_every_member_where_the_router_scales_inputs() -> 
     assert count_R.tolist() == [1, 1, 1]
 
 
-def test_all_inputs_are_all_tokens_whoever_they_are_routed_to() -> None:
+def test_all_inputs_are_all_tokens_wherever_they_are_routed() -> None:
     assert small_sample("llama4_text").all_inputs()[:, 0].tolist() == [1, 2, 3]
 
 

@@ -86,7 +86,7 @@ def test_two_runs_of_a_model_write_the_same_bytes(collected: Path, tmp_path: Pat
     assert again.read_bytes() == (collected / "statistics").read_bytes()
 
 
-def test_nothing_but_the_statistics_is_left_beside_the_result(collected: Path) -> None:
+def test_nothing_but_the_statistics_is_left_next_to_the_result(collected: Path) -> None:
     assert {path.name for path in collected.iterdir()} == {"model", "ids.npy", "statistics", "result"}
 
 

@@ -242,7 +242,7 @@ def test_a_fit_of_the_router_alone_asks_for_no_outputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("model_type", "warnings"), [("mixtral", 0), ("cohere2_moe", 0), ("flex_olmo", 1)])
-def test_rounding_to_bfloat16_is_told_from_a_norm(tmp_path: Path, model_type: str, warnings: int) -> None:
+def test_rounding_to_bfloat16_is_not_taken_for_a_norm(tmp_path: Path, model_type: str, warnings: int) -> None:
     tiny_model(model_type).to(torch.bfloat16).save_pretrained(tmp_path / "model")
     assert len(run(tmp_path / "model", Propagate.MERGED).warnings) == warnings
 

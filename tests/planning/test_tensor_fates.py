@@ -117,7 +117,7 @@ def test_config_keeps_its_prediction_layers_when_none_was_stored(tmp_path: Path)
 
 
 @pytest.mark.parametrize("prefix", ["mtp.", "model.mtp.", "mtp_block.", "mtp.layers.0."])
-def test_a_prediction_head_beside_the_decoder_is_dropped_or_kept(tmp_path: Path, prefix: str) -> None:
+def test_a_prediction_head_next_to_the_decoder_is_dropped_or_kept(tmp_path: Path, prefix: str) -> None:
     source = build(tmp_path / "model")
     extra = {
         prefix + name: tensor for name, tensor in {"norm.weight": torch.ones(3), "experts.0.w": torch.ones(2)}.items()

@@ -96,7 +96,7 @@ def test_an_empty_cluster_takes_the_expert_that_is_farthest_from_its_centre() ->
 
 
 def test_an_expert_as_near_to_two_centres_joins_the_first() -> None:
-    # 1 lies between 0 and 2; whoever takes it, the other centre is farther afterwards.
+    # 1 lies between 0 and 2; whichever centre takes it, the other one is farther afterwards.
     line = np.array([[0.0], [2.0], [1.0]])
     assert kmeans([line], 2, KMeansStart.FIRST, 0).tolist() == [0, 1, 0]
 
@@ -128,7 +128,7 @@ def test_a_representation_given_twice_changes_nothing() -> None:
         assert once.tolist() == twice.tolist()
 
 
-def test_a_representation_that_tells_nobody_apart_changes_nothing() -> None:
+def test_a_representation_that_is_the_same_for_all_changes_nothing() -> None:
     points_ED = points(30, 4, seed=3)
     for start in KMeansStart:
         assert (kmeans([points_ED, np.zeros((30, 1))], 5, start, 0) == kmeans([points_ED], 5, start, 0)).all()

@@ -1,4 +1,4 @@
-"""Which rule a router follows is told from what it did, whatever factor and rows of no expert are in it."""
+"""Which rule a router follows is inferred from what it did, whatever factor and rows of no expert are in it."""
 
 import pytest
 import torch
@@ -25,12 +25,12 @@ def routed(rule: WeightRule, seed: int, *, extra: int = 0, top_k: int = TOP_K) -
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("extra", [0, 1])
-def test_every_rule_is_told_from_the_weights_that_it_gave(rule: WeightRule, seed: int, extra: int) -> None:
+def test_every_rule_is_recognised_by_the_weights_that_it_gave(rule: WeightRule, seed: int, extra: int) -> None:
     assert find_rule(*routed(rule, seed, extra=extra)) == rule
 
 
 @pytest.mark.parametrize("scoring", Scoring)
-def test_one_choice_with_a_weight_of_its_own_tells_the_scoring(scoring: Scoring) -> None:
+def test_one_choice_with_a_weight_of_its_own_shows_the_scoring(scoring: Scoring) -> None:
     rule = WeightRule(scoring, is_share=False)
     assert find_rule(*routed(rule, 0, top_k=1)) == rule
 
