@@ -82,7 +82,7 @@ def test_the_report_has_every_key_of_the_contract(source: Path, result: Path) ->
         "distance": "euclidean",
         "clustering": "hierarchical",
         "linkage": "average",
-        "dominant": "usage",
+        "dominant": "frequency",
         "budget": "uniform",
         "merge": "frequency",
         "align": "none",
