@@ -80,13 +80,13 @@ def test_interrupted_conversion_leaves_nothing_behind(quick, tmp_path):
     words = [sys.executable, "-c", code, *quick, "--output", str(tmp_path / "result")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        # The first stage has begun, so the interrupt meets a conversion and not the interpreter's start.
-        assert process.stderr.readline().startswith("plan")
+        # Layers are being converted, so the interrupt does not meet an import, which may swallow it.
+        assert any(line.startswith("convert") for line in process.stderr)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate()
     assert process.returncode == 130
     assert stdout == ""
-    assert stderr == "Interrupted.\n"
+    assert stderr.endswith("Interrupted.\n")
     assert list(tmp_path.iterdir()) == []
 
 

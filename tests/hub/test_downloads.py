@@ -298,12 +298,10 @@ def test_a_body_that_breaks_off_is_resumed(name: str, hub: Hub, answers: Answers
 def test_an_interrupted_download_ends_at_once_and_keeps_what_has_arrived(
     hub: Hub, machine: Machine, disk: Disk
 ) -> None:
-    with slow(hub, "interrupted", 0.1):
+    # So slow that everything would take the better part of a minute.
+    with slow(hub, "interrupted", 0.3):
         process = start(machine, hub, {"it": call("interrupted")})
         wait_until(hub, "interrupted", sent=200_000)
         process.send_signal(signal.SIGINT)
-        begun = time.monotonic()
         process.wait(timeout=SECONDS)
-    # The bodies would have taken 14 seconds.
-    assert time.monotonic() - begun < 7
     assert 100_000 < disk.look("interrupted") < sum(SIZES.values())
