@@ -1,12 +1,11 @@
 """What happens to one MoE layer while it is in memory: compare experts, choose, merge, route, measure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from hcsmoe_hub.errors import VerificationError
 from hcsmoe_hub.events import Listener, Warned
 from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.layer.deviation import Deviation, compare_reduced, compare_tied
@@ -14,8 +13,10 @@ from hcsmoe_hub.layer.distances import expert_distances
 from hcsmoe_hub.layer.outcome import LayerOutcome, picture_of
 from hcsmoe_hub.layer.picture import LayerPicture
 from hcsmoe_hub.layer.refit import refit_layer
+from hcsmoe_hub.layer.refit_rounded import Rounder, refit_rounded
 from hcsmoe_hub.layer.router_fit import RouterFit, RouterFitter
 from hcsmoe_hub.layer.selection import Selection, select
+from hcsmoe_hub.layer.stored_experts import Heritage, StoredExperts
 from hcsmoe_hub.layer.subset_error import SubsetError
 from hcsmoe_hub.layer.weights import BlockWeights
 from hcsmoe_hub.machine.allocator import return_freed_memory
@@ -25,8 +26,9 @@ from hcsmoe_hub.methods.routing import reduce_rows, remap_experts
 from hcsmoe_hub.model.blocks import MoEBlock
 from hcsmoe_hub.model.layer_loader import free
 from hcsmoe_hub.observation.observers import SampleObserver
+from hcsmoe_hub.observation.overflow import are_finite, not_finite
 from hcsmoe_hub.observation.sample import NeuronSample
-from hcsmoe_hub.observation.watcher import BROKEN_WEIGHTS_HINT, Observation
+from hcsmoe_hub.observation.watcher import Observation
 from hcsmoe_hub.options import Layout, Merge, RouterPolicy
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.report import LayerReport, RefitReport
@@ -38,17 +40,19 @@ class LayerReducer:
     Args:
         plan: What to do.
         emit: Called with warnings.
+        stored: Rounds the experts of the result to the format of the source.
 
     Attributes:
         reports: One report per MoE layer, in order.
         pictures: What a figure shows of each of them, if the plan asks for one.
     """
 
-    def __init__(self, plan: ConversionPlan, emit: Listener) -> None:
+    def __init__(self, plan: ConversionPlan, emit: Listener, stored: StoredExperts) -> None:
         self.reports: list[LayerReport] = []
         self.pictures: list[LayerPicture] = []
         self._plan = plan
         self._emit = emit
+        self._stored = stored
 
     def reduce(self, layer: LayerContext, seen: Observation, *, fitted: Observation) -> dict[str, Tensor]:
         """Converts one block.
@@ -62,7 +66,7 @@ class LayerReducer:
             Its tensors in the result that differ from the source's, by parameter name.
 
         Raises:
-            VerificationError: If the source holds weights that are not finite.
+            VerificationError: If the source holds weights that are not finite, or values overflow.
         """
         weights = BlockWeights.of(layer)
         sample = self._sample(layer, seen) if self._plan.recipe.needs_sample else None
@@ -71,7 +75,9 @@ class LayerReducer:
         changed = self._lay_out(layer.block, weights, chosen, merged, seen)
         fit = self._fit_router(layer, chosen, changed, seen, fitted)
         refit = self._refit(layer, chosen, changed, fitted)
-        deviation = self._compare(layer, changed, merged, chosen, seen)
+        del merged
+        changed |= self._round(layer, changed, chosen, refit, fitted)
+        deviation = self._compare(layer, changed, chosen, seen)
         outcome = LayerOutcome(recipe=self._plan.recipe, chosen=chosen, deviation=deviation, fit=fit, refit=refit)
         self.reports.append(outcome.report(layer.block.layer, seen.statistics))
         if self._plan.options.figure:
@@ -149,13 +155,14 @@ class LayerReducer:
             )
         tensors = {block.full_name(name): rows_C for name, rows_C in merged.tensors.items()}
         for name, rows_C in tensors.items():
-            self._check_finite(name, rows_C)
+            self._check_finite(name, rows_C, weights.experts.values())
         return tensors
 
     @staticmethod
-    def _check_finite(name: str, values: Tensor) -> None:
-        if not all(bound.isfinite() for bound in values.aminmax()):
-            raise VerificationError(f"{name} is not finite: the source holds broken weights.", hint=BROKEN_WEIGHTS_HINT)
+    def _check_finite(name: str, values: Tensor, source: Iterable[Tensor]) -> None:
+        """Checks a tensor of the result; ``source`` are the tensors that it was made of."""
+        if not are_finite(values):
+            raise not_finite(f"{name} is", weights=source, dtype=values.dtype)
 
     def _lay_out(
         self, block: MoEBlock, weights: BlockWeights, chosen: Selection, merged: Mapping[str, Tensor], seen: Observation
@@ -182,7 +189,7 @@ class LayerReducer:
                 membership_EC=chosen.grouping.membership_EC,
             )
             changed[tensor.name] = weights.join(tensor, rows_C)
-            self._check_finite(tensor.name, changed[tensor.name])
+            self._check_finite(tensor.name, changed[tensor.name], weights.router.values())
         for name in block.tables:
             changed[name] = remap_experts(weights.state[name], clusters)
         return changed
@@ -200,7 +207,7 @@ class LayerReducer:
             return None
         fit = RouterFitter(layer, chosen.clusters, seen=seen, fitted=fitted).fit(changed)
         for tensor in layer.block.router:
-            self._check_finite(tensor.name, changed[tensor.name])
+            self._check_finite(tensor.name, changed[tensor.name], layer.originals.values())
         return fit
 
     def _refit(
@@ -212,18 +219,44 @@ class LayerReducer:
             return None
         return refit_layer(layer, changed, what=recipe.refit, seen=fitted, seed=recipe.seed + layer.block.layer)
 
-    @staticmethod
-    def _compare(
+    def _round(
+        self,
         layer: LayerContext,
         changed: Mapping[str, Tensor],
-        merged: Mapping[str, Tensor],
         chosen: Selection,
-        seen: Observation,
+        refit: RefitReport | None,
+        fitted: Observation,
+    ) -> dict[str, Tensor]:
+        """Experts as the result will hold them: that is what is measured, and what later layers see."""
+        heritage = self._heritage(chosen)
+        rounded = self._stored.round(layer, changed, heritage)
+        if rounded.tensors and refit is not None and refit.is_kept:
+            rounder = Rounder(stored=self._stored, heritage=heritage, before=rounded)
+            rounded = refit_rounded(layer, changed, rounder, seen=fitted)
+        self._stored.keep(layer.block.layer, rounded)
+        return rounded.tensors
+
+    def _heritage(self, chosen: Selection) -> Heritage:
+        """Where the written experts come from."""
+        members = chosen.clusters.members
+        numbers = chosen.clusters.labels if self._plan.recipe.layout is Layout.FULL else range(len(members))
+        return Heritage(
+            origins=[chosen.dominants[number] for number in numbers], members=[members[number] for number in numbers]
+        )
+
+    def _compare(
+        self, layer: LayerContext, changed: Mapping[str, Tensor], chosen: Selection, seen: Observation
     ) -> Deviation:
         if layer.result is not None:
             return compare_reduced(layer, changed, clusters=chosen.clusters, seen=seen)
-        tensors = layer.block.experts
-        joined = {tensor.name: tensor.join(merged[tensor.name], merged[tensor.name][:0]) for tensor in tensors}
+        labels = chosen.clusters.labels
+        is_full = self._plan.recipe.layout is Layout.FULL
+        # In the full layout, one of the copies of each expert.
+        rows = [labels.index(number) if is_full else number for number in range(len(chosen.clusters.members))]
+        joined = {}
+        for tensor in layer.block.experts:
+            rows_C = tensor.split(changed[tensor.name])[0][rows]
+            joined[tensor.name] = tensor.join(rows_C, rows_C[:0])
         return compare_tied(layer, joined, clusters=chosen.clusters, seen=seen)
 
     def _warn_unused(self, layer: int, chosen: Selection, usage_E: list[int]) -> None:

@@ -159,6 +159,20 @@ class Layout(StrEnum):
     FULL = "full"
 
 
+class Dtype(StrEnum):
+    """How the weights of a quantised source are written."""
+
+    SOURCE = "source"
+    BFLOAT16 = "bfloat16"
+
+
+class Mtp(StrEnum):
+    """What becomes of the heads that predict more than the next token."""
+
+    KEEP = "keep"
+    DROP = "drop"
+
+
 class Device(StrEnum):
     """Well-known names of devices; ``cuda:1`` and the like are accepted as well."""
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hcsmoe_hub.options.checks import Count, DeviceName, Natural, ShardSize, check_fields
-from hcsmoe_hub.options.choices import Device
+from hcsmoe_hub.options.choices import Device, Dtype, Mtp
 from hcsmoe_hub.options.method import MethodOptions
 
 # The papers' 32 sequences of 2048 tokens; a model that takes shorter ones gets more of them.
@@ -31,12 +31,13 @@ class CalibrationOptions:
     """Which text the experts are observed on.
 
     Attributes:
-        dataset: ``bundled``, ``c4``, a local file, or a Hub dataset id.
+        dataset: ``bundled``, ``c4``, a local file or folder, or a dataset of the Hub as ``ID[:CONFIG][:SPLIT]``;
+            several of them with commas between them, with relative shares: ``a.jsonl=0.5,b.jsonl=0.3,c4=0.2``.
         samples: Number of packed sequences; ``None`` takes as many as hold 65,536 tokens, or up to 131,072 for a
             refit.
         sequence_length: Tokens per sequence; ``None`` takes 2048 or the model's own limit if that is lower.
         seed: Seed of the document shuffle.
-        text_column: Column that holds the text; ``None`` finds ``messages``, ``text`` or ``content``.
+        text_column: Column that holds text or conversations; ``None`` finds them by the usual names of columns.
         feature_tokens: Tokens of every layer that are kept for the features of neurons, for overlaps, for the
             reconstruction error and in a statistics file; a seeded sample of all calibration tokens.
 
@@ -97,13 +98,17 @@ class ConvertOptions:
         experts_per_token: Active experts per token in the result; ``None`` keeps the source's number.
         method: How the experts are reduced; by default the preset ``refit``.
         calibration: Which text the experts are observed on.
+        dtype: How the weights of a quantised source are written: in the source's own format, where what nothing
+            changes keeps its bytes, or all of them in bfloat16.
+        mtp: Whether the result has the source's multi-token prediction head, its experts reduced as in every layer.
         output: Folder of the result; ``None`` is ``./NAME-hcsmoe-Ke``.
         max_shard_size: Maximum size of a written shard, such as ``5GB``.
         overwrite: Replace a checkpoint that is already in the output folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         batch_tokens: Tokens per micro-batch while a layer runs, ``None`` for what suits the device; halved when memory
             runs out.
-        max_memory_bytes: Refuse a plan whose estimated peak is above this many bytes.
+        max_memory_bytes: Refuse a plan whose estimated peak is above this many bytes; convert if it is not, even if the
+            machine has less. ``None`` plans without a limit, and refuses to convert with more than is available.
         statistics: File of calibration statistics: reused if it exists, written otherwise.
         figure: Draw usage, distances and dendrogram of every layer into the result.
         push: Where the result goes on the Hub; shards are uploaded as they are finished.
@@ -117,6 +122,8 @@ class ConvertOptions:
     experts_per_token: Count | None = None
     method: MethodOptions = field(default_factory=MethodOptions)
     calibration: CalibrationOptions = CalibrationOptions()
+    dtype: Dtype = Dtype.SOURCE
+    mtp: Mtp = Mtp.KEEP
     output: Path | None = None
     max_shard_size: ShardSize = DEFAULT_MAX_SHARD_SIZE
     overwrite: bool = False

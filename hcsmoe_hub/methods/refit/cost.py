@@ -17,10 +17,11 @@ class FittedLayer:
 
     Attributes:
         hidden: Hidden size.
-        neurons: Neurons of one expert, each with a gate, an up and a down vector.
+        neurons: Neurons of one expert.
         experts: Experts that are left.
         top_k: Active experts per token.
         tokens: Calibration tokens.
+        matrices: Vectors of one neuron: gate, up and down, or up and down only.
     """
 
     hidden: int
@@ -28,11 +29,12 @@ class FittedLayer:
     experts: int
     top_k: int
     tokens: int
+    matrices: int = 3
 
     def down(self, rounds: int = DOWN_ROUNDS) -> float:
         """Features, Gram matrices and factors once; products and residuals once per round."""
         routed = 2.0 * self.tokens * self.top_k * self.neurons
-        once = routed * (3 * self.hidden + self.neurons) + self.experts * self.neurons**3 / 3
+        once = routed * (self.matrices * self.hidden + self.neurons) + self.experts * self.neurons**3 / 3
         return once + rounds * 2 * (routed + self.experts * self.neurons**2) * self.hidden
 
     def whole(self) -> float:
@@ -43,4 +45,4 @@ class FittedLayer:
 
     def trained(self, tokens: int) -> float:
         """Forward and backward pass of the experts over some tokens."""
-        return 3 * 2.0 * tokens * self.top_k * 3 * self.neurons * self.hidden
+        return 3 * 2.0 * tokens * self.top_k * self.matrices * self.neurons * self.hidden
