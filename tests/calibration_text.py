@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from hcsmoe_hub.calibration.text import CalibrationPlan, plan_calibration
+from hcsmoe_hub.calibration.plan import CalibrationPlan, plan_calibration
 from hcsmoe_hub.errors import CalibrationError, HcsmoeError
 from hcsmoe_hub.options import CalibrationOptions
 

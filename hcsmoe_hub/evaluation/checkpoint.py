@@ -1,20 +1,20 @@
 """A checkpoint to evaluate: its skeleton, its sizes, and its identity."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
+from hcsmoe_hub.checkpoint.formats import logical_tensors
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.source import Source
-from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Listener
 from hcsmoe_hub.machine.allocator import mapping_large_tensors
 from hcsmoe_hub.model.check import check_against_config
 from hcsmoe_hub.model.layer_loader import LayerLoader
-from hcsmoe_hub.model.skeleton import Group, Skeleton
+from hcsmoe_hub.model.raw_config import check_stored, translated_errors
+from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.model.transformers_seam import sequential_loading
 from hcsmoe_hub.result.make_report import describe_source
 
@@ -44,10 +44,12 @@ class Checkpoint:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        check_stored(source.config, source.tensors, label=source.label)
         skeleton = self.skeleton()
-        self._groups: Mapping[int | None, Group] = skeleton.group_keys(source.tensors)[0]
-        check_against_config(skeleton, self._groups, source.tensors)
-        config = skeleton.config.get_text_config()
+        tensors = logical_tensors(source.config, source.tensors)
+        self._placement = skeleton.place(tensors)
+        check_against_config(skeleton, self._placement, tensors)
+        config = skeleton.text_config
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
@@ -62,14 +64,8 @@ class Checkpoint:
         Raises:
             SourceError: If transformers cannot build a model from the config.
         """
-        try:
+        with translated_errors(self.source.label):
             return Skeleton(self.source.config, DTYPE)
-        except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise SourceError(
-                f"transformers cannot build a model from config.json of {self.source.label}: {reason}",
-                hint="correct config.json, or download it again",
-            ) from error
 
     @contextmanager
     def loading(self, skeleton: Skeleton, device: torch.device, emit: Listener) -> Iterator[LayerLoader]:
@@ -81,7 +77,7 @@ class Checkpoint:
             emit: Called with downloads.
         """
         with mapping_large_tensors(), sequential_loading(), TensorReader(self.source, emit=emit) as reader:
-            loader = LayerLoader(skeleton, self._groups, reader, device=device)
+            loader = LayerLoader(skeleton, self._placement, reader, device=device)
             try:
                 yield loader
             finally:

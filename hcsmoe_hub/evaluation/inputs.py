@@ -66,7 +66,7 @@ def prepare_inputs(options: EvaluateOptions, checkpoint: Checkpoint) -> Inputs:
     Raises:
         PlanError: If a file, a task or the tokenizer is not valid, or a sequence is too long for the model.
     """
-    inputs = Inputs(tokens=Tokens(checkpoint.source))
+    inputs = Inputs(tokens=Tokens(checkpoint.source, vocab_size=checkpoint.vocab_size))
     if options.tasks:
         inputs.task_manager, inputs.task_names = find_tasks(options.tasks)
     if options.perplexity is not None:
@@ -106,4 +106,4 @@ def check_comparable(model: Checkpoint, base: Checkpoint, inputs: Inputs) -> Non
             f"{base.vocab_size}, so they cannot be compared.",
             hint="pass the checkpoint that the model was made from as `base`",
         )
-    check_same(inputs.tokens, Tokens(base.source), inputs.texts)
+    check_same(inputs.tokens, Tokens(base.source, vocab_size=base.vocab_size), inputs.texts)

@@ -49,7 +49,7 @@ class ScorerLM(TemplateLM):
         """Ids of a text, with the tokenizer's special tokens unless the text begins with one or they are disabled."""
         begin = self._tokens.tokenizer.decode([self._tokens.first])
         is_plain = add_special_tokens is False or (add_special_tokens is None and string.startswith(begin))
-        return self._tokens.encode(string) if is_plain else self._tokens.tokenizer(string, verbose=False)["input_ids"]
+        return self._tokens.encode(string, add_special_tokens=not is_plain)
 
     def _loglikelihood_tokens(self, requests: Sequence[Scored], **kwargs: Any) -> list[tuple[float, bool]]:
         """Summed log-likelihood of each continuation, and whether greedy decoding would produce it."""

@@ -67,6 +67,7 @@ def read_texts(path: Path) -> tuple[list[TextRecord], FileRecord]:
         text = row.get("text")
         if not isinstance(text, str):
             _refuse(path, line, f"has no text: its columns are {', '.join(row) or 'none'}")
+        _check_unicode(path, line, text)
         if text.strip():
             records.append(TextRecord(text=text, domain=_domain(path, line, row)))
     if not records:
@@ -95,14 +96,18 @@ def _choice_item(path: Path, line: int, row: dict[str, Any]) -> ChoiceItem:
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(text, str) and text for text in choices):
         _refuse(path, line, "needs choices that are a list of two or more texts")
     if type(gold) is not int or not 0 <= gold < len(choices):
-        _refuse(path, line, f"has gold {gold!r}, but its choices are numbered 0 to {len(choices) - 1}")
+        _refuse(path, line, f"has gold {gold!r:.60}, but its choices are numbered 0 to {len(choices) - 1}")
+    _check_unicode(path, line, context, *choices)
     return ChoiceItem(context=context, choices=tuple(choices), gold=gold, domain=_domain(path, line, row))
 
 
 def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise PlanError(f"there is no file {path}.", hint="check the path")
-    return path.read_bytes()
+    try:
+        if path.is_file():
+            return path.read_bytes()
+    except OSError as error:
+        raise PlanError(f"{path} cannot be read: {error.strerror or error}.", hint="check the file") from error
+    raise PlanError(f"there is no file {path}.", hint="check the path")
 
 
 def _rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -114,9 +119,16 @@ def _rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         is_empty = False
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            row = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            _refuse(path, number, f"is not UTF-8 text ({error})")
+        except json.JSONDecodeError as error:
             _refuse(path, number, f"is not valid JSON ({error})")
+        except ValueError:
+            # Python refuses to read whole numbers of thousands of digits.
+            _refuse(path, number, "holds a number with too many digits")
+        except RecursionError:
+            _refuse(path, number, "is nested too deeply")
         if not isinstance(row, dict):
             _refuse(path, number, "is not a JSON object")
         yield number, row
@@ -127,13 +139,25 @@ def _rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
 def _domain(path: Path, line: int, row: dict[str, Any]) -> str | None:
     domain = row.get("domain")
     if not (domain is None or isinstance(domain, str)):
-        _refuse(path, line, f"has the domain {domain!r}, which is not text")
+        _refuse(path, line, f"has the domain {domain!r:.60}, which is not text")
+    _check_unicode(path, line, domain or "")
     return domain
 
 
+def _check_unicode(path: Path, line: int, *texts: str) -> None:
+    """JSON can hold half of a surrogate pair, which is not a character and which no tokenizer takes."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            _refuse(path, line, f"holds half of a surrogate pair, {text[error.start]!a}, which is not a character")
+
+
 def _refuse(path: Path, line: int, reason: str) -> NoReturn:
+    # Names of columns and domains may hold what cannot be printed.
+    printable = reason.encode("utf-8", "backslashreplace").decode()
     raise PlanError(
-        f"line {line} of {path} {reason}.", hint="correct that line; docs/evaluation.md describes the file format"
+        f"line {line} of {path} {printable}.", hint="correct that line; docs/evaluation.md describes the file format"
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hcsmoe_hub.evaluation.checkpoint import Checkpoint
 from hcsmoe_hub.model.skeleton import Skeleton
@@ -112,11 +112,6 @@ class Scorer(ABC):
         return added
 
 
-def decoder_of(skeleton: Skeleton) -> nn.Module:
-    """The decoder of a causal language model; not every model declares it as its base model."""
-    return skeleton.module.get_submodule(skeleton.layers_name.rpartition(".")[0])
-
-
 class _Decoded:
     """A decoder output with hidden states only; models pass its other attributes on, and accept ``None`` for them."""
 
@@ -141,7 +136,7 @@ def head(skeleton: Skeleton, hidden_SH: Tensor) -> Tensor:
     Returns:
         ``[S, V]`` logits on the device of the head.
     """
-    decoder, weight = decoder_of(skeleton), skeleton.module.get_output_embeddings().weight
+    decoder, weight = skeleton.decoder, skeleton.module.get_output_embeddings().weight
     hidden_BSH = hidden_SH[None].to(weight.device)
     found = _Decoded(hidden_BSH)
     # The model's own forward runs with its decoder skipped, so that every step after the decoder is applied.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from hcsmoe_hub.evaluation.checkpoint import DTYPE, Checkpoint
-from hcsmoe_hub.evaluation.scorer import Scorer, decoder_of
+from hcsmoe_hub.evaluation.scorer import Scorer
 from hcsmoe_hub.events import Listener, ignore
 from hcsmoe_hub.machine.device import default_batch_tokens
 from hcsmoe_hub.model.skeleton import Skeleton
@@ -53,7 +53,7 @@ class LoadedScorer(Scorer):
         return self._filled
 
     def _hidden(self, ids_BS: Tensor) -> Tensor:
-        decoder: Any = decoder_of(self._filled)
+        decoder: Any = self._filled.decoder
         hidden_BSH: Tensor = decoder(input_ids=ids_BS.to(self._device), use_cache=False)[0]
         return hidden_BSH
 
@@ -110,7 +110,7 @@ class StreamedScorer(Scorer):
         self._passed = None
         skeleton = self.checkpoint.skeleton()
         states: list[Tensor] = []
-        decoder_of(skeleton).register_forward_hook(lambda module, args, output: states.append(output[0]))
+        skeleton.decoder.register_forward_hook(lambda module, args, output: states.append(output[0]))
         # The logits of all sequences at once would take more memory than everything else.
         last: Any = skeleton.module.get_output_embeddings()
         vars(last)["forward"] = lambda states_BSH: states_BSH[:, :1]

@@ -9,7 +9,7 @@ from places import EXAMPLE
 
 from hcsmoe_hub import ConvertOptions
 from hcsmoe_hub import plan as plan_conversion
-from hcsmoe_hub.calibration.text import plan_calibration
+from hcsmoe_hub.calibration.plan import plan_calibration
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.events import Event
 from hcsmoe_hub.options import DEFAULT_TOKENS, FITTED_TOKENS, CalibrationOptions
@@ -79,7 +79,7 @@ def test_a_missing_file_is_refused_and_not_mistaken_for_a_repository(dataset: st
     assert f"there is no calibration file {dataset}" in refusal(lambda: plan(dataset)).message
 
 
-@pytest.mark.parametrize("name", ["a.docx", "a.npz", "a.jsonl.zst", "a"])
+@pytest.mark.parametrize("name", ["a.docx", "a.npz", "a.tar.gz", "a.docx.zst", "a"])
 def test_a_file_of_an_unknown_type_is_refused_with_the_known_types(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("w1 w2 w3 w4")
     error = refusal(lambda: plan(tmp_path / name))

@@ -11,7 +11,9 @@ import pytest
 import torch
 from calibration_text import VOCABULARY, Load, plan, refusal, save
 
-from hcsmoe_hub.calibration.text import fingerprint, load_token_ids, plan_calibration
+from hcsmoe_hub.calibration.plan import plan_calibration
+from hcsmoe_hub.calibration.text import load_token_ids
+from hcsmoe_hub.calibration.token_ids import fingerprint
 from hcsmoe_hub.options import CalibrationOptions
 
 pytestmark = pytest.mark.usefixtures("no_network", "short_wait")

@@ -38,6 +38,12 @@ def test_line_separators_inside_a_text_do_not_end_a_record(tmp_path):
         ('{"text": "w1", "domain": 3}', "has the domain 3"),
         ("[1]", "is not a JSON object"),
         ("w1", "is not valid JSON"),
+        ('{"text": "w1"}\n{"text": "w1 \\ud83d w2"}', r"line 2 .* half of a surrogate pair, '\\ud83d'"),
+        ('{"text": "w1", "domain": "\\udc00"}', "line 1 .* half of a surrogate pair"),
+        ('{"\\ud83d": "w1"}', r"line 1 .* its columns are \\ud83d"),
+        ('{"text": "w1", "n": 1' + "0" * 5000 + "}", "line 1 .* number with too many digits"),
+        ('{"text": "w1", "n": ' + "[" * 20_000 + "]" * 20_000 + "}", "line 1 .* nested too deeply"),
+        ('{"text": "w1", "domain": [' + "1, " * 5000 + "1]}", r"has the domain \[1, 1, .{40,60}, which is not text"),
     ],
 )
 def test_text_that_cannot_be_used_is_refused(tmp_path, content, words):
@@ -45,6 +51,19 @@ def test_text_that_cannot_be_used_is_refused(tmp_path, content, words):
     file.write_text(content)
     with pytest.raises(PlanError, match=words):
         read_texts(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
+def test_text_in_another_encoding_is_refused_with_its_line(tmp_path, encoding):
+    file = tmp_path / "text.jsonl"
+    file.write_text('{"text": "caf\xe9"}\n', encoding=encoding)
+    assert "line 1" in refusal(lambda: read_texts(file), PlanError).message
+
+
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
+    file = tmp_path / "text.jsonl"
+    file.write_text('{"text": "w1"}\n', encoding="utf-8-sig")
+    assert [record.text for record in read_texts(file)[0]] == ["w1"]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +75,9 @@ def test_text_that_cannot_be_used_is_refused(tmp_path, content, words):
         ({"choices": ["w2"]}, "a list of two or more texts"),
         ({"choices": ["w2", ""]}, "a list of two or more texts"),
         ({"context": None}, "a context that is not text"),
+        ({"gold": "A" * 5000}, "has gold 'A{50,60}, but"),
+        ({"context": "w1 \ud83d"}, "half of a surrogate pair"),
+        ({"choices": ["w2", "\udc00"]}, "half of a surrogate pair"),
     ],
 )
 def test_question_that_contradicts_itself_is_refused(tmp_path, change, words):
@@ -72,6 +94,10 @@ def test_question_without_its_columns_is_refused(tmp_path):
 
 def test_missing_file_is_refused(tmp_path):
     assert "there is no file" in refusal(lambda: read_texts(tmp_path / "none.jsonl"), PlanError).message
+
+
+def test_file_whose_name_is_too_long_is_refused(tmp_path):
+    assert "cannot be read" in refusal(lambda: read_texts(tmp_path / ("x" * 300)), PlanError).message
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,11 @@ def test_both_scorers_give_the_logits_of_the_model(tmp_path, model_type, changes
     assert_close(answers(StreamedScorer(checkpoint, CPU, pass_tokens=40), requests()), wanted)
 
 
-def test_dequantised_weights_are_computed_in_float32(request):
+def test_decoded_weights_are_computed_in_float32(request):
     folder = request.getfixturevalue("fp8_source")
     checkpoint, asked = Checkpoint(LocalSource(folder)), requests()
     quantization = FineGrainedFP8Config(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=quantization)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=quantization)
     wanted = expected(torch.nn.Module.float(model), asked)
     assert_close(answers(LoadedScorer(checkpoint, CPU), asked), wanted)
     assert_close(answers(StreamedScorer(checkpoint, CPU), asked), wanted)
