@@ -1,11 +1,11 @@
 """Downloads what a pass over a checkpoint reads, in order and ahead of the reader."""
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from hcsmoe_hub.checkpoint.open_files import OpenFiles
 from hcsmoe_hub.checkpoint.pieces import Piece
 
 # A single connection is slower than most lines.
@@ -19,12 +19,15 @@ class Feed:
 
     With ``removes``, a piece is deleted as soon as all of its tensors have been read, and the pieces of a step are
     requested only when the last step but one is over. So the disk holds pieces of at most two consecutive steps,
-    unfinished files included. Steps are read in order: opening a tensor implies that all earlier steps are over.
+    unfinished files included. Steps are read in order: finding a tensor implies that all earlier steps are over.
 
     Args:
         steps: Pieces by step.
         fetch: Downloads a piece and returns its file; called in other threads, stops when the event is set.
         removes: Whether pieces are deleted once they have been read; otherwise all are downloaded and stay.
+
+    Attributes:
+        files: Opens the pieces; each is closed before it is deleted.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class Feed:
         }
         self._unread = {piece: set(piece.tensors) for step in steps for piece in step}
         self._futures: dict[Piece, Future[Path]] = {}
-        self._files: dict[Piece, int] = {}
+        self.files = OpenFiles()
         self._failed: Future[Path] | None = None
         self._current = self._requested = 0
         self._stop = threading.Event()
@@ -67,15 +70,15 @@ class Feed:
         if not future.cancelled() and future.exception() is not None:
             self._failed = future
 
-    def open(self, name: str) -> tuple[int, int] | None:
+    def find(self, name: str) -> tuple[Path, int] | None:
         """Waits for a tensor.
 
         Args:
             name: Its name.
 
         Returns:
-            An open file that holds its shard from some position on, and that position; ``None`` if the feed does not
-            contain its shard.
+            A file that holds its shard from some position on, and that position; ``None`` if the feed does not contain
+            its shard.
 
         Raises:
             SourceError: If its piece, or one that was requested ahead of it, cannot be downloaded.
@@ -90,11 +93,7 @@ class Feed:
         if self._failed is not None:
             # Fail now rather than hours later, when the pass reaches that piece.
             self._failed.result()
-        path = self._futures[piece].result()
-        with self._lock:
-            if piece not in self._files:
-                self._files[piece] = os.open(path, os.O_RDONLY)
-            return self._files[piece], piece.start
+        return self._futures[piece].result(), piece.start
 
     def mark_read(self, name: str) -> None:
         """Marks a tensor as read; ignores tensors that the feed does not contain."""
@@ -117,11 +116,12 @@ class Feed:
 
     def _release(self, piece: Piece) -> None:
         """Closes a piece before deleting it: an open file would still occupy the disk."""
-        if piece in self._files:
-            os.close(self._files.pop(piece))
         future = self._futures.get(piece)
-        if self._removes and future is not None and not future.cancel():
-            future.result().unlink()
+        if future is not None and not future.cancel():
+            path = future.result()
+            self.files.close(path)
+            if self._removes:
+                path.unlink()
 
     def stop(self) -> None:
         """Stops the downloads; threads that wait for one get ``CancelledError`` or the error of ``fetch``."""
@@ -132,7 +132,4 @@ class Feed:
         """Stops the downloads, waits for them to end, and closes every file."""
         self.stop()
         self._pool.shutdown(wait=True)
-        with self._lock:
-            for file in self._files.values():
-                os.close(file)
-            self._files.clear()
+        self.files.close_all()

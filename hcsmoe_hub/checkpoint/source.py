@@ -6,13 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from fnmatch import fnmatch
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hcsmoe_hub.checkpoint.feed import Feed
+from hcsmoe_hub.checkpoint.lfs import POINTER_BYTES, refuse_pointer
 from hcsmoe_hub.checkpoint.pieces import Piece, Step
+from hcsmoe_hub.checkpoint.shards import adapter_refusal, foreign_weights, has_adapter, shards_without_index
 from hcsmoe_hub.checkpoint.tensors import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -24,6 +26,7 @@ from hcsmoe_hub.checkpoint.tensors import (
     read_index,
     stored_tensors,
 )
+from hcsmoe_hub.checkpoint.wrappers import unwrap
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Listener, ignore
 
@@ -31,8 +34,6 @@ from hcsmoe_hub.events import Listener, ignore
 HEADER_THREADS = 8
 # Enough of a tensor to distinguish two sets of weights.
 PEEKED_BYTES = 4096
-# Weights in formats that are never opened: pickles can run code, the others are not safetensors.
-FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.gguf", "*.onnx")
 
 
 class Source(ABC):
@@ -130,11 +131,18 @@ class Source(ABC):
                 f"{self.label}/{file} is not UTF-8 text: {error}.", hint="download the checkpoint again"
             ) from None
 
+    def loose_text(self, file: str) -> str:
+        """Content of a small text file, with a mark in place of bytes that are not UTF-8."""
+        return self.fetch(file).read_text(encoding="utf-8-sig", errors="replace")
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The raw ``config.json``."""
-        if "config.json" not in self.files():
-            foreign = self._foreign_weights()
+        files = self.files()
+        if "config.json" not in files:
+            foreign = foreign_weights(files)
+            if has_adapter(files):
+                raise adapter_refusal(self.label)
             raise SourceError(
                 f"{self.label} has no config.json{f', only {foreign}' if foreign else ''}, "
                 "so it is not a transformers checkpoint.",
@@ -143,30 +151,36 @@ class Source(ABC):
         return parse_config(self.text("config.json"), where=f"{self.label}/config.json")
 
     @cached_property
-    def weight_map(self) -> dict[str, str] | None:
-        """Tensor name to shard name, from the index; ``None`` for a single file."""
-        if SINGLE_FILE in self.files() or INDEX_FILE not in self.files():
+    def index(self) -> dict[str, str] | None:
+        """Tensor name as stored to shard name; ``None`` without an index."""
+        files = self.files()
+        if SINGLE_FILE in files or INDEX_FILE not in files:
             return None
         return read_index(self.text(INDEX_FILE), where=f"{self.label}/{INDEX_FILE}")
+
+    @cached_property
+    def weight_map(self) -> dict[str, str] | None:
+        """Tensor name to shard name, from the index; ``None`` if there is no index that counts."""
+        if self.index is None:
+            return None
+        _, plain = self._unwrapped
+        return {plain.get(name, name): shard for name, shard in self.index.items()}
 
     @cached_property
     def shards(self) -> list[str]:
         """Names of the safetensors files that hold the weights, sorted.
 
         Raises:
-            SourceError: If there are none, or one that the index lists is missing.
+            SourceError: If there are none, or one is missing.
         """
         files = self.files()
-        if self.weight_map is None:
-            if SINGLE_FILE in files:
-                return [SINGLE_FILE]
-            foreign = self._foreign_weights()
-            raise SourceError(
-                f"{self.label} holds {f'only {foreign}' if foreign else 'no weights'}: hcsmoe reads "
-                "safetensors and never opens a pickle.",
-                hint=self.weights_hint,
+        if SINGLE_FILE in files:
+            return [SINGLE_FILE]
+        if self.index is None:
+            return shards_without_index(
+                files, label=self.label, missing_hint=self.missing_hint, weights_hint=self.weights_hint
             )
-        shards = sorted(set(self.weight_map.values()))
+        shards = sorted(set(self.index.values()))
         missing = [shard for shard in shards if shard not in files]
         if missing:
             raise SourceError(
@@ -176,27 +190,42 @@ class Source(ABC):
             )
         return shards
 
-    def _foreign_weights(self) -> str:
-        """Names of some weight files that cannot be read; empty if there are none."""
-        found = [file for file in self.files() if any(fnmatch(file, pattern) for pattern in FOREIGN_WEIGHTS)]
-        return ", ".join(found[:3])
-
     @cached_property
-    def tensors(self) -> dict[str, StoredTensor]:
-        """Every stored tensor, shard by shard, in the order of the file."""
+    def _stored(self) -> dict[str, StoredTensor]:
+        """Every tensor under its stored name, shard by shard, in the order of the file."""
         tensors: dict[str, StoredTensor] = {}
         first, *others = self.shards
         with ThreadPoolExecutor(HEADER_THREADS) as pool:
             # The first one alone: it also requests what the others share, such as the sizes of all shards.
             headers = [self.shard_tensors(first), *pool.map(self.shard_tensors, others)]
-        for found in headers:
-            twice = tensors.keys() & found.keys()
-            if twice:
-                raise SourceError(f"{self.label} stores {sorted(twice)[0]!r} twice.", hint="download it again")
+        for shard, found in zip(self.shards, headers, strict=True):
+            twice = min(tensors.keys() & found.keys(), default=None)
+            if twice is not None:
+                raise SourceError(
+                    f"{self.label} stores {twice!r} twice: in {tensors[twice].shard} and in {shard}.",
+                    hint="keep the shards of one checkpoint in the folder, with their index",
+                )
             tensors |= dict(sorted(found.items(), key=lambda item: item[1].offset))
-        if self.weight_map is not None:
-            check_index(self.weight_map, tensors)
+        if self.index is not None:
+            check_index(self.index, tensors)
         return tensors
+
+    @cached_property
+    def _unwrapped(self) -> tuple[str, dict[str, str]]:
+        return unwrap(self._stored, label=self.label)
+
+    @property
+    def wrapper(self) -> str:
+        """What a wrapper such as ``torch.compile`` left in the stored names, ``_orig_mod.``; usually empty."""
+        return self._unwrapped[0]
+
+    @cached_property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Every stored tensor by its name without ``wrapper``, shard by shard, in the order of the file."""
+        wrapper, plain = self._unwrapped
+        if not wrapper:
+            return self._stored
+        return {plain[name]: replace(tensor, name=plain[name]) for name, tensor in self._stored.items()}
 
 
 class LocalSource(Source):
@@ -211,8 +240,16 @@ class LocalSource(Source):
         return sorted(file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
 
     def fetch(self, file: str) -> Path:
+        """Path of ``file``.
+
+        Raises:
+            SourceError: If it is a Git LFS pointer.
+        """
         assert self.path is not None
-        return self.path / file
+        path = self.path / file
+        with path.open("rb") as content:
+            refuse_pointer(content.read(POINTER_BYTES), file=str(path))
+        return path
 
     def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
         path = self.fetch(shard)

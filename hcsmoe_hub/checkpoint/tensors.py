@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import torch
 
+from hcsmoe_hub.checkpoint.lfs import refuse_pointer
 from hcsmoe_hub.errors import SourceError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -26,14 +27,23 @@ DTYPES: Mapping[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
     "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F4": torch.float4_e2m1fn_x2,
+    "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+# An element of these in torch holds two values, and a header counts values.
+PAIRS = frozenset({torch.float4_e2m1fn_x2})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +53,7 @@ class StoredTensor:
     Attributes:
         name: Key under which the file stores it.
         dtype: Element type.
-        shape: Sizes, outermost first; ``()`` for a scalar.
+        shape: Sizes in elements of ``dtype``, outermost first; ``()`` for a scalar.
         shard: Name of the file that holds it.
         offset: Position of its first byte, counted from the start of the file.
     """
@@ -63,6 +73,11 @@ class StoredTensor:
     def nbytes(self) -> int:
         """Number of bytes in the file."""
         return self.numel * self.dtype.itemsize
+
+    @property
+    def header_shape(self) -> list[int]:
+        """Sizes as a safetensors header gives them."""
+        return [*self.shape[:-1], self.shape[-1] * 2] if self.dtype in PAIRS else list(self.shape)
 
 
 def check_file_name(name: str, *, where: str) -> str:
@@ -112,9 +127,10 @@ def read_header(read: Callable[[int, int], bytes], *, shard: str) -> tuple[dict[
         The header, unchecked, and the offset of the first data byte.
 
     Raises:
-        SourceError: If the file has no readable header.
+        SourceError: If the file has no readable header, or is a Git LFS pointer.
     """
     start = read(0, FIRST_READ_BYTES)
+    refuse_pointer(start, file=shard)
     header_bytes = int.from_bytes(start[:8], "little")
     content = start[8 : 8 + header_bytes]
     if len(content) < header_bytes <= MAX_HEADER_BYTES:
@@ -183,16 +199,20 @@ def _stored_tensor(name: str, entry: Mapping[str, Any], *, shard: str, data_star
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise SourceError(
-            f"{shard}: tensor {name!r} has the unknown dtype {dtype}.",
-            hint=f"known dtypes are {', '.join(DTYPES)}",
+            f"{shard}: tensor {name!r} has the dtype {dtype}, which PyTorch {torch.__version__} does not have.",
+            hint=f"pass a checkpoint whose dtypes are among {', '.join(DTYPES)}",
         )
-    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
+    is_paired = DTYPES[dtype] in PAIRS
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2) or (
+        is_paired and (not shape or shape[-1] % 2)
+    ):
         raise SourceError(
             f"{shard}: tensor {name!r} has the shape {shape} and the offsets {offsets}, which are not valid.",
             hint="download this shard again",
         )
     start, end = offsets
-    tensor = StoredTensor(name=name, dtype=DTYPES[dtype], shape=tuple(shape), shard=shard, offset=data_start + start)
+    sizes = (*shape[:-1], shape[-1] // 2) if is_paired else tuple(shape)
+    tensor = StoredTensor(name=name, dtype=DTYPES[dtype], shape=sizes, shard=shard, offset=data_start + start)
     if end - start != tensor.nbytes:
         raise SourceError(
             f"{shard}: tensor {name!r} of shape {shape} needs {tensor.nbytes} bytes, "
@@ -217,7 +237,8 @@ def check_index(weight_map: Mapping[str, str], tensors: Mapping[str, StoredTenso
         if found is None or found.shard != shard:
             place = "in no shard" if found is None else f"in {found.shard}"
             raise SourceError(
-                f"the index places tensor {name!r} in {shard}, but it is {place}.", hint="download the checkpoint again"
+                f"the index places tensor {name!r} in {shard}, but it is {place}.",
+                hint="download the checkpoint again; if its own index is wrong, correct the index",
             )
 
 

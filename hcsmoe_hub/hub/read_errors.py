@@ -1,6 +1,7 @@
 """User-facing messages and hints for Hub read errors."""
 
 import errno
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from huggingface_hub import errors
 
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.hub.retry import describe, root_cause
+from hcsmoe_hub.hub.session import proxy_variables
 
 # Most specific first: GatedRepoError is a RepositoryNotFoundError, most are HfHubHTTPErrors, and those are OSErrors.
 EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
@@ -61,6 +63,11 @@ EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     ),
     (httpx2.HTTPError, "the Hub cannot be reached for {repo}: {error}", "check the network, or HF_ENDPOINT"),
     (
+        json.JSONDecodeError,
+        "the answer to a request for {repo} is not from the Hub: {error}",
+        "check the proxy, or HF_ENDPOINT",
+    ),
+    (
         OSError,
         "{repo} cannot be downloaded: {error}",
         "check the network and the free disk space, or choose another `cache_dir`",
@@ -83,6 +90,13 @@ NO_LOGIN: dict[type[Exception], tuple[str, str]] = {
         "check the spelling; for a private repository run 'hf auth login' or pass `token`",
     ),
 }
+# Without an answer nobody knows whether the name is that of a repository.
+UNANSWERED = (
+    errors.OfflineModeIsEnabled,
+    errors.LocalEntryNotFoundError,
+    errors.RevisionResolutionError,
+    httpx2.HTTPError,
+)
 DISK_FULL = (
     "{repo} cannot be downloaded: the disk is full",
     "free some space, choose another `cache_dir`, or add `low_disk=True`",
@@ -99,12 +113,27 @@ def _explanation(error: BaseException) -> tuple[str, str]:
             return NO_LOGIN[type(error)]
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return DISK_FULL
+    if isinstance(error, httpx2.ConnectError):
+        return "the Hub cannot be reached for {repo}: {error}", _connection_hint(error)
     return next((message, hint) for kind, message, hint in EXPLANATIONS if isinstance(error, kind))
 
 
+def _connection_hint(error: httpx2.ConnectError) -> str:
+    """What to do if no connection is made."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "if a proxy signs connections itself, point SSL_CERT_FILE to its certificate"
+    proxies = proxy_variables()
+    return f"check the network, {f'the proxy of {proxies}, ' if proxies else ''}or HF_ENDPOINT"
+
+
 @contextmanager
-def translate_read_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+def translate_read_errors(repo_id: str, revision: str | None, *, folder: str | None = None) -> Iterator[None]:
     """Translates read errors of the Hub client.
+
+    Args:
+        repo_id: Repository that is read.
+        revision: Its revision; ``None`` for the default branch.
+        folder: Folder of that name which was looked for and does not exist.
 
     Raises:
         SourceError: In place of every known error of the client.
@@ -115,5 +144,9 @@ def translate_read_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         cause = root_cause(error)
         reason = cause if isinstance(cause, KNOWN) else error
         message, hint = _explanation(reason)
+        is_answered = isinstance(reason, errors.HfHubHTTPError) or not isinstance(reason, UNANSWERED)
         values = {"repo": repo_id, "revision": revision or "main", "error": describe(reason)}
-        raise SourceError(message.format(**values) + ".", hint=hint.format(**values)) from error
+        hint = hint.format(**values)
+        if folder is not None and not is_answered:
+            message = f"there is no folder {folder}; {message}"
+        raise SourceError(message.format(**values) + ".", hint=hint) from error

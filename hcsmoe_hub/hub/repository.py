@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hcsmoe_hub.hub.additions import Addition, RemoteFile
 from hcsmoe_hub.hub.retry import REQUEST_ERRORS, is_transient, with_retries
+from hcsmoe_hub.hub.session import session_problem
 from hcsmoe_hub.hub.write_errors import (
     CHANGED_STATUS,
     TOKENS_PAGE,
@@ -94,7 +95,7 @@ class HubRepository:
         token: Access token; ``None`` uses the stored login.
 
     Raises:
-        PushError: If its id is not valid, offline mode is on, or there is no token.
+        PushError: If its id is not valid, offline mode is on, there is no token, or no request can be made.
     """
 
     def __init__(self, options: PushOptions, *, token: str | None) -> None:
@@ -102,6 +103,9 @@ class HubRepository:
         if constants.HF_HUB_OFFLINE:
             raise PushError("offline mode is on (HF_HUB_OFFLINE).", hint="unset HF_HUB_OFFLINE and push again")
         self.token = resolve_token(token)
+        problem = session_problem()
+        if problem is not None:
+            raise PushError(problem[0], hint=problem[1])
         self._options = options
         self._id, self._branch = options.repo_id, options.branch
         self._api = HfApi(token=self.token, library_name="hcsmoe", library_version=tool()["version"])

@@ -16,6 +16,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
 from hcsmoe_hub.checkpoint.feed import Feed
+from hcsmoe_hub.checkpoint.lfs import POINTER_BYTES, refuse_pointer
 from hcsmoe_hub.checkpoint.pieces import Piece, Step, layer_pieces, whole_shards
 from hcsmoe_hub.checkpoint.sidecars import SIDECARS
 from hcsmoe_hub.checkpoint.source import Source
@@ -25,6 +26,7 @@ from hcsmoe_hub.events import Fetching, Listener, ignore
 from hcsmoe_hub.hub.download_folder import download_folder
 from hcsmoe_hub.hub.read_errors import translate_read_errors
 from hcsmoe_hub.hub.retry import REQUEST_ERRORS, with_retries
+from hcsmoe_hub.hub.session import session_problem
 from hcsmoe_hub.hub.transfer import receive
 
 # What a conversion may read: a cached snapshot with these is complete, whatever else the repository holds.
@@ -99,6 +101,8 @@ class HubSource(Source):
                     self.label, file, revision=self.revision, token=self._token, cache_dir=self.cache
                 )
             )
+        with Path(path).open("rb") as content:
+            refuse_pointer(content.read(POINTER_BYTES), file=f"{self.label}/{file}")
         return Path(path)
 
     def _download(self, shard: str) -> None:
@@ -106,7 +110,7 @@ class HubSource(Source):
         tensors = [tensor for tensor in self.tensors.values() if tensor.shard == shard and tensor.nbytes]
         with self.feed([tensors]) as feed:
             if feed is not None:
-                feed.open(tensors[0].name)
+                feed.find(tensors[0].name)
 
     @cached_property
     def shard_bytes(self) -> dict[str, int]:
@@ -264,17 +268,53 @@ def _other_repo_type(repo_id: str, api: HfApi) -> str | None:
     return None
 
 
+def is_address(source: str) -> bool:
+    """Whether a source is an address from a browser, with or without ``https://``, or one to clone from."""
+    lowered = source.lower()
+    return lowered.startswith(("https://", "http://", "git@")) or lowered.split("/")[0] in constants.HF_URL_HOSTS
+
+
+def _parse(source: str) -> tuple[str, str]:
+    """Repository and revision that a source names; the revision is empty if it names none.
+
+    Raises:
+        SourceError: If it is an address, but not that of a model repository.
+    """
+    if not is_address(source):
+        repo_id, _, revision = source.removeprefix("hf://").partition("@")
+        return repo_id, revision
+    hint = "pass the repository as org/name, and a branch with `revision`"
+    try:
+        found = huggingface_hub.parse_hf_uri(source, endpoint=constants.ENDPOINT)
+    except (errors.HfUriError, ValueError) as error:
+        reason = error.msg if isinstance(error, errors.HfUriError) else str(error)
+        raise SourceError(f"{source} is not the address of a repository: {reason.rstrip('.')}.", hint=hint) from None
+    if found.type != "model":
+        raise _not_a_model(found.id, found.type)
+    # The page of a file belongs to its repository; that of a folder may hold another checkpoint.
+    if found.path_in_repo and "/tree/" in source:
+        raise SourceError(
+            f"{source} is the folder {found.path_in_repo} of {found.id}, but hcsmoe reads whole repositories.",
+            hint="download that folder with 'hf download' and pass it, or write a branch with a slash as `revision`",
+        )
+    return found.id, found.revision or ""
+
+
+def _not_a_model(repo_id: str, kind: str) -> SourceError:
+    return SourceError(f"{repo_id} is a {kind} on the Hub, not a model.", hint="pass the id of a model repository")
+
+
 def open_hub_source(source: str, *, revision: str | None, token: str | None, cache_dir: Path | None) -> HubSource:
     """Resolves a repository to one commit.
 
     Args:
-        source: ``org/name``, ``hf://org/name`` or ``hf://org/name@revision``.
+        source: ``org/name``, ``hf://org/name``, ``hf://org/name@revision``, or the address of the repository's page.
         revision: Branch, tag or commit; must agree with one written into ``source``.
 
     Raises:
         SourceError: If the repository cannot be reached, two revisions were given, or the token is malformed.
     """
-    repo_id, _, written = source.removeprefix("hf://").partition("@")
+    repo_id, written = _parse(source)
     if written and revision is not None and written != revision:
         raise SourceError(f"two revisions were given: {written} and {revision}.", hint="keep one of them")
     revision, token = revision or written or None, token or None
@@ -285,8 +325,11 @@ def open_hub_source(source: str, *, revision: str | None, token: str | None, cac
             "the access token contains invalid characters.",
             hint="copy it again from https://huggingface.co/settings/tokens",
         )
+    problem = None if constants.HF_HUB_OFFLINE else session_problem()
+    if problem is not None:
+        raise SourceError(problem[0], hint=problem[1])
     api = HfApi(token=token)
-    with translate_read_errors(repo_id, revision):
+    with translate_read_errors(repo_id, revision, folder=source if source == repo_id else None):
         try:
             found = _resolve(repo_id, revision, api, cache_dir)
         except errors.RepositoryNotFoundError as error:
@@ -297,7 +340,5 @@ def open_hub_source(source: str, *, revision: str | None, token: str | None, cac
             )
             if kind is None:
                 raise
-            raise SourceError(
-                f"{repo_id} is a {kind} on the Hub, not a model.", hint="pass the id of a model repository"
-            ) from error
+            raise _not_a_model(repo_id, kind) from error
     return HubSource(found, requested_id=repo_id, token=token, cache_dir=cache_dir)

@@ -3,7 +3,7 @@
 from fnmatch import fnmatch
 from pathlib import Path
 
-from hcsmoe_hub.checkpoint.sidecars import sidecar_files
+from hcsmoe_hub.checkpoint.sidecars import is_sidecar, sidecar_files
 from hcsmoe_hub.checkpoint.source import LocalSource, Source
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
 from hcsmoe_hub.hub.write_errors import PushError
@@ -51,8 +51,8 @@ def checkpoint_files(source: Source) -> list[Path]:
     folder = source.path
     assert folder is not None, "results are folders"
     present = source.files()
-    named = [CARD_FILE, "config.json", *REPORTS, *([] if source.weight_map is None else [INDEX_FILE])]
-    small = {name for name in named if name in present} | set(sidecar_files(present))
+    named = [CARD_FILE, "config.json", *REPORTS, *([] if source.index is None else [INDEX_FILE])]
+    small = {name for name in named if name in present} | set(sidecar_files(present, source.loose_text))
     small |= {name for name in present if fnmatch(name, EVALUATIONS)}
     return [path for name in (*source.shards, *sorted(small)) if (path := folder / name).is_file()]
 
@@ -65,6 +65,6 @@ def other_files(folder: Path, files: list[Path]) -> list[str]:
 
 def is_checkpoint_file(name: str) -> bool:
     """Whether a repository file is part of a checkpoint; False for the card, which the user may have written."""
-    if name in ("config.json", *REPORTS) or sidecar_files([name]):
+    if name in ("config.json", *REPORTS) or is_sidecar(name):
         return True
     return "/" not in name and any(fnmatch(name, pattern) for pattern in WEIGHTS)

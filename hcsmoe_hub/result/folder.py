@@ -29,10 +29,11 @@ from hcsmoe_hub.report import BENCHMARK_FILE, EVALUATION_FILE, FIGURE_FILE, REPO
 
 def _clear(folder: Path) -> None:
     """Removes an old checkpoint, the files that mark it as complete first; the user's other files stay."""
+    present = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    sidecars = sidecar_files(present, lambda name: (folder / name).read_text(encoding="utf-8-sig", errors="replace"))
     for name in (INDEX_FILE, "config.json", REPORT_FILE, FIGURE_FILE, EVALUATION_FILE):
         (folder / name).unlink(missing_ok=True)
-    present = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    _remove_sidecars(folder, sidecar_files(present))
+    _remove_sidecars(folder, sidecars)
     for pattern in ("*.safetensors", f"*{INCOMPLETE}"):
         for file in folder.glob(pattern):
             if file.name != UNFINISHED:
@@ -68,26 +69,32 @@ def claim_output(plan: ConversionPlan) -> Iterator[Claim]:
     """Creates or clears the output folder and locks it; removes everything again unless the result stays.
 
     Raises:
-        OutputError: If another conversion has locked it, or it has new content since the plan.
+        OutputError: If it cannot be made, another conversion has locked it, or it has new content since the plan.
     """
     folder, claim = plan.output, Claim()
     if is_occupied(folder) and not plan.options.overwrite:
         raise OutputError(f"{folder} is no longer empty.", hint="choose another folder with `output`")
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / UNFINISHED)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise OutputError(
             f"another conversion is writing to {folder}.", hint="wait for it, or choose another folder with `output`"
         ) from None
+    except OSError as error:
+        raise OutputError(
+            f"nothing can be written to {folder}: {error.strerror}.", hint="choose another folder with `output`"
+        ) from error
     try:
         _clear(folder)
         yield claim
     finally:
         if not claim.stays:
             _clear(folder)
+            # Code that only the config names is not known without it.
+            _remove_sidecars(folder, [file for file in plan.sidecars if (folder / file).is_file()])
             if claim.card is not None:
                 claim.card.unlink(missing_ok=True)
         lock.release()

@@ -9,7 +9,7 @@ import pytest
 
 from hcsmoe_hub.checkpoint.config_json import check_aliases, check_counts, edit, has_expert_count, read_settings
 from hcsmoe_hub.errors import SourceError, UnsupportedModelError
-from hcsmoe_hub.model.skeleton import build_config
+from hcsmoe_hub.model.model_class import build_config
 
 Config = dict[str, Any]
 

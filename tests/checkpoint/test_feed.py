@@ -1,6 +1,5 @@
 """The feed of a pass: downloads ahead of its reader, within a limit of disk space."""
 
-import os
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -88,9 +87,9 @@ def immediate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read(feed: Feed, one: Piece) -> None:
     for name in one.tensors:
-        found = feed.open(name)
+        found = feed.find(name)
         assert found is not None
-        assert (os.fstat(found[0]).st_size, found[1]) == (one.nbytes, one.start)
+        assert (found[0].stat().st_size, found[1]) == (one.nbytes, one.start)
         feed.mark_read(name)
 
 
@@ -124,14 +123,14 @@ def test_a_piece_is_deleted_with_its_last_tensor(tmp_path: Path) -> None:
     feed = Feed(STEPS, Store(tmp_path).fetch, removes=True)
     (one, other), (next_one,), *_ = STEPS
     for name in one.tensors:
-        assert feed.open(name) is not None
-    feed.open(other.tensors[0])
+        assert feed.find(name) is not None
+    feed.find(other.tensors[0])
     feed.mark_read(one.tensors[0])
     assert (tmp_path / "shard-0.0").exists()
     feed.mark_read(one.tensors[1])
     assert not (tmp_path / "shard-0.0").exists()
     assert (tmp_path / "shard-1.0").exists()
-    feed.open(next_one.tensors[0])
+    feed.find(next_one.tensors[0])
     # Reading the next step ends this one.
     assert not (tmp_path / "shard-1.0").exists()
     feed.close()
@@ -171,7 +170,7 @@ def test_skipped_steps_are_deleted(tmp_path: Path) -> None:
 
 def test_a_tensor_of_another_shard_is_not_in_the_feed(tmp_path: Path) -> None:
     feed = Feed(STEPS, Store(tmp_path).fetch, removes=True)
-    assert feed.open("elsewhere") is None
+    assert feed.find("elsewhere") is None
     feed.mark_read("elsewhere")
     feed.close()
 
@@ -187,7 +186,7 @@ def test_a_failure_ahead_is_reported_before_its_turn(tmp_path: Path) -> None:
 
     feed = Feed(STEPS, fetch, removes=False)
     with pytest.raises(SourceError, match="it is gone"):
-        feed.open(STEPS[0][0].tensors[0])
+        feed.find(STEPS[0][0].tensors[0])
     feed.close()
 
 
@@ -197,7 +196,7 @@ def test_waiting_readers_get_an_error_when_the_feed_is_stopped(removes: bool, tm
     store = Store(tmp_path, held=everything)
     feed = Feed(STEPS, store.fetch, removes=removes)
     with ThreadPoolExecutor(2) as threads:
-        waiting = [threads.submit(feed.open, one.tensors[0]) for one in STEPS[0]]
+        waiting = [threads.submit(feed.find, one.tensors[0]) for one in STEPS[0]]
         store.wait_for(2)
         feed.stop()
         for one in waiting:

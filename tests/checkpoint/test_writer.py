@@ -14,7 +14,7 @@ from tiny_models import differing, read_tensors
 from torch import Tensor
 
 from hcsmoe_hub.checkpoint.source import LocalSource
-from hcsmoe_hub.checkpoint.tensors import DTYPES, INDEX_FILE, SINGLE_FILE
+from hcsmoe_hub.checkpoint.tensors import DTYPES, INDEX_FILE, PAIRS, SINGLE_FILE
 from hcsmoe_hub.checkpoint.writer import INCOMPLETE, ShardLayout, ShardWriter, lay_out, write_json
 
 
@@ -42,6 +42,9 @@ def every_dtype() -> dict[str, Tensor]:
         if dtype is torch.bool:
             content %= 2
         tensors[f"{name}.vector"] = content.view(dtype)
+        if dtype in PAIRS:
+            # safetensors has no scalar of half a byte, and reads an empty tensor of these with another shape.
+            continue
         tensors[f"{name}.scalar"] = content[: dtype.itemsize].clone().view(dtype).view(())
         tensors[f"{name}.empty"] = torch.empty(0, dtype=dtype)
         tensors[f"{name}.no_rows"] = torch.empty(2, 0, 4, dtype=dtype)

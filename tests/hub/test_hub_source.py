@@ -7,6 +7,7 @@ one without the Hub.
 import json
 import socket
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,7 @@ def add_sound_repositories(hub: Hub, folder: Path) -> None:
         {f"{'long' * 10}.{number}": torch.tensor(number) for number in range(1500)}, folder / "long" / SINGLE_FILE
     )
     hub.add("org/long-header", folder / "long")
+    hub.add("org/no-index", variant(folder / "no-index", **{INDEX_FILE: None}))
 
 
 def add_faulty_repositories(hub: Hub, folder: Path) -> None:
@@ -82,6 +84,9 @@ def add_faulty_repositories(hub: Hub, folder: Path) -> None:
     hub.add("org/bare", variant(folder / "bare", **{"config.json": None}))
     hub.add("org/texts", EXAMPLE, kind="datasets")
     hub.add("org/lost-shard", variant(folder / "lost", **{SHARDS[1]: None}))
+    hub.add("org/gap", variant(folder / "gap", **{INDEX_FILE: None, SHARDS[1]: None}))
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4' * 64}\nsize 2727464\n"
+    hub.add("org/pointer", variant(folder / "pointer", **{SHARDS[1]: pointer.encode()}))
     hub.add("org/outside", variant(folder / "outside", **{INDEX_FILE: index("../../x.safetensors")}))
     hub.add("org/truncated", variant(folder / "truncated", **{SHARDS[1]: LAST_SHARD[:-CUT]}))
 
@@ -113,6 +118,10 @@ REVISIONS: Mapping[str, tuple[str, Call, int]] = {
     "a uri": ("main", plan("hf://org/versions"), 2),
     "a uri with a branch": ("dev", plan("hf://org/versions@dev"), 1),
     "a name with a tag": ("v1", plan("org/versions@v1"), 3),
+    "an address": ("main", plan("https://huggingface.co/org/versions"), 2),
+    "an address of a branch": ("dev", plan("HTTPS://hf.co/org/versions/tree/dev/"), 1),
+    "an address of a file": ("v1", plan("huggingface.co/org/versions/blob/v1/config.json?download=true"), 3),
+    "an address of a pull request": ("refs/pr/1", plan("https://huggingface.co/org/versions/tree/refs%2Fpr%2F1"), 4),
     "the same revision twice": ("v1", plan("org/versions@v1", revision="v1"), 3),
 }
 
@@ -152,6 +161,42 @@ REFUSALS: Mapping[str, tuple[Call, str, str]] = {
         "org/bare has no config.json, so it is not a transformers",
         "that holds config.json",
     ),
+    "an address of a dataset": (
+        plan("https://huggingface.co/datasets/org/elsewhere"),
+        "org/elsewhere is a dataset on the Hub, not a model",
+        "id of a model",
+    ),
+    "an address of a user": (
+        plan("https://huggingface.co/org"),
+        "https://huggingface.co/org is not the address of a repository",
+        "org/name",
+    ),
+    "an address of another site": (
+        plan("https://example.com/org/tiny"),
+        "Unrecognized host 'example.com'",
+        "org/name",
+    ),
+    "an address to clone from": (
+        plan("git@hf.co:org/tiny.git"),
+        "git@hf.co:org/tiny.git is not the address of a repository",
+        "org/name",
+    ),
+    "an address of a folder": (
+        plan("https://huggingface.co/org/tiny/tree/main/onnx"),
+        "is the folder onnx of org/tiny, but hcsmoe reads whole repositories",
+        "`revision`",
+    ),
+    "an address and a revision": (
+        plan("https://huggingface.co/org/tiny/tree/main", revision="v2"),
+        "two revisions were given: main and v2",
+        "keep one",
+    ),
+    "a gap": (
+        plan("org/gap"),
+        f"org/gap lacks 1 of 2 shards, by the names of the others: {SHARDS[1]}",
+        "the owners",
+    ),
+    "a pointer": (plan("org/pointer"), f"{SHARDS[1]} is a Git LFS pointer for 2727464 bytes", "hf download"),
     "a dataset": (plan("org/texts"), "org/texts is a dataset on the Hub, not a model", "id of a model"),
     "lost shard": (plan("org/lost-shard"), f"lacks 1 of 2 shards that its index lists: {SHARDS[1]}", "the owners"),
     "outside": (plan("org/outside"), "lists the file '../../x.safetensors', which is outside", "hostile"),
@@ -178,6 +223,7 @@ def first_run(hub: Hub, machine: Machine) -> Answers:
         "private": plan("org/private", token=OPENER),
         "gated": plan("org/gated", token=OPENER),
         "long header": {"action": "open", "source": "org/long-header"},
+        "no index": {"action": "open", "source": "org/no-index"},
         "own cache": plan("org/versions", cache_dir="own-cache"),
         "whole": {"action": "download", "source": "org/whole", "ignore_patterns": ["*.md"]},
         "partial": {"action": "download", "source": "org/partial", "ignore_patterns": [SHARDS[1]]},
@@ -245,6 +291,11 @@ def test_a_header_longer_than_the_first_request_takes_one_more(hub: Hub, first_r
     requested = [request.range for _, request in file_requests(hub.requests, "org/long-header")]
     assert requested == [f"bytes=0-{FIRST_READ_BYTES - 1}", f"bytes=8-{data_start - 1}"]
     assert first_run["long header"] == {name: [tensor.shard, tensor.offset] for name, tensor in expected.items()}
+
+
+def test_shards_without_an_index_are_read(first_run: Answers) -> None:
+    expected = LocalSource(EXAMPLE).tensors
+    assert first_run["no index"] == {name: [tensor.shard, tensor.offset] for name, tensor in expected.items()}
 
 
 def test_conversion_from_the_hub_equals_that_of_the_local_folder(machine: Machine, first_run: Answers) -> None:
@@ -321,6 +372,7 @@ def test_offline_mode_needs_no_file_that_a_conversion_does_not_read(offline_run:
 def test_offline_mode_refuses_what_the_cache_does_not_hold(offline_run: LaterRun, repository: str) -> None:
     answer = offline_run[0][repository]
     assert answer["refused"] == "SourceError"
+    assert f"there is no folder {repository}; offline mode is on" in answer["message"]
     assert f"(HF_HUB_OFFLINE) and {repository} is not complete in the local cache" in answer["message"]
     assert f"hf download {repository}" in answer["hint"]
 
@@ -384,5 +436,29 @@ def test_an_endpoint_that_does_not_answer_is_refused(machine: Machine) -> None:
         closed.bind(("127.0.0.1", 0))
         answers = machine.run(f"http://127.0.0.1:{closed.getsockname()[1]}", {"plan": plan("org/elsewhere")})
     assert answers["plan"]["refused"] == "SourceError"
-    assert "the Hub cannot be reached for org/elsewhere" in answers["plan"]["message"]
+    assert "there is no folder org/elsewhere; the Hub cannot be reached for org/elsewhere" in answers["plan"]["message"]
     assert answers["plan"]["hint"] == "check the network, or HF_ENDPOINT"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message", "hint"),
+    [
+        ("SSL_CERT_FILE", "/nonexistent.pem", "SSL_CERT_FILE is /nonexistent.pem, which cannot be used", "unset it"),
+        ("SSL_CERT_FILE", __file__, f"SSL_CERT_FILE is {__file__}, which cannot be used", "file of certificates"),
+        ("HTTPS_PROXY", "strange://me:secret@host", "the proxy of HTTPS_PROXY cannot be used", "correct the variable"),
+        ("ALL_PROXY", "http://host:port", "the proxy of ALL_PROXY cannot be used", "correct the variable"),
+    ],
+)
+def test_a_setting_with_which_no_request_can_be_made_is_named(
+    hub: Hub, machine: Machine, variable: str, value: str, message: str, hint: str
+) -> None:
+    answer = machine.run(hub.url, {"plan": plan("org/tiny")}, **{variable: value})["plan"]
+    assert (answer["refused"], message in answer["message"], hint in answer["hint"]) == ("SourceError", True, True)
+    assert "secret" not in answer["message"]
+
+
+@pytest.mark.skipif(find_spec("socksio") is not None, reason="SOCKS proxies work here")
+def test_a_proxy_that_needs_another_package_is_refused_with_its_name(hub: Hub, machine: Machine) -> None:
+    answer = machine.run(hub.url, {"plan": plan("org/tiny")}, ALL_PROXY="socks5://127.0.0.1:9")["plan"]
+    assert "the proxy of ALL_PROXY cannot be used" in answer["message"]
+    assert "pip install socksio" in answer["hint"]
