@@ -5,6 +5,7 @@ import os
 import traceback
 from collections.abc import Mapping
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -15,6 +16,7 @@ from hcsmoe_hub.cli.evaluate import evaluate
 from hcsmoe_hub.cli.flags import with_flags
 from hcsmoe_hub.cli.help_page import HelpCommand, HelpGroup
 from hcsmoe_hub.cli.inspect import inspect
+from hcsmoe_hub.cli.libraries import warnings_hidden
 from hcsmoe_hub.cli.output import Output, print_labelled, stderr_console
 from hcsmoe_hub.cli.push import push
 from hcsmoe_hub.cli.verify import verify
@@ -31,6 +33,12 @@ SYSTEM_HINTS: Mapping[int, str] = {
     errno.EACCES: "check the permissions, or choose another folder",
     errno.EPERM: "check the permissions, or choose another folder",
     errno.EROFS: "choose a folder that can be written to",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ELOOP: "remove the links that lead to each other",
+    errno.EMFILE: "allow this program more open files, for example with 'ulimit -n 4096'",
+    errno.ENFILE: "close other programs: this machine has too many files open",
+    errno.EIO: "check the disk, or choose another one with --output or --cache-dir",
+    errno.ESTALE: "mount the network folder again, and run the same command again",
 }
 
 
@@ -38,8 +46,10 @@ class _Commands(HelpGroup):
     """Runs a command and turns its known failures into one message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        _check_endpoint()
         try:
-            return super().invoke(ctx)
+            with warnings_hidden():
+                return super().invoke(ctx)
         except HcsmoeError as error:
             _fail(with_flags(error.message), with_flags(error.hint))
         except OSError as error:
@@ -51,6 +61,15 @@ class _Commands(HelpGroup):
         except KeyboardInterrupt:
             stderr_console().print("Interrupted.")
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _check_endpoint() -> None:
+    """Ends the command if HF_ENDPOINT is malformed: the Hub's client would not even be imported."""
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    try:
+        _ = urlsplit(endpoint).port
+    except ValueError as error:
+        _fail(f"HF_ENDPOINT is {endpoint!r}, which is not an address: {error}.", "correct the variable, or unset it")
 
 
 def _fail(message: str, hint: str) -> None:

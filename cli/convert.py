@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli import summary
-from hcsmoe_hub.cli.documents import available, plan_document
+from hcsmoe_hub.cli.documents import available, is_short_of_room, plan_document
 from hcsmoe_hub.cli.groups import grouped
 from hcsmoe_hub.cli.libraries import collector_paused, prepare_libraries
 from hcsmoe_hub.cli.method_options import ExpertsOption, ExpertsPerTokenOption, MethodFlags
@@ -47,6 +47,8 @@ def convert(
         experts_per_token=experts_per_token,
         method=method.options(seed=calibration.seed),
         calibration=calibration.options(),
+        dtype=output.dtype,
+        mtp=output.mtp,
         output=output.output,
         max_shard_size=output.max_shard_size,
         overwrite=output.overwrite,
@@ -97,9 +99,12 @@ def _document(plan: "ConversionPlan", report: ConversionReport) -> dict[str, Any
 def _dry_run(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -> None:
     with sink.working("Reading headers"):
         planned = plan(source, options, **hub.arguments())
-        document = plan_document(planned)
-        human = summary.dry_run(document, available(planned))
+        room = available(planned)
+        document = plan_document(planned) | {"available": room}
+        human = summary.dry_run(document, room)
+        would_start = not is_short_of_room(planned)
     sink.result(document, human=human, brief=str(planned.output))
     for message in planned.warnings:
         sink.warn(message)
-    sink.hint("drop --dry-run to convert")
+    if would_start:
+        sink.hint("drop --dry-run to convert")

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hcsmoe_hub.model.architectures import ARCHITECTURES
-
 if TYPE_CHECKING:
     from hcsmoe_hub.checkpoint.source import Source
     from hcsmoe_hub.model.source_model import SourceModel
@@ -17,8 +15,8 @@ if TYPE_CHECKING:
 
 def _source(source: "Source") -> dict[str, Any]:
     """Where a source comes from, and the format of most of its bytes."""
+    from hcsmoe_hub.checkpoint.config_json import quantization_method
     from hcsmoe_hub.checkpoint.tensors import DTYPE_NAMES
-    from hcsmoe_hub.model.skeleton import quantization_method
 
     sizes: Counter[str] = Counter()
     for tensor in source.tensors.values():
@@ -56,7 +54,7 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
             "after": plan.options.experts,
             "per_token_before": before.experts_per_token,
             "per_token_after": after.experts_per_token,
-            "moe_layers": len(model.blocks),
+            **model.layer_counts,
         },
         **({"experts_by_layer": _by_layer(counts)} if len(set(counts.values())) > 1 else {}),
         "is_final": plan.is_final,
@@ -65,7 +63,7 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
         "weights_bytes": weight_bytes(plan),
         "shards": {"before": len(model.source.shards), "after": len(plan.shards.files)},
         "needs": asdict(estimate_needs(plan, flops_per_second=speed)),
-        "method": plan.recipe.as_dict(),
+        "method": plan.method,
         "calibration": {
             "dataset": calibration.dataset,
             "sequences": calibration.sequences,
@@ -83,10 +81,10 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
 
 def available(plan: "ConversionPlan") -> dict[str, Any]:
     """What this machine has free of what a plan needs: disk, memory, memory of the device."""
-    import psutil
     import torch
 
     from hcsmoe_hub.machine.device import resolve_device
+    from hcsmoe_hub.machine.memory import available_memory
 
     disk, disk_bytes = _disk(plan.output)
     cache, cache_bytes = _disk(plan.model.source.cache or plan.output)
@@ -96,10 +94,17 @@ def available(plan: "ConversionPlan") -> dict[str, Any]:
         "disk_bytes": disk_bytes,
         "cache": cache,
         "cache_bytes": cache_bytes,
-        "memory_bytes": psutil.virtual_memory().available,
+        "memory_bytes": available_memory(),
         "device": str(device),
         "device_bytes": 0 if device.type == "cpu" else torch.cuda.mem_get_info(device)[0],
     }
+
+
+def is_short_of_room(plan: "ConversionPlan") -> bool:
+    """Whether this machine lacks the disk or the memory to carry out a plan."""
+    from hcsmoe_hub.planning.room import shortages
+
+    return bool(shortages(plan))
 
 
 def _disk(folder: Path) -> tuple[str, int]:
@@ -115,8 +120,7 @@ def model_document(model: "SourceModel") -> dict[str, Any]:
     from hcsmoe_hub.checkpoint.tensors import total_bytes
     from hcsmoe_hub.planning.sizes import active_parameters, projections, stored_experts
 
-    source, settings, config = model.source, model.settings, model.skeleton.config
-    architecture = ARCHITECTURES[config.model_type]
+    source, settings, architecture = model.source, model.settings, model.architecture
     stored = {} if model.expert_map is None else {"stored_by_layer": _by_layer(stored_experts(model))}
     return {
         "source": _source(source),
@@ -127,8 +131,8 @@ def model_document(model: "SourceModel") -> dict[str, Any]:
             "per_layer": settings.experts,
             "per_token": settings.experts_per_token,
             "groups": settings.groups,
-            "moe_layers": len(model.blocks),
-            "layers": len(model.skeleton.layers),
+            **model.layer_counts,
+            "layers": model.skeleton.depth,
             **stored,
         },
         "parameters": {

@@ -109,6 +109,12 @@ def _experts(experts: Document) -> str:
     return f"{experts['per_layer']} router rows share {stored} experts per layer, {tail}"
 
 
+def _layers(experts: Document) -> str:
+    """How many layers have experts."""
+    words = f"{experts['moe_layers']} of {format_plural(experts['layers'], 'decoder layer')} are MoE layers"
+    return f"{words}, and so is the multi-token prediction head" if "mtp_layers" in experts else words
+
+
 def _summary(document: Document) -> RenderableType:
     """A checkpoint, and what would be left of it with fewer experts."""
     source, experts, parameters = document["source"], document["experts"], document["parameters"]
@@ -117,7 +123,7 @@ def _summary(document: Document) -> RenderableType:
     rows = [
         ("architecture", document["architecture"]),
         ("router", "; ".join(filter(None, (document["router"], document["note"])))),
-        ("layers", f"{experts['moe_layers']} of {format_plural(experts['layers'], 'decoder layer')} are MoE layers"),
+        ("layers", _layers(experts)),
         ("experts", _experts(experts)),
         (
             "parameters",

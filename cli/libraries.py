@@ -1,7 +1,9 @@
-"""Settings of other libraries that must be made before they are imported."""
+"""Settings of other libraries: what they print, and what must be decided before they are imported."""
 
 import gc
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +23,18 @@ def prepare_libraries() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+@contextmanager
+def warnings_hidden() -> Iterator[None]:
+    """Keeps the warnings of other libraries off the terminal: they are about code, which a user cannot change.
+
+    ``python -W`` and ``PYTHONWARNINGS`` show them.
+    """
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

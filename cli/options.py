@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from hcsmoe_hub.cli.help_page import one_of
-from hcsmoe_hub.cli.values import parse_device, parse_shard_size, parse_size
-from hcsmoe_hub.options import DEFAULT_MAX_SHARD_SIZE, CalibrationOptions, Device, PushOptions
+from hcsmoe_hub.cli.values import choice, parse_device, parse_shard_size, parse_size
+from hcsmoe_hub.options import DEFAULT_MAX_SHARD_SIZE, CalibrationOptions, Device, Dtype, Mtp, PushOptions
 
 # Every device that has a name, and the form of the others.
 DEVICES = one_of((*Device, "cuda:N"))
@@ -50,8 +50,8 @@ class CalibrationFlags:
         _calibration(
             "--calibration",
             metavar="NAME",
-            help="Text to observe the experts on: bundled, c4, a file (.jsonl, .json, .txt, .parquet, .csv, .npy) "
-            "or a Hub dataset id.",
+            help="Text to observe the experts on: bundled, c4, a file (.jsonl, .json, .txt, .parquet, .csv, .npy), "
+            "a folder, a Hub dataset as ID[:CONFIG][:SPLIT], or several with shares (a.jsonl=0.7,c4=0.3).",
         ),
     ] = _CALIBRATION.dataset
     samples: Annotated[
@@ -83,8 +83,8 @@ class CalibrationFlags:
         _calibration(
             "--text-column",
             metavar="NAME",
-            show_default="messages, text or content",
-            help="Column that holds the text.",
+            show_default="found by the usual names",
+            help="Column that holds text or conversations.",
         ),
     ] = _CALIBRATION.text_column
     feature_tokens: Annotated[
@@ -142,8 +142,9 @@ class ComputeFlags:
             "--max-memory",
             parser=parse_size,
             metavar="SIZE",
-            show_default="no limit",
-            help="Refuse to start if the conversion needs more memory, e.g. 24GB.",
+            show_default="what is available",
+            help="Memory that the conversion may need, e.g. 24GB: refuse to start above it, and start below it even if "
+            "less is available.",
         ),
     ] = None
 
@@ -156,10 +157,28 @@ class OutputFlags:
         Path | None,
         _output("--output", "-o", metavar="DIR", show_default="./NAME-hcsmoe-Ke", help="Folder of the result."),
     ] = None
+    dtype: Annotated[
+        Dtype,
+        _output(
+            "--dtype",
+            parser=choice(Dtype),
+            metavar="NAME",
+            help=f"Format of the weights that the source has quantised: {one_of(Dtype)}.",
+        ),
+    ] = Dtype.SOURCE
     max_shard_size: Annotated[
         str,
         _output("--max-shard-size", parser=parse_shard_size, metavar="SIZE", help="Maximum size of a shard."),
     ] = DEFAULT_MAX_SHARD_SIZE
+    mtp: Annotated[
+        Mtp,
+        _output(
+            "--mtp",
+            parser=choice(Mtp),
+            metavar="NAME",
+            help=f"What becomes of a multi-token prediction head: {one_of(Mtp)}.",
+        ),
+    ] = Mtp.KEEP
     figure: Annotated[
         bool,
         _output_flag(

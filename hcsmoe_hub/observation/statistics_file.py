@@ -16,7 +16,8 @@ import safetensors
 from safetensors.torch import load, save
 from torch import Tensor
 
-from hcsmoe_hub.calibration.text import CalibrationPlan, dataset_digest, dataset_name
+from hcsmoe_hub.calibration.plan import CalibrationPlan
+from hcsmoe_hub.calibration.sources import is_same_dataset
 from hcsmoe_hub.checkpoint.writer import INCOMPLETE
 from hcsmoe_hub.errors import CalibrationError, OutputError, PlanError
 from hcsmoe_hub.model.source_model import SourceModel
@@ -33,11 +34,11 @@ _INPUT, _NAMED_INPUT = "input.", "named_input."
 def fingerprint(model: SourceModel) -> str:
     """Identifies a source by its headers and the beginning of routers and experts of two layers."""
     peeked = []
-    for block in (model.blocks[0], model.blocks[-1]):
+    for block in (model.decoder_blocks[0], model.decoder_blocks[-1]):
         for tensors in (block.router, block.experts):
             names = {tensor.name for tensor in tensors}
             keys = sorted(key for key, target in model.groups[block.layer].targets.items() if target in names)
-            peeked += [model.source.tensors[key] for key in keys[:1] + keys[-1:]]
+            peeked += [model.source.tensors[part] for part in model.parts_of(keys[:1] + keys[-1:])]
     return model.source.fingerprint(peeked)
 
 
@@ -163,7 +164,10 @@ class StatisticsFile:
         numbers = [int(name.removeprefix(_INPUT)) for name in tensors if name.startswith(_INPUT)]
         args = [tensors.get(f"{_INPUT}{number}") for number in range(max(numbers, default=-1) + 1)]
         kwargs = {name.removeprefix(_NAMED_INPUT): tensors[name] for name in tensors if name.startswith(_NAMED_INPUT)}
-        return LayerStatistics(tokens=self.content["calibration"]["tokens"], sample=Call(tuple(args), kwargs), **fields)
+        calibration = self.content["calibration"]
+        # An MTP head sees a token less of every sequence.
+        missing = calibration["sequences"] if layer in self.content.get("mtp_layers", ()) else 0
+        return LayerStatistics(tokens=calibration["tokens"] - missing, sample=Call(tuple(args), kwargs), **fields)
 
     def usage(self) -> dict[int, Tensor]:
         """How often the router chose each expert, ``[E]`` int64 by decoder layer."""
@@ -191,20 +195,19 @@ class StatisticsFile:
                 f"from those of {model.source.label}.",
                 hint="name a file that does not exist yet, and it will be written",
             )
+        if {block.layer for block in model.blocks} - set(self.content["layers"]):
+            raise PlanError(
+                f"{self.path} was collected without the MTP head of {model.source.label}.",
+                hint="add `mtp='drop'`, or name another file to collect statistics again",
+            )
         defaults = CalibrationOptions()
         # The seed of the method is the same option, and may well be another one.
         for field in (field for field in fields(CalibrationOptions) if field.name != "seed"):
             asked, found = getattr(options, field.name), self.content["options"][field.name]
-            is_same = self._is_dataset(asked) if field.name == "dataset" else asked == found
+            is_dataset = field.name == "dataset"
+            is_same = is_same_dataset(asked, self.content["calibration"]) if is_dataset else asked == found
             if not is_same and asked != getattr(defaults, field.name):
                 raise PlanError(
                     f"{self.path} was collected with {field.name.replace('_', ' ')} {found}, not {asked}.",
                     hint="leave the option out to reuse the file, or name another file to collect statistics again",
                 )
-
-    def _is_dataset(self, asked: str) -> bool:
-        """Whether a calibration set is that of the file: by its content if that can be read, otherwise by its name."""
-        found, digest = self.content["calibration"], dataset_digest(asked)
-        if digest is not None and found["dataset_sha256"] is not None:
-            return bool(digest == found["dataset_sha256"])
-        return bool(dataset_name(asked) == found["dataset"])

@@ -8,13 +8,11 @@ from typing import Any
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from hcsmoe_hub.errors import VerificationError
 from hcsmoe_hub.model.router import router_weight, watch_logits
 from hcsmoe_hub.observation.observers import CalibrationObserver, mean_outputs
+from hcsmoe_hub.observation.overflow import not_finite
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
 from hcsmoe_hub.observation.statistics import Call, ExpertStatistics, LayerStatistics, sample_tokens
-
-BROKEN_WEIGHTS_HINT = "download the source again; 'hcsmoe verify SOURCE' names the first tensor that is not finite"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +49,7 @@ class BlockWatcher:
         self._seed = seed
         self._observer = self._fresh_observer()
         self._calls: list[Call] = []
+        self._inputs: list[Tensor] = []
 
     def _fresh_observer(self) -> CalibrationObserver:
         return CalibrationObserver(ExpertStatistics.empty(self._count))
@@ -62,6 +61,7 @@ class BlockWatcher:
         Args:
             inputs: Inputs of the layer, all sequences of them.
         """
+        self._inputs = [value for value in inputs.args if isinstance(value, Tensor) and value.is_floating_point()]
         moe, skeleton = self._block.moe, self._block.skeleton
         weight = router_weight(self._block.block, skeleton.state)
         with ExitStack() as stack:
@@ -88,14 +88,18 @@ class BlockWatcher:
         """What was seen, after the layer has run over all sequences.
 
         Raises:
-            VerificationError: If the outputs of the experts are not finite.
+            VerificationError: If the outputs of the experts are not finite; says whether weights are broken or values
+                overflow.
         """
         sums, layer = self._observer.statistics, self._block.block.layer
         outputs_EH = mean_outputs(self._block.experts, sums)
         if not outputs_EH.isfinite().all():
-            raise VerificationError(
-                f"layer {layer}: the outputs of its experts are not finite: the source holds broken weights.",
-                hint=BROKEN_WEIGHTS_HINT,
+            skeleton = self._block.skeleton
+            raise not_finite(
+                f"layer {layer}: the outputs of its experts are",
+                weights=skeleton.layers[layer].state_dict().values(),
+                dtype=skeleton.dtype,
+                inputs=self._inputs,
             )
         is_whole = self._block.block.is_whole_layer
         sample = None if is_whole else sample_tokens(self._calls, self._feature_tokens, self._seed)

@@ -20,50 +20,39 @@ def disk_of(path: Path) -> int:
     return path.stat().st_dev
 
 
-def check_disks(plan: ConversionPlan, needs: Needs) -> None:
-    """Checks that the download and the result fit, together where they lie on one disk.
-
-    Raises:
-        OutputError: If they do not.
-    """
-    problem = _problem(plan, needs)
-    if problem is None:
-        return
-    message, hint = problem
-    if not plan.options.low_disk:
-        frugal = replace(plan, options=replace(plan.options, low_disk=True))
-        needed = estimate_needs(frugal)
-        if _problem(frugal, needed) is None:
-            # A pushed result need not stay on the disk; a download never need.
-            hint += f", or add `low_disk=True`, which needs {format_bytes(needed.cache_bytes + needed.disk_bytes)}"
-    raise OutputError(message, hint=hint)
+def disk_shortages(plan: ConversionPlan, needs: Needs) -> list[OutputError]:
+    """What is wrong if the download and the result do not fit, together where they lie on one disk; each disk once."""
+    found = _problems(plan, needs)
+    if not found or plan.options.low_disk:
+        return [OutputError(message, hint=hint) for message, hint in found]
+    frugal = replace(plan, options=replace(plan.options, low_disk=True))
+    needed = estimate_needs(frugal)
+    # A pushed result need not stay on the disk; a download never need.
+    is_enough = not _problems(frugal, needed)
+    total = format_bytes(needed.cache_bytes + needed.disk_bytes)
+    addition = f", or add `low_disk=True`, which needs {total}" if is_enough else ""
+    return [OutputError(message, hint=hint + addition) for message, hint in found]
 
 
-def _problem(plan: ConversionPlan, needs: Needs) -> tuple[str, str] | None:
-    """Message and hint if something does not fit."""
-    output, cache = existing_part(plan.output), plan.model.source.cache
-    if cache is not None and needs.cache_bytes:
+def _problems(plan: ConversionPlan, needs: Needs) -> list[tuple[str, str]]:
+    """Message and hint of everything that does not fit."""
+    output, cache, found = existing_part(plan.output), plan.model.source.cache, list[tuple[str, str]]()
+    free, download, result = shutil.disk_usage(output).free, needs.cache_bytes, needs.disk_bytes
+    if cache is not None and download:
         cache = existing_part(cache)
-        if disk_of(cache) != disk_of(output):
-            free = shutil.disk_usage(cache).free
-            if free < needs.cache_bytes:
-                return (
-                    f"the download needs {format_bytes(needs.cache_bytes)}, but {cache} has {format_bytes(free)} free.",
-                    "choose another disk with `cache_dir`",
+        if disk_of(cache) == disk_of(output):
+            if free < download + result:
+                message = (
+                    f"the download needs {format_bytes(download)} and the result {format_bytes(result)}, but the disk "
+                    f"of {cache} and {output} has {format_bytes(free)} free."
                 )
-        else:
-            free, needed = shutil.disk_usage(output).free, needs.cache_bytes + needs.disk_bytes
-            if free < needed:
-                return (
-                    f"the download needs {format_bytes(needs.cache_bytes)} and the result "
-                    f"{format_bytes(needs.disk_bytes)}, but the disk of {cache} and {output} has "
-                    f"{format_bytes(free)} free.",
-                    "choose another disk with `output` or `cache_dir`",
-                )
-    free = shutil.disk_usage(output).free
-    if free < needs.disk_bytes:
-        return (
-            f"the result needs {format_bytes(needs.disk_bytes)}, but {output} has {format_bytes(free)} free.",
-            "choose another disk with `output`",
-        )
-    return None
+                found.append((message, "choose another disk with `output` or `cache_dir`"))
+            return found
+        room = shutil.disk_usage(cache).free
+        if room < download:
+            message = f"the download needs {format_bytes(download)}, but {cache} has {format_bytes(room)} free."
+            found.append((message, "choose another disk with `cache_dir`"))
+    if free < result:
+        message = f"the result needs {format_bytes(result)}, but {output} has {format_bytes(free)} free."
+        found.append((message, "choose another disk with `output`"))
+    return found

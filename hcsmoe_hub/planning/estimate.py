@@ -7,6 +7,7 @@ from hcsmoe_hub.checkpoint.tensors import total_bytes
 from hcsmoe_hub.methods.refit.cost import BLOCK_STEP_TOKENS, BLOCK_STEPS, FittedLayer
 from hcsmoe_hub.methods.refit.down_projections import KEPT_BYTES
 from hcsmoe_hub.methods.refit.experts import STEP_TOKENS
+from hcsmoe_hub.model.expert_kinds import experts_of
 from hcsmoe_hub.options import Align, Merge, Refit
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 
@@ -81,7 +82,8 @@ def layer_cost(plan: ConversionPlan) -> LayerCost:
     share_before = model.settings.experts_per_token / model.settings.experts
     share_after = plan.settings.experts_per_token / experts_after
     # Gate and up run on every token; down, and the merged experts, on the tokens that are routed to them.
-    active = sum(layers) - experts + experts * (2 + share_before) / 3 + kept * share_after
+    matrices = _matrices(plan)
+    active = sum(layers) - experts + experts * (matrices - 1 + share_before) / matrices + kept * share_after
     if plan.recipe.propagates:
         # The reduced model's hidden states run through the source's layer, and through the reduced one.
         active += 2 * (sum(layers) - experts) + experts * share_before + kept * share_after
@@ -93,10 +95,25 @@ def layer_cost(plan: ConversionPlan) -> LayerCost:
     )
 
 
-def _neurons(plan: ConversionPlan) -> int:
-    """Neurons of one expert, which has a gate, an up and a down projection."""
-    hidden = plan.model.skeleton.config.get_text_config().hidden_size
-    return plan.model.expert_parameters() // (3 * hidden * plan.model.settings.experts * len(plan.model.blocks))
+def neurons_of(plan: ConversionPlan) -> int:
+    """Neurons of one expert."""
+    model, block = plan.model, plan.model.blocks[0]
+    rows = {
+        block.name_in_experts(tensor): tensor.split(model.skeleton.state[tensor.name])[0] for tensor in block.experts
+    }
+    return experts_of(model.skeleton.module.get_submodule(block.experts_path)).neurons(rows).size
+
+
+def expert_parameters(plan: ConversionPlan) -> int:
+    """Parameters of one expert."""
+    return plan.model.expert_parameters() // (plan.model.settings.experts * len(plan.model.blocks))
+
+
+def _matrices(plan: ConversionPlan) -> int:
+    """Matrices of one expert: a gate, an up and a down projection, or no gate."""
+    hidden = plan.model.skeleton.text_config.hidden_size
+    # Biases are a small part of one more.
+    return max(2, expert_parameters(plan) // (hidden * neurons_of(plan)))
 
 
 def matching_bytes(plan: ConversionPlan) -> int:
@@ -105,7 +122,7 @@ def matching_bytes(plan: ConversionPlan) -> int:
     ZipIt holds one float32 matrix over all neurons of a cluster, which can have as many members as experts are merged
     away, and one more; the assignments of the others hold a few matrices over the neurons of one expert.
     """
-    recipe, experts, neurons = plan.recipe, plan.model.settings.experts, _neurons(plan)
+    recipe, experts, neurons = plan.recipe, plan.model.settings.experts, neurons_of(plan)
     if recipe.merge is Merge.ZIPIT:
         members = min(experts - plan.options.experts + 1, recipe.max_cluster_size or experts)
         return 4 * (members * neurons) ** 2
@@ -115,9 +132,9 @@ def matching_bytes(plan: ConversionPlan) -> int:
 
 def refit_bytes(plan: ConversionPlan) -> int:
     """Memory for a refit: its own experts and tokens in float32, and what its equations or its optimiser need."""
-    refit, neurons = plan.recipe.refit, _neurons(plan)
-    hidden, tokens = plan.model.skeleton.config.get_text_config().hidden_size, plan.calibration.tokens
-    experts = 4 * 3 * plan.options.experts * neurons * hidden
+    refit, neurons = plan.recipe.refit, neurons_of(plan)
+    hidden, tokens = plan.model.skeleton.text_config.hidden_size, plan.calibration.tokens
+    experts = 4 * plan.options.experts * expert_parameters(plan)
     # Tokens, both outputs, what is wanted, and the parts of these that are fitted.
     states = 4 * FITTED_STATES * tokens * hidden
     kept = min(KEPT_BYTES, 8 * plan.options.experts * neurons**2)
@@ -135,14 +152,26 @@ def refit_bytes(plan: ConversionPlan) -> int:
             return 4 * experts + states + kept + max(equations, 4 * STEP_VALUES * STEP_TOKENS * neurons)
 
 
+def encoding_bytes(plan: ConversionPlan, experts_bytes: int) -> int:
+    """Memory for the experts of a layer in the format of the source: their parts, and what is decoded from them.
+
+    Args:
+        plan: The conversion.
+        experts_bytes: Bytes of these experts in the dtype of the model.
+    """
+    # In between, stored tensors are taken out of those of the model and put together again.
+    return 3 * experts_bytes if plan.keeps_format else 0
+
+
 def refit_flops(plan: ConversionPlan) -> float:
     """Operations of the refits of all layers."""
     layer = FittedLayer(
-        hidden=plan.model.skeleton.config.get_text_config().hidden_size,
-        neurons=_neurons(plan),
+        hidden=plan.model.skeleton.text_config.hidden_size,
+        neurons=neurons_of(plan),
         experts=plan.options.experts,
         top_k=plan.settings.experts_per_token,
         tokens=plan.calibration.tokens,
+        matrices=_matrices(plan),
     )
     layers = len(plan.experts_by_layer)
     match plan.recipe.refit:
@@ -184,10 +213,11 @@ def estimate_needs(plan: ConversionPlan, *, flops_per_second: float | None = Non
     """
     cost, source = layer_cost(plan), plan.model.source
     tokens, itemsize = plan.calibration.tokens, plan.model.skeleton.dtype.itemsize
-    token_bytes = plan.model.skeleton.config.get_text_config().hidden_size * itemsize
+    token_bytes = plan.model.skeleton.text_config.hidden_size * itemsize
     # Input and output of the layer, input of its MoE block, and what its experts returned; of each of both streams.
     states = (8 if plan.recipe.propagates else 4) * tokens * token_bytes
     layers = int(cost.layer_bytes * (1 + LOADING_FACTOR)) + cost.merged_bytes
+    layers += encoding_bytes(plan, cost.merged_bytes)
     at_work = layers + 16 * min(plan.batch_tokens, tokens) * token_bytes
     matching = matching_bytes(plan) + refit_bytes(plan)
     process = PROCESS_BYTES + (0 if plan.calibration.is_token_ids else TEXT_BYTES)

@@ -51,7 +51,7 @@ def _check_layers(model: SourceModel, recipe: Recipe) -> None:
         named = ", ".join(map(str, strangers)) or "none"
         raise PlanError(
             f"`layers` names {named}, but the MoE layers of {model.source.label} are {min(layers)} to {max(layers)}"
-            f" ({len(layers)} of {len(model.skeleton.layers)} decoder layers).",
+            f" ({len(layers)} of {len(model.skeleton.layers)} layers).",
             hint="name MoE layers only",
         )
     if recipe.layout is Layout.REDUCED and layers - set(recipe.layers):
@@ -179,6 +179,12 @@ def _check_propagation(model: SourceModel, recipe: Recipe, options: ConvertOptio
         )
 
 
+def _scales_input(model: SourceModel) -> bool:
+    """Whether the router weight multiplies the input of an expert, instead of its output."""
+    module = model.skeleton.module
+    return any(experts_of(module.get_submodule(block.experts_path)).scales_input for block in model.blocks)
+
+
 def _check_sample(model: SourceModel, recipe: Recipe, options: ConvertOptions) -> None:
     """Checks what needs an MoE block that can be run on single tokens."""
     whole = [block.layer for block in model.blocks if block.is_whole_layer]
@@ -194,7 +200,7 @@ def _check_sample(model: SourceModel, recipe: Recipe, options: ConvertOptions) -
             "experts are part of the decoder layer itself.",
             hint=f"leave `{choice.partition('=')[0]}` out",
         )
-    if recipe.saliency is Saliency.RECONSTRUCTION and model.skeleton.config.model_type == "llama4_text":
+    if recipe.saliency is Saliency.RECONSTRUCTION and _scales_input(model):
         raise PlanError(
             f"in {model.source.label} the router weight multiplies an expert's input, so its output differs for "
             "every subset of experts that the reconstruction error would try.",

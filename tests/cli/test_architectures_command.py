@@ -1,16 +1,30 @@
 """``hcsmoe architectures``: what is supported, and why the rest is not."""
 
-from hcsmoe_hub.model.architectures import ARCHITECTURES
+from places import ROOT
+
+from hcsmoe_hub.model.architectures import ARCHITECTURES, FAMILIES
 
 
 def test_every_architecture_has_a_line(run):
     result = run("architectures")
     assert (result.code, result.stderr) == (0, "")
     title, *lines = result.stdout.splitlines()
-    assert title.split() == ["MODEL", "TYPE", "SUPPORTED", "ROUTER", "NOTE"]
-    assert [line.split()[:2] for line in lines] == [
-        [name, "no" if architecture.refusal else "yes"] for name, architecture in ARCHITECTURES.items()
+    assert title.split() == ["MODEL", "TYPE", "SUPPORTED", "EXAMPLE", "ROUTER", "NOTE"]
+    assert [line.split()[:3] for line in lines] == [
+        [family.model_type, "no" if family.refusal else "yes", family.example] for family in FAMILIES
     ]
+
+
+def test_architectures_are_listed_by_the_model_types_that_are_published(run):
+    listed = {line.split()[0] for line in run("architectures").stdout.splitlines()}
+    assert {"llama4", "gemma4", "mistral3", "aria", "qwen3_vl_moe", "glm4v_moe", "kimi_k2"} <= listed
+    assert not [name for name in listed if name.endswith("_text")]
+
+
+def test_language_models_within_others_are_found_by_their_own_type():
+    for family in FAMILIES:
+        assert ARCHITECTURES[family.model_type] is family
+        assert ARCHITECTURES[family.language_model].router == family.router
 
 
 def test_refusal_is_explained(run):
@@ -22,12 +36,23 @@ def test_document_lists_every_architecture(run):
     result = run("architectures", "--json")
     assert (result.code, result.stderr, result.stdout.count("\n")) == (0, "", 1)
     rows = {row.pop("model_type"): row for row in result.document()}
-    assert rows.keys() == ARCHITECTURES.keys()
-    assert rows["mixtral"] == {
+    assert list(rows) == [family.model_type for family in FAMILIES]
+    assert rows["llama4"] == {
+        "text_type": "llama4_text",
+        "example": "meta-llama/Llama-4-Scout-17B-16E-Instruct",
         "supported": True,
-        "router": "softmax over all experts, then top-k, renormalised",
-        "note": None,
+        "router": "top-k of the logits, then sigmoid",
+        "note": "the router weight multiplies the expert's input",
         "refusal": None,
     }
+    assert rows["mixtral"]["text_type"] is None
     assert rows["doge"]["supported"] is False
     assert rows["doge"]["refusal"]
+
+
+def test_the_documentation_lists_the_same_architectures():
+    page = (ROOT / "docs" / "architectures.md").read_text("utf-8")
+    _, *rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert rows == [
+        f"| `{family.model_type}` | `{family.example}` | {family.refusal or family.router} |" for family in FAMILIES
+    ]

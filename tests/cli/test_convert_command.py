@@ -47,13 +47,19 @@ def test_stages_are_plain_lines_on_stderr_without_a_terminal(converted):
 def test_options_reach_the_conversion(run, quick, tmp_path):
     method = {"linkage": "complete", "distance": "cosine", "merge": "average", "router": "frequency"}
     calibration = {"samples": "1", "sequence-length": "32", "seed": "7"}
-    others = {"experts-per-token": "1", "device": "cpu", "batch-tokens": "32", "max-shard-size": "1MB"}
+    others = {
+        "experts-per-token": "1",
+        "device": "cpu",
+        "batch-tokens": "32",
+        "dtype": "bfloat16",
+        "max-shard-size": "1MB",
+    }
     words = [f"--{name}={value}" for name, value in (method | calibration | others).items()]
     result = run(*quick, *words, "--max-memory", "100GB", "--output", tmp_path / "result", "--json")
     assert result.code == 0
     document = result.document()
     assert document["experts"]["per_token_after"] == 1
-    assert document["method"].items() >= method.items()
+    assert document["method"].items() >= (method | {"dtype": "bfloat16"}).items()
     assert document["calibration"].items() >= {"sequences": 1, "sequence_length": 32, "seed": 7}.items()
     assert len(list((tmp_path / "result").glob("*.safetensors"))) > 2
 

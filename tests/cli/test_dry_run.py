@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from hcsmoe_hub.cli import summary
+from hcsmoe_hub.planning import room as planned_room
 
 KEYS = {
     "dry_run",
@@ -14,6 +15,7 @@ KEYS = {
     "parameters",
     "weights_bytes",
     "needs",
+    "available",
     "method",
     "calibration",
     "statistics",
@@ -88,6 +90,25 @@ def test_plan_that_does_not_fit_is_a_known_failure(run, quick):
     result = run(*quick, "--dry-run", "--max-memory", "1KB", "--json")
     assert (result.code, result.stdout) == (1, "")
     assert "--max-memory" in result.stderr
+
+
+def test_a_plan_that_this_machine_has_no_room_for_is_shown_with_warnings(run, quick, empty_folder, monkeypatch):
+    monkeypatch.setattr(planned_room, "available_memory", lambda: 1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    result = run(*quick, "--dry-run")
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert result.code == 0
+    assert "parameters 3.09 M 1.90 M -38.3 %" in lines
+    assert any(re.fullmatch(r"disk 3\.8 MB 1\.0 KB free on /\S*", line) for line in lines)
+    disk, memory = result.stderr.splitlines()
+    assert disk.startswith("Warning: the result needs 3.8 MB, but ")
+    assert memory.startswith("Warning: the conversion needs about ")
+    assert memory.endswith(" or set --max-memory above the estimate to start regardless.")
+    document = run(*quick, "--dry-run", "--json").document()
+    assert [warning.partition(" needs ")[0] for warning in document["warnings"]] == ["the result", "the conversion"]
+    assert document["available"]["disk_bytes"] == 1000
+    assert run(*quick).code == 1
+    assert list(empty_folder.iterdir()) == []
 
 
 def test_repository_device_download_and_dropped_tensors_are_shown(run, quick, capsys):

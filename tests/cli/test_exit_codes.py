@@ -54,7 +54,7 @@ def test_debug_variable_of_zero_is_off(run, fails):
     assert "Traceback" not in run(*fails(PlanError("it does not fit.", hint="use less")), HCSMOE_DEBUG="0").stderr
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.ENAMETOOLONG, errno.EMFILE, errno.EIO])
 def test_full_disk_and_missing_permission_are_known_failures(run, fails, number):
     result = run(*fails(OSError(number, "it cannot be", "out/model.safetensors")))
     assert result.code == 1
@@ -62,12 +62,19 @@ def test_full_disk_and_missing_permission_are_known_failures(run, fails, number)
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.EIO, "input/output error"), ValueError("a bug"), RuntimeError("a bug")]
+    "error", [OSError(errno.EINVAL, "invalid argument"), ValueError("a bug"), RuntimeError("a bug")]
 )
 def test_unknown_exception_is_not_dressed_up(run, fails, error):
     result = run(*fails(error))
     assert result.exception is error
     assert "Error:" not in result.everything
+
+
+@pytest.mark.parametrize("endpoint", ["http://[bad", "http://host:port"])
+def test_malformed_endpoint_is_a_known_failure(run, endpoint):
+    result = run("inspect", "org/name", HF_ENDPOINT=endpoint)
+    assert (result.code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"Error: HF_ENDPOINT is {endpoint!r}, which is not an address: ")
 
 
 def test_interrupt_is_one_line_and_130(run, fails):

@@ -21,8 +21,8 @@ OPTIONS = {
         "--experts -e --experts-per-token --preset --method --refit --budget --layers --protect --router --layout "
         "--propagate --clustering --similarity --distance --linkage --kmeans-start --dominant --max-cluster-size "
         "--merge --dominant-weights --align --features --saliency --calibration --samples --sequence-length --seed "
-        "--text-column --feature-tokens --statistics --device --batch-tokens --max-memory --output -o "
-        "--max-shard-size --figure --overwrite --dry-run --json --quiet -q --push-to --private --create-pr "
+        "--text-column --feature-tokens --statistics --device --batch-tokens --max-memory --output -o --dtype "
+        "--max-shard-size --mtp --figure --overwrite --dry-run --json --quiet -q --push-to --private --create-pr "
         "--low-disk --revision --token --cache-dir --help-methods --help -h"
     ),
     "inspect": "--layer --json --revision --token --cache-dir --help -h",
