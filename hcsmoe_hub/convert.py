@@ -72,10 +72,10 @@ def plan(
         cache_dir: Hub cache; ``None`` uses the default one.
 
     Returns:
-        What ``execute`` will do, and what it needs.
+        What ``execute`` will do, and what it needs; its warnings say what this machine has too little of.
 
     Raises:
-        HcsmoeError: Every refusal of a conversion happens here.
+        HcsmoeError: Every refusal of a conversion happens here, but for too little disk or memory.
     """
     from hcsmoe_hub.checkpoint.source import Source
     from hcsmoe_hub.hub.open import open_source
@@ -101,12 +101,16 @@ def execute(plan: "ConversionPlan", *, token: str | None = None, listener: Liste
         listener: Called with every event, from several threads if the result is pushed.
 
     Raises:
+        OutputError: If the download or the result does not fit on its disk.
+        PlanError: If the conversion needs more memory than is available, and ``max_memory_bytes`` does not allow it.
         PushError: If the result cannot be pushed. Unless its shards were to be deleted, it stays where it is.
         HcsmoeError: If calibration text, a download or the disk fails; everything written so far is removed.
     """
+    from hcsmoe_hub.planning.room import check_room
     from hcsmoe_hub.result.folder import claim_output
     from hcsmoe_hub.result.make_report import describe_making
 
+    check_room(plan)
     log = _Log(listener, plan.warnings)
     with ExitStack() as stack:
         token_ids = _calibrate(plan, log)

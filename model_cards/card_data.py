@@ -135,10 +135,16 @@ class CardData:
     @property
     def changed_layers(self) -> str:
         """The layers that have fewer experts, in words."""
-        changed, layers = len(self.changed), len(self.layers)
+        changed, layers, heads = len(self.changed), len(self.layers), self.mtp_layers
         if changed < layers:
             return f"{changed} of its {format_plural(layers, 'MoE layer')}"
-        return "its only MoE layer" if layers == 1 else f"each of its {layers} MoE layers"
+        all_layers = "its only MoE layer" if layers - heads == 1 else f"each of its {layers - heads} MoE layers"
+        return f"{all_layers} and of its multi-token prediction head" if heads else all_layers
+
+    @property
+    def mtp_layers(self) -> int:
+        """Layers of a multi-token prediction head, the last ones of ``layers``."""
+        return self.report.experts.get("mtp_layers", 0)
 
 
 def spread(counts: Sequence[int]) -> str:

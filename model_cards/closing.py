@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
+from hcsmoe_hub.checkpoint.sidecars import is_legal
 from hcsmoe_hub.machine.units import format_list
 from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.model_cards.metadata import OPEN_LICENSE, license_link
 from hcsmoe_hub.model_cards.papers import HC_SMOE, M_SMOE, papers
 from hcsmoe_hub.options import Layout
-
-LICENSE_FILES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +30,7 @@ class Licence:
 def licence(card: CardData) -> Licence:
     """The licence of a result."""
     inherited, link = card.inherited, license_link(card)
-    files = sorted(file for file in card.files if file.upper().startswith(LICENSE_FILES))
+    files = sorted(file for file in card.files if is_legal(file))
     return Licence(
         text=_licence_text(card),
         link=link,

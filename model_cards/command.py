@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from hcsmoe_hub.calibration.text import TOKEN_IDS
+from hcsmoe_hub.calibration.token_ids import holds_token_ids
 from hcsmoe_hub.errors import PlanError, SourceError
 from hcsmoe_hub.evaluation.options import DEFAULT_WINDOW
 from hcsmoe_hub.machine.units import format_numbers
@@ -13,6 +13,7 @@ from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.options import (
     DEFAULT_SEQUENCE_LENGTH,
     CalibrationOptions,
+    Dtype,
     MethodOptions,
     Preset,
     Refit,
@@ -41,6 +42,8 @@ def convert_command(card: CardData) -> str:
     if experts["per_token_before"] != experts["per_token_after"]:
         words.append(f"--experts-per-token {experts['per_token_after']}")
     words += [*_method_words(card.recipe), *_calibration_words(card)]
+    if card.report.method.get("dtype") == Dtype.BFLOAT16:
+        words.append(f"--dtype {Dtype.BFLOAT16}")
     if FIGURE_FILE in card.files:
         words.append("--figure")
     return _shell(*words)
@@ -133,7 +136,7 @@ def _calibration_words(card: CardData) -> Iterator[str]:
         yield f"--calibration {shlex.quote(name)}"
     if calibration["feature_tokens"] != _CALIBRATION.feature_tokens:
         yield f"--feature-tokens {calibration['feature_tokens']}"
-    if name.endswith(TOKEN_IDS):
+    if holds_token_ids(name):
         return
     fits = card.recipe.refit not in (None, Refit.NONE)
     if calibration["sequences"] != default_samples(calibration["sequence_length"], fits=fits):

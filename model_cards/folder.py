@@ -122,8 +122,8 @@ def _damaged(path: Path, reason: str) -> SourceError:
 def _tensor_names(folder: Path) -> frozenset[str]:
     """Names from the index, which outlives shards that were pushed and deleted, or from the only file."""
     source = open_source(str(folder))
-    if source.weight_map is not None:
-        return frozenset(source.weight_map)
+    if source.index is not None:
+        return frozenset(source.index)
     return frozenset(source.tensors) if (folder / SINGLE_FILE).is_file() else frozenset()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from hcsmoe_hub.calibration.text import TOKEN_IDS
+from hcsmoe_hub.calibration.token_ids import holds_token_ids
 from hcsmoe_hub.machine.units import format_bytes, format_percent, format_plural, format_range
 from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.model_cards.quality import NOTHING, Table
@@ -18,7 +18,8 @@ DATASETS = {
     "c4": "C4, English (`allenai/c4`)",
 }
 SHOWN_WARNINGS = 10
-_HUB_DATASET = re.compile(r"[\w.-]+/[\w.-]+")
+# The id, and the names of config and split.
+_HUB_DATASET = re.compile(r"([\w.-]+/[\w.-]+)(?::[^:]*){0,2}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,17 +43,25 @@ class Gain:
 
 def calibration_text(card: CardData) -> str:
     """The calibration set, without its size."""
-    name = card.report.calibration["dataset"]
-    if name.endswith(TOKEN_IDS):
-        return f"the token ids in `{name}`"
+    calibration = card.report.calibration
+    if "sources" in calibration:
+        parts = [f"{format_percent(each['share'])} {_text_of(each['dataset'])}" for each in calibration["sources"]]
+        return f"{', '.join(parts[:-1])} and {parts[-1]}"
+    name = calibration["dataset"]
+    return f"the token ids in `{name}`" if holds_token_ids(name) else _text_of(name)
+
+
+def _text_of(name: str) -> str:
+    """One source of text; a dataset of the Hub as a link."""
     if name in DATASETS:
         return DATASETS[name]
-    return f"[{name}](https://huggingface.co/datasets/{name})" if _HUB_DATASET.fullmatch(name) else f"`{name}`"
+    dataset = _HUB_DATASET.fullmatch(name)
+    return f"`{name}`" if dataset is None else f"[{name}](https://huggingface.co/datasets/{dataset[1]})"
 
 
 def is_shuffled(card: CardData) -> bool:
     """Whether a seed decided which documents the calibration set has."""
-    return not card.report.calibration["dataset"].endswith(TOKEN_IDS)
+    return not holds_token_ids(card.report.calibration["dataset"])
 
 
 def mean_agreement(card: CardData) -> str:
@@ -127,9 +136,10 @@ def layer_table(card: CardData) -> Table:
     titles += ["output error", "experts without tokens"]
     titles += ["held-out error of the refit"] if has_refit else []
     rows = []
-    for layer in card.layers:
+    for number, layer in enumerate(card.layers, start=1):
+        name = f"{layer.layer} (MTP head)" if number > len(card.layers) - card.mtp_layers else str(layer.layer)
         count = len(layer.pruned) if card.is_pruned else max(map(len, layer.members()))
-        row = [str(layer.layer), str(layer.experts), str(count)]
+        row = [name, str(layer.experts), str(count)]
         row += [format_percent(layer.router.top_k_agreement)] if has_router else []
         row += [format_percent(layer.output_error), str(len(layer.dead_experts))]
         rows.append([*row, *([_held_out(layer)] if has_refit else [])])

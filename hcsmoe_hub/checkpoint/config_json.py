@@ -26,10 +26,16 @@ TOP_K_KEYS = (
 )
 GROUP_KEYS = ("n_group", "num_expert_group")
 TOP_GROUP_KEYS = ("topk_group",)
+# How weights are quantised; the second is what compressed-tensors called it first.
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 # Multi-token prediction layers: heads with their own experts, which transformers models do not load.
 MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules", "mtp_num_layers")
+# Numbers that a router depends on.
+COUNT_KEYS = frozenset({*EXPERT_KEYS, *TOP_K_KEYS, *GROUP_KEYS, *TOP_GROUP_KEYS})
 # Sections in which a language model's settings can be nested.
-SECTIONS = ("text_config", "ffn_config")
+SECTIONS = ("text_config", "ffn_config", "thinker_config")
+# How many different values a message shows.
+SHOWN_VALUES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,17 +55,44 @@ class MoESettings:
     groups_per_token: int = 1
 
 
-def _sections(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The top level and every nested section that may hold expert counts."""
+def sections(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The top level of a raw config and every nested section that may hold expert counts."""
     yield config  # type: ignore[misc]
     for name in SECTIONS:
         if isinstance(section := config.get(name), dict):
-            yield from _sections(section)
+            yield from sections(section)
+
+
+def only_value(key: str, value: Any) -> Any:
+    """A count of a raw config, or the one that a list repeats for every layer, as published Hunyuan configs do.
+
+    Raises:
+        UnsupportedModelError: If layers have different counts.
+    """
+    if not isinstance(value, list):
+        return value
+    different = list(dict.fromkeys(map(str, value)))
+    if len(different) != 1:
+        shown = ", ".join(different[:SHOWN_VALUES]) + (", ..." if len(different) > SHOWN_VALUES else "")
+        found = f"gives layers different values of {key}: {shown}" if different else f"gives an empty list as {key}"
+        raise UnsupportedModelError(
+            f"config.json {found}; hcsmoe converts models whose MoE layers all have the same number.",
+            hint="convert a checkpoint whose layers are alike",
+        )
+    return value[0]
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """A built config and every nested section that may hold expert counts."""
+    yield config
+    for name in SECTIONS:
+        if (section := getattr(config, name, None)) is not None:
+            yield from _parts(section)
 
 
 def _built_value(config: PreTrainedConfig, keys: tuple[str, ...]) -> int | None:
     """Value of the first key that a built config or one of its sections has."""
-    for part in (config, *(getattr(config, name, None) for name in SECTIONS)):
+    for part in _parts(config):
         # The class's own name for the count takes precedence over a key that merely occurs in the file.
         own = {field.name for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else set()
         for key in sorted(keys, key=lambda key: key not in own):
@@ -71,21 +104,43 @@ def _built_value(config: PreTrainedConfig, keys: tuple[str, ...]) -> int | None:
 
 def has_expert_count(config: Mapping[str, Any]) -> bool:
     """Whether a raw config gives a number of experts at all."""
-    return any(section.get(key) for section in _sections(config) for key in EXPERT_KEYS)
+    return any(section.get(key) for section in sections(config) for key in EXPERT_KEYS)
+
+
+def quantization_method(config: Mapping[str, Any]) -> str | None:
+    """Name of the quantisation of a raw config, or ``None``."""
+    found = (section.get("quantization_config") for section in sections(config))
+    settings = next((value for value in found if value), None)
+    if settings is None:
+        return None
+    return str(settings.get("quant_method", "an unnamed format")) if isinstance(settings, dict) else str(settings)
 
 
 def read_settings(config: PreTrainedConfig) -> MoESettings:
     """Reads the expert counts of a built config, defaults included.
 
     Raises:
-        UnsupportedModelError: If the model is dense.
+        SourceError: If more experts are active than there are.
+        UnsupportedModelError: If the model is dense, or does not say how many experts are active.
     """
     experts = _built_value(config, EXPERT_KEYS)
     top_k = _built_value(config, TOP_K_KEYS)
-    if not experts or not top_k:
+    if not experts:
+        found = "does not give a number of experts" if experts is None else "gives a number of experts of 0"
         raise UnsupportedModelError(
-            f"model_type {config.model_type!r} is a dense model: its config does not give a number of experts.",
+            f"model_type {config.model_type!r} is a dense model: its config {found}.",
             hint="pass a Mixture-of-Experts checkpoint; see 'hcsmoe architectures'",
+        )
+    if not top_k:
+        raise UnsupportedModelError(
+            f"the config of model_type {config.model_type!r} gives {experts} experts, but not how many of them are "
+            "active per token.",
+            hint=f"add {TOP_K_KEYS[0]} to config.json, under the name that its class uses",
+        )
+    if top_k > experts:
+        raise SourceError(
+            f"config.json says that {top_k} experts are active per token, but gives each layer {experts}.",
+            hint="correct config.json, or download it again",
         )
     groups = _built_value(config, GROUP_KEYS) or 1
     return MoESettings(
@@ -101,12 +156,13 @@ def check_aliases(config: Mapping[str, Any], before: MoESettings) -> None:
 
     Raises:
         SourceError: If two aliases disagree: programs would read different counts from the same file.
+        UnsupportedModelError: If layers have different counts.
     """
     counts = ((EXPERT_KEYS, before.experts, "experts"), (TOP_K_KEYS, before.experts_per_token, "experts per token"))
-    for section in _sections(config):
+    for section in sections(config):
         for keys, count, noun in counts:
             for key in keys:
-                value = section.get(key)
+                value = only_value(key, section.get(key))
                 if isinstance(value, int) and value != count:
                     raise SourceError(
                         f"config.json says {key} = {value}, but the model is built with {count} {noun}.",
@@ -114,14 +170,18 @@ def check_aliases(config: Mapping[str, Any], before: MoESettings) -> None:
                     )
 
 
+def _is_count(value: Any, count: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value == count
+
+
 def _set_all(config: dict[str, Any], keys: tuple[str, ...], before: int, after: int) -> bool:
     """Sets every alias that holds ``before``; returns whether there was one."""
     found = False
-    for section in _sections(config):
+    for section in sections(config):
         for key in keys:
             value = section.get(key)
-            if isinstance(value, int) and not isinstance(value, bool) and value == before:
-                section[key] = after
+            if _is_count(only_value(key, value), before):
+                section[key] = [after] * len(value) if isinstance(value, list) else after
                 found = True
     return found
 
@@ -137,7 +197,8 @@ def edit(
 ) -> dict[str, Any]:
     """Returns a copy of a raw config for ``after`` experts.
 
-    Sets every alias of a count that is present, and adds a key only where the source relies on a default of its class.
+    Sets every alias of a count that is present, as a number or a list like the source, and adds a key only where the
+    source relies on a default of its class.
 
     Args:
         config: Raw config of the source.
@@ -157,9 +218,10 @@ def edit(
     for keys, old, new in changes:
         if new != old and not _set_all(edited, keys, old, new):
             _set_default(edited, built, keys, new)
-    for section in _sections(edited):
+    for section in sections(edited):
         if without_quantization:
-            section.pop("quantization_config", None)
+            for key in QUANTIZATION_KEYS:
+                section.pop(key, None)
         for key in MTP_KEYS if without_mtp else ():
             if section.get(key):
                 section[key] = 0
@@ -168,7 +230,7 @@ def edit(
 
 def _set_default(config: dict[str, Any], built: PreTrainedConfig, keys: tuple[str, ...], value: int) -> None:
     """Adds a count that the source left to the default of its config class."""
-    text = config.get("text_config")
+    text = config.get("thinker_config", config).get("text_config")
     section = text if isinstance(text, dict) else config
     name = next((key for key in keys if hasattr(built, key) and key not in built.attribute_map), None)
     if name is None:

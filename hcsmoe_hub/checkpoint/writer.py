@@ -78,7 +78,7 @@ def _encode(shard: str, specs: Sequence[StoredTensor]) -> tuple[bytes, tuple[Sto
     position = 0
     for spec in specs:
         offsets = [position, position + spec.nbytes]
-        entries[spec.name] = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
+        entries[spec.name] = {"dtype": DTYPE_NAMES[spec.dtype], "shape": spec.header_shape, "data_offsets": offsets}
         position += spec.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

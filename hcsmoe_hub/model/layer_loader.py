@@ -1,44 +1,46 @@
 """Brings the weights of one decoder layer into the skeleton, and takes them away again."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor, nn
 
-from hcsmoe_hub.checkpoint.reader import LazyTensor, TensorReader
-from hcsmoe_hub.checkpoint.tensors import StoredTensor
+from hcsmoe_hub.checkpoint.formats import LogicalTensor
+from hcsmoe_hub.checkpoint.lazy_tensor import LazyTensor, OnRead
+from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.errors import SourceError
-from hcsmoe_hub.model.skeleton import Group, Skeleton
+from hcsmoe_hub.model.skeleton import Group, Placement, Skeleton
 from hcsmoe_hub.model.transformers_seam import load_weights
 
 
 class LayerLoader:
-    """Loads groups of stored keys through transformers' own conversions; each byte is read once.
+    """Loads groups of tensors through transformers' own conversions; each byte is read once.
 
     Tensors of a router are also kept as they are stored: the model may run them in another precision.
 
     Args:
         skeleton: The model to fill.
-        groups: Its keys by decoder layer.
+        placement: Where its tensors belong.
         reader: Where weights come from.
         device: Where layers run; everything outside the layers stays on the CPU.
         kept: Parameters whose stored form is kept, by name.
-        on_read: Called with the name and the content of every stored tensor, before it is converted.
+        on_read: Called with every tensor, before it is converted.
     """
 
     def __init__(
         self,
         skeleton: Skeleton,
-        groups: Mapping[int | None, Group],
+        placement: Placement,
         reader: TensorReader,
         *,
         device: torch.device,
         kept: Set[str] = frozenset(),
-        on_read: Callable[[str, Tensor], None] = lambda name, content: None,
+        on_read: OnRead = lambda tensor, parts, values: None,
     ) -> None:
         self._skeleton = skeleton
-        self._groups = groups
+        self._groups = placement.groups
+        self._tensors = placement.tensors
         self._reader = reader
         self._device = device
         self._kept = kept
@@ -58,16 +60,17 @@ class LayerLoader:
         group = self._groups.get(layer, Group())
         originals: dict[str, Tensor] = {}
 
-        def on_read(tensor: StoredTensor, content: Tensor) -> None:
-            self._on_read(tensor.name, content)
+        def on_read(tensor: LogicalTensor, parts: Mapping[str, Tensor], values: Tensor) -> None:
+            self._on_read(tensor, parts, values)
             target = group.targets[tensor.name]
             if target in self._kept and tensor.name in group.renamed:
-                originals[target] = content
+                originals[target] = values
 
-        stored = self._reader.source.tensors
-        lazy = {key: LazyTensor(stored[key], self._reader, on_read) for key in group.targets}
         skeleton, device = self._skeleton, torch.device("cpu") if layer is None else self._device
-        problems = load_weights(skeleton.module, lazy, skeleton.dtype, device=device, quantizer=skeleton.quantizer)
+        lazy = {
+            skeleton.in_model(name): LazyTensor(self._tensors[name], self._reader, on_read) for name in group.targets
+        }
+        problems = load_weights(skeleton.module, lazy, skeleton.dtype, device=device)
         if problems:
             where = "outside the layers" if layer is None else f"of layer {layer}"
             raise SourceError(

@@ -1,22 +1,29 @@
 """What a source model is: its experts, its blocks, and how its stored tensors fit; from config and headers alone."""
 
+import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import PreTrainedConfig
 
 from hcsmoe_hub.checkpoint import config_json
 from hcsmoe_hub.checkpoint.config_json import MoESettings, plain_config
+from hcsmoe_hub.checkpoint.formats import LogicalTensor, logical_tensors
+from hcsmoe_hub.checkpoint.modeling_hcsmoe import read_expert_map
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import SourceError, UnsupportedModelError
-from hcsmoe_hub.model.architectures import ARCHITECTURES
+from hcsmoe_hub.model.architectures import ARCHITECTURES, Architecture
 from hcsmoe_hub.model.blocks import MoEBlock, compare, find_blocks
-from hcsmoe_hub.model.check import check_against_config
-from hcsmoe_hub.model.skeleton import Group, Skeleton, build_config, quantization_method
+from hcsmoe_hub.model.check import check_against_config, mtp_problem
+from hcsmoe_hub.model.model_class import build_config
+from hcsmoe_hub.model.mtp import find_head, is_mtp_key
+from hcsmoe_hub.model.raw_config import check_stored, translated_errors
+from hcsmoe_hub.model.skeleton import Group, Placement, Skeleton
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,61 +33,133 @@ class SourceModel:
     Attributes:
         source: Where it comes from.
         settings: Its expert counts.
+        tensors: What is stored, as the model sees it, by name.
         skeleton: The model without weights.
-        groups: Stored keys by decoder layer; ``None`` is everything outside the layers.
-        unused: Stored keys that the model does not load.
+        placement: Where these belong in it.
         blocks: Its MoE blocks, one per sparse layer.
         expert_map: Decoder layer to the expert of each router row, if it is a result in the mapped layout.
+        mtp_problem: Why the MTP head cannot be treated as a decoder layer, although its arithmetic is known.
     """
 
     source: Source
     settings: MoESettings
+    tensors: Mapping[str, LogicalTensor]
     skeleton: Skeleton
-    groups: Mapping[int | None, Group]
-    unused: list[str]
+    placement: Placement
     blocks: tuple[MoEBlock, ...]
     expert_map: Mapping[int, tuple[int, ...]] | None = None
+    mtp_problem: str | None = None
+
+    @property
+    def decoder_blocks(self) -> tuple[MoEBlock, ...]:
+        """Its MoE blocks without that of an MTP head."""
+        return tuple(block for block in self.blocks if block.layer < self.skeleton.depth)
+
+    @property
+    def layer_counts(self) -> dict[str, int]:
+        """``moe_layers`` of the decoder and, if an MTP head is treated like them, ``mtp_layers``."""
+        heads = len(self.blocks) - len(self.decoder_blocks)
+        return {"moe_layers": len(self.decoder_blocks)} | ({"mtp_layers": heads} if heads else {})
 
     @property
     def parameters(self) -> int:
-        """Parameters that the model loads, shared ones counted once."""
+        """Parameters of all that is stored, shared ones counted once."""
+        return self.count(self.skeleton.state, self.placement.unused)
+
+    def count(self, state: Mapping[str, Tensor], others: Iterable[str]) -> int:
+        """Parameters of a state, shared ones counted once, and of stored tensors that the model does not load.
+
+        Args:
+            state: Tensors of the model, with any number of experts.
+            others: Names of the stored tensors.
+        """
         shared = self.skeleton.module.all_tied_weights_keys.keys()
-        return sum(tensor.numel() for name, tensor in self.skeleton.state.items() if name not in shared)
+        loaded = sum(tensor.numel() for name, tensor in state.items() if name not in shared)
+        return loaded + sum(math.prod(self.tensors[name].shape) for name in others)
+
+    @property
+    def mtp_keys(self) -> list[str]:
+        """Stored names of MTP heads that the model does not load."""
+        names = (name for layer, group in self.groups.items() if layer is not None for name in group.targets)
+        stacks = {match.group(1) for name in names if (match := re.match(r"(.*?\.)\d+\.", name))}
+        return [name for name in self.placement.unused if is_mtp_key(name, stacks, self.skeleton.depth)]
+
+    @property
+    def not_loaded(self) -> set[str]:
+        """Names of what transformers does not load with the model, stored or in memory: other parts, an MTP head."""
+        skeleton = self.skeleton
+        if skeleton.mtp is None:
+            return set(self.placement.unused)
+        own = {name for name in skeleton.state if skeleton.layer_of(name) == skeleton.mtp.layer}
+        return own.union(self.placement.unused, skeleton.mtp.keys)
+
+    @property
+    def architecture(self) -> Architecture:
+        """Its family."""
+        found = find_architecture(self.skeleton.config)
+        assert found is not None, "other families are refused"
+        return found
+
+    @property
+    def groups(self) -> Mapping[int | None, Group]:
+        """What text runs through, by decoder layer; ``None`` is everything outside the layers."""
+        return self.placement.groups
 
     @property
     def stored_keys(self) -> dict[int | None, list[str]]:
-        """Stored keys that the model loads, by decoder layer; ``None`` is everything outside the layers."""
-        return {layer: list(group.targets) for layer, group in self.groups.items()}
+        """Stored tensors that text runs through, by decoder layer; ``None`` is everything outside the layers."""
+        return {layer: self.parts_of(group.targets) for layer, group in self.groups.items()}
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any tensor is stored in a quantised format."""
+        return any(tensor.codec is not None for tensor in self.tensors.values())
+
+    def parts_of(self, names: Iterable[str]) -> list[str]:
+        """Names of the stored tensors that some tensors are made of."""
+        return [part.name for name in names for part in self.tensors[name].parts.values()]
 
     def expert_parameters(self) -> int:
-        """Parameters of all routed experts."""
+        """Parameters of all routed experts, those of an MTP head included."""
         state = self.skeleton.state
         return sum(state[tensor.name].numel() for block in self.blocks for tensor in block.experts)
 
 
-def read_model(source: Source) -> SourceModel:
+def read_model(source: Source, *, with_mtp: bool = True) -> SourceModel:
     """Describes a source from its config and headers.
+
+    Args:
+        source: The source.
+        with_mtp: Whether its MTP head is treated as a decoder layer, as far as its arithmetic is known.
 
     Raises:
         SourceError: If files are missing or damaged, or contradict each other.
         UnsupportedModelError: If the model cannot be converted.
     """
-    with _translate_errors(source):
+    with translated_errors(source.label):
         built = build_config(source.config)
-    _check_architecture(built.model_type, source)
+    _check_architecture(built, source)
     settings = config_json.read_settings(built)
     config_json.check_aliases(source.config, settings)
     _check_plausible(source, settings)
-    dtype = _compute_dtype(source)
-    with _translate_errors(source):
-        skeleton = Skeleton(source.config, dtype)
-    groups, unused = skeleton.group_keys(source.tensors)
-    check_against_config(skeleton, groups, source.tensors)
+    check_stored(source.config, source.tensors, label=source.label)
+    stored = logical_tensors(source.config, source.tensors)
+    dtype = _compute_dtype(source, stored)
+    with translated_errors(source.label):
+        # A map leads from the router rows of the decoder only.
+        head = find_head(stored, built) if with_mtp and read_expert_map(built) is None else None
+        skeleton = Skeleton(source.config, dtype, mtp=head)
+    placement = skeleton.place(stored)
+    problem = None if head is None else mtp_problem(skeleton, placement, stored)
+    if problem is not None:
+        head, skeleton = None, Skeleton(source.config, dtype)
+        placement = skeleton.place(stored)
+    check_against_config(skeleton, placement, stored)
     # A map leads from N router rows; without it, the same config describes the N experts that they had.
     plain = plain_config(source.config)
-    untied = skeleton if skeleton.expert_map is None else Skeleton(plain, dtype)
+    untied = skeleton if skeleton.expert_map is None else Skeleton(plain, dtype, mtp=head)
     twice = _with_experts(plain, built, settings, 2 * settings.experts)
-    tensors = compare(untied.state, Skeleton(twice, dtype).state, experts=settings.experts)
+    tensors = compare(untied.state, Skeleton(twice, dtype, mtp=head).state, experts=settings.experts)
     blocks = find_blocks(skeleton.layers_name, skeleton.layers, tensors, skeleton.state)
     if not blocks:
         raise UnsupportedModelError(
@@ -90,31 +169,15 @@ def read_model(source: Source) -> SourceModel:
     model = SourceModel(
         source=source,
         settings=settings,
+        tensors=stored,
         skeleton=skeleton,
-        groups=groups,
-        unused=unused,
+        placement=placement,
         blocks=blocks,
         expert_map=skeleton.expert_map,
+        mtp_problem=problem,
     )
     _check_expert_dtypes(model)
     return model
-
-
-@contextmanager
-def _translate_errors(source: Source) -> Iterator[None]:
-    """Turns the errors of transformers over a config that it cannot build into one message.
-
-    Raises:
-        SourceError: In place of each of them.
-    """
-    try:
-        yield
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise SourceError(
-            f"transformers cannot build a model from config.json of {source.label}: {' '.join(lines[:2])}",
-            hint="correct config.json, or download it again",
-        ) from error
 
 
 def _check_plausible(source: Source, settings: MoESettings) -> None:
@@ -132,27 +195,31 @@ def _check_plausible(source: Source, settings: MoESettings) -> None:
         )
 
 
-def _check_architecture(model_type: str, source: Source) -> None:
-    architecture = ARCHITECTURES.get(model_type)
+def find_architecture(config: PreTrainedConfig) -> Architecture | None:
+    """The family of a model, under its own type or that of its text model; ``None`` if it is not listed."""
+    return ARCHITECTURES.get(config.model_type) or ARCHITECTURES.get(config.get_text_config().model_type)
+
+
+def _check_architecture(built: PreTrainedConfig, source: Source) -> None:
+    """Checks that the family of a model is supported, under its own type or that of its text model."""
+    own, architecture = built.model_type, find_architecture(built)
     supported = "see 'hcsmoe architectures' for what is supported"
     if architecture is None:
         settings = config_json.has_expert_count(source.config)
         kind = "is not supported" if settings else "is a dense model: its config names no experts to merge"
-        raise UnsupportedModelError(f"{source.label} has model_type {model_type!r}, which {kind}.", hint=supported)
+        raise UnsupportedModelError(f"{source.label} has model_type {own!r}, which {kind}.", hint=supported)
     if architecture.refusal:
         raise UnsupportedModelError(
-            f"{source.label} has model_type {model_type!r}, which is refused: {architecture.refusal}.", hint=supported
+            f"{source.label} has model_type {own!r}, which is refused: {architecture.refusal}.", hint=supported
         )
 
 
-def _compute_dtype(source: Source) -> torch.dtype:
-    """The dtype in which most of the weights are stored, or that they are dequantised to."""
-    if quantization_method(source.config) is not None:
-        return torch.bfloat16
+def _compute_dtype(source: Source, tensors: Mapping[str, LogicalTensor]) -> torch.dtype:
+    """The dtype of most of the weights, once they are decoded."""
     sizes: Counter[torch.dtype] = Counter()
-    for tensor in source.tensors.values():
+    for tensor in tensors.values():
         if tensor.dtype.is_floating_point:
-            sizes[tensor.dtype] += tensor.nbytes
+            sizes[tensor.dtype] += math.prod(tensor.shape) * tensor.dtype.itemsize
     if not sizes:
         raise UnsupportedModelError(
             f"{source.label} stores no floating-point weights.",
@@ -170,11 +237,11 @@ def _compute_dtype(source: Source) -> torch.dtype:
 def _check_expert_dtypes(model: SourceModel) -> None:
     experts = {tensor.name for block in model.blocks for tensor in block.experts}
     for group in model.groups.values():
-        for key, target in group.targets.items():
-            dtype = model.source.tensors[key].dtype
-            if target in experts - group.dequantized and dtype != model.skeleton.dtype:
+        for name, target in group.targets.items():
+            dtype = model.tensors[name].dtype
+            if target in experts and dtype != model.skeleton.dtype:
                 raise UnsupportedModelError(
-                    f"expert tensor {key!r} is stored as {dtype}, most weights as {model.skeleton.dtype}: "
+                    f"expert tensor {name!r} is stored as {dtype}, most weights as {model.skeleton.dtype}: "
                     "experts of mixed precision cannot be merged without loss.",
                     hint="save the checkpoint in one dtype first",
                 )
@@ -187,4 +254,4 @@ def _with_experts(config: Mapping[str, Any], built: Any, settings: MoESettings, 
         groups=settings.groups,
         groups_per_token=settings.groups_per_token,
     )
-    return config_json.edit(config, built, settings, after, without_quantization=True)
+    return config_json.edit(config, built, settings, after)

@@ -7,6 +7,7 @@ Private attributes, and modules that are not part of the public interface, are n
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Transpose,
     WeightConverter,
     WeightRenaming,
     WeightTransform,
@@ -21,15 +23,13 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.modeling_utils import LoadStateDictConfig
-from transformers.quantizers.auto import get_hf_quantizer
-from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging as transformers_logging
 
 # A step between a stored key and a parameter: a renaming, or a change of layout.
 Conversion: TypeAlias = WeightTransform
-Quantizer: TypeAlias = HfQuantizer
 
 
 # Configs
@@ -40,35 +40,22 @@ def decode_special_floats(config: Mapping[str, Any]) -> dict[str, Any]:
     return PreTrainedConfig._decode_special_floats(dict(config))
 
 
-def make_dequantizer(
-    config: PreTrainedConfig, settings: Any, dtype: torch.dtype
-) -> tuple[HfQuantizer, PreTrainedConfig]:
-    """What turns quantised weights into ``dtype`` while they are loaded, and the config that goes with it."""
-    quantizer, config, _ = get_hf_quantizer(config, settings, {"": "cpu"}, True, {})
-    quantizer.update_dtype(dtype)
-    return quantizer, config
-
-
 # Models without weights
 
 
 def build_without_weights(
-    model_type: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype, quantizer: HfQuantizer | None
+    model_type: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype
 ) -> PreTrainedModel:
     """A model on the meta device, but for the buffers that no checkpoint stores (rotary frequencies)."""
     with ExitStack() as contexts:
-        for context in model_type.get_init_context(dtype, quantizer is not None, False, None):
+        for context in model_type.get_init_context(dtype, False, False, None):
             contexts.enter_context(context)
         model = model_type(config)
-        if quantizer is not None:
-            quantizer.preprocess_model(
-                model=model, dtype=dtype, device_map={"": "cpu"}, checkpoint_files=None, use_kernels=False
-            )
     model.eval().requires_grad_(False)
     nothing: Any = set()
     # First off the meta device, then computed.
     model._move_missing_keys_from_meta_to_device(nothing, {"": "cpu"}, None, None)
-    model._initialize_missing_keys(quantizer is not None)
+    model._initialize_missing_keys(False)
     return model
 
 
@@ -77,34 +64,93 @@ def unsplit_classes(model: PreTrainedModel) -> set[str]:
     return set(model._no_split_modules or ())
 
 
+def class_in_folder(reference: str, folder: Path) -> Any:
+    """The class that a modelling file in a folder defines; its code runs.
+
+    Args:
+        reference: File and class as ``auto_map`` names them, ``modeling_hcsmoe.MappedMixtralForCausalLM`` say.
+        folder: The folder.
+    """
+    return get_class_from_dynamic_module(reference, str(folder))
+
+
 # Stored keys and parameters
 
 
-def conversions_for_loading(model: PreTrainedModel, quantizer: HfQuantizer | None) -> list[Conversion]:
-    """A fresh copy of transformers' conversions for loading a model."""
-    return get_model_conversion_mapping(model, None, quantizer)
+def model_conversions(model: PreTrainedModel) -> list[Conversion]:
+    """A fresh copy of transformers' conversions between stored names and the parameters of a model."""
+    return get_model_conversion_mapping(model)
 
 
-def conversions_for_saving(model: PreTrainedModel, *, is_quantized: bool) -> list[Conversion]:
-    """A fresh copy of the conversions that saving undoes: those for loading, but for any that dequantise."""
-    return get_model_conversion_mapping(model, None, None, add_legacy=not is_quantized)
-
-
-def parameter_of(key: str, conversions: list[Conversion], prefix: str, state: dict[str, Tensor]) -> tuple[str, bool]:
-    """Name of the parameter that a stored key becomes or is a part of, and whether it is only renamed.
+def parameter_of(
+    name: str, conversions: list[Conversion], prefix: str, state: dict[str, Tensor]
+) -> tuple[str, str | None]:
+    """Finds the parameter that a stored name becomes or is a part of.
 
     Args:
-        key: The stored key.
+        name: The stored name.
         conversions: Those of its model; each remembers that it matched.
         prefix: The model's ``base_model_prefix``.
         state: The model's parameters by name.
+
+    Returns:
+        Name of the parameter, and the part of the stored name that a conversion replaces; ``None`` if it is only
+        renamed.
     """
-    renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
-    converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
-    name, pattern = rename_source_key(key, renamings, converters, prefix, state)
-    if name not in state and key in state:
-        name, pattern = rename_source_key(key, [], [], prefix, state)
-    return name, pattern is None
+    renamings, converters = _by_kind(conversions)
+    found, pattern = rename_source_key(name, renamings, converters, prefix, state)
+    if found not in state and name in state:
+        found, pattern = rename_source_key(name, [], [], prefix, state)
+    return found, None if pattern is None else converted_part(name, conversions)
+
+
+def converted_part(name: str, conversions: list[Conversion]) -> str | None:
+    """The part of a stored name that a conversion other than a renaming replaces, ``experts.3.w1.weight`` say."""
+    renamings, converters = _by_kind(conversions)
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    matches = (converter._scoped_match(name) for converter in converters)
+    return next((match[2].group(0) for match in matches if match is not None), None)
+
+
+def further_parameters(name: str, parameter: str, conversions: list[Conversion]) -> list[str]:
+    """The other parameters that a conversion makes of one stored tensor, such as the halves of a joint projection.
+
+    Args:
+        name: The stored name.
+        parameter: The first parameter that it becomes.
+        conversions: Those of its model.
+    """
+    renamings, converters = _by_kind(conversions)
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    found = next((converter for converter in converters if converter._scoped_match(name) is not None), None)
+    first, *others = [""] if found is None else found.target_patterns
+    before, _, after = parameter.rpartition(first)
+    return [before + other + after for other in others]
+
+
+def optional_transposition(name: str, conversions: list[Conversion]) -> tuple[int, int] | None:
+    """Dimensions that a conversion swaps only if the stored shape is not yet the model's; ``None`` if it is another.
+
+    Such a conversion cannot be undone from the shape of the parameter alone.
+    """
+    renamings, converters = _by_kind(conversions)
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    found = next((converter for converter in converters if converter._scoped_match(name) is not None), None)
+    match [] if found is None else found.operations:
+        case [Transpose(check_dims=True, dim0=first, dim1=second)]:
+            return first, second
+        case _:
+            return None
+
+
+def _by_kind(conversions: list[Conversion]) -> tuple[list[WeightRenaming], list[WeightConverter]]:
+    return (
+        [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)],
+        [conversion for conversion in conversions if isinstance(conversion, WeightConverter)],
+    )
 
 
 def to_stored(
@@ -122,7 +168,6 @@ def load_weights(
     dtype: torch.dtype,
     *,
     device: torch.device,
-    quantizer: HfQuantizer | None,
 ) -> list[str]:
     """Loads stored tensors into a model as ``from_pretrained`` does.
 
@@ -131,7 +176,6 @@ def load_weights(
         lazy: Tensors by stored key, or objects that are sliced like those of safetensors.
         dtype: Of the weights in memory.
         device: Where they go.
-        quantizer: Turns quantised weights back.
 
     Returns:
         What transformers could not place, in its words; empty if nothing.
@@ -140,8 +184,7 @@ def load_weights(
         device_map={"": device},
         dtype=dtype,
         dtype_plan=model._get_dtype_plan(dtype),
-        weight_mapping=list[Any](conversions_for_loading(model, quantizer)),
-        hf_quantizer=quantizer,
+        weight_mapping=list[Any](model_conversions(model)),
     )
     info, _ = convert_and_load_state_dict_in_model(model, lazy, settings, None)
     return [*info.conversion_errors.values(), *info.unexpected_keys, *map(str, info.mismatched_keys)]
@@ -190,6 +233,7 @@ def register_experts(name: str, function: Callable[..., Tensor]) -> None:
 
 
 def switch_experts(model: PreTrainedModel, name: str) -> None:
-    """Lets a model's fused experts compute through a registered function, if it has any."""
-    if model._can_set_experts_implementation():
-        model.set_experts_implementation(name)
+    """Lets the fused experts of a model, and of the models inside it, compute through a registered function."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and part._can_set_experts_implementation():
+            part.set_experts_implementation(name)

@@ -3,9 +3,10 @@
 B sequences of S tokens, T = B * S tokens, H hidden size.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -55,10 +56,16 @@ class MergedStream:
         self._is_apart = False
         self._has_warned = False
 
-    def double(self, token_ids: Tensor) -> Tensor:
-        """The batch ``[2B, S]`` of both streams; one row more where 2B sequences would be as many as S tokens."""
-        self._rows = 2 * len(token_ids) + (2 * len(token_ids) == token_ids.shape[1])
-        return torch.cat([token_ids, token_ids, token_ids])[: self._rows]
+    def double(self, token_ids: Tensor, lengths: Set[int]) -> Tensor:
+        """The batch ``[2B, S]`` of both streams; a few rows more where there would be as many rows as tokens.
+
+        Args:
+            token_ids: ``[B, S]``.
+            lengths: Tokens per sequence in any of the layers.
+        """
+        self._rows = next(rows for rows in count(2 * len(token_ids)) if rows not in lengths)
+        extra = self._rows - 2 * len(token_ids)
+        return torch.cat([token_ids, token_ids, *[token_ids[:1]] * extra])
 
     def split(self, inputs: Call) -> tuple[Call, Call]:
         """A layer's inputs in the source and in the reduced model, from those of both."""
@@ -71,10 +78,8 @@ class MergedStream:
 
     def join(self, output: Any, reduced: Any) -> Any:
         """The output of a layer for both, from its outputs in the source and in the reduced model."""
-        parts = [output, reduced]
-        if self._rows > 2 * self.sequences:
-            parts.append(select(output, slice(0, 1), self.sequences))
-        return join(parts)
+        extra = self._rows - 2 * self.sequences
+        return join([output, reduced, *[select(output, slice(0, 1), self.sequences)] * extra])
 
     def wanted(
         self, layer: StreamedLayer, context: LayerContext, *, inputs: Call, output: Any, seen: Observation

@@ -10,6 +10,7 @@ from hcsmoe_hub.checkpoint.writer import ShardWriter
 from hcsmoe_hub.events import Listener, Stage, StageAdvanced
 from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.layer.reducer import LayerReducer, rerun_on_sample
+from hcsmoe_hub.layer.stored_experts import StoredExperts
 from hcsmoe_hub.machine.allocator import return_freed_memory
 from hcsmoe_hub.model.blocks import MoEBlock
 from hcsmoe_hub.model.expert_kinds import use_probe
@@ -31,12 +32,14 @@ class ResultWriter:
         plan: What is written.
         writer: Takes the weights of the result.
         emit: Called when a layer is written.
+        stored: Has the experts that are written in the format of the source.
     """
 
-    def __init__(self, plan: ConversionPlan, writer: ShardWriter, emit: Listener) -> None:
+    def __init__(self, plan: ConversionPlan, writer: ShardWriter, emit: Listener, stored: StoredExperts) -> None:
         self._plan = plan
         self._writer = writer
         self._emit = emit
+        self._stored = stored
 
     def write(self, layer: int | None, changed: Mapping[str, Tensor]) -> None:
         """Writes one decoder layer, or what lies outside of them.
@@ -45,13 +48,15 @@ class ResultWriter:
             layer: Its index, its weights in memory; ``None`` outside the layers.
             changed: Tensors that differ from those in memory, by parameter name.
         """
-        if names := self._plan.account.rewritten.get(layer):
+        names = [name for name in self._plan.account.rewritten.get(layer, ()) if not self._stored.holds(name)]
+        if names:
             skeleton = self._plan.model.skeleton
             state = skeleton.module.state_dict()
             tensors = {name: changed.get(name, state[name]) for name in names}
-            conversions = self._plan.model.groups[layer].conversions
-            for name, tensor in skeleton.to_stored(tensors, conversions).items():
+            for name, tensor in skeleton.to_stored(tensors, self._plan.model.groups[layer]).items():
                 self._writer.write(name, tensor.to(self._plan.shards.tensors[name].dtype))
+        for name, part in self._stored.take(layer).items():
+            self._writer.write(name, part)
         if layer is not None:
             self._emit(StageAdvanced(Stage.CONVERT, f"layer {layer}", self._writer.bytes_written))
 

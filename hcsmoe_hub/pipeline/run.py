@@ -1,6 +1,6 @@
 """Runs a plan: calibration tokens in, converted layers out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from hcsmoe_hub.calibration.text import load_token_ids
+from hcsmoe_hub.checkpoint.formats import LogicalTensor
+from hcsmoe_hub.checkpoint.lazy_tensor import OnRead, read_logical
 from hcsmoe_hub.checkpoint.pieces import Step
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.writer import ShardWriter
 from hcsmoe_hub.events import Listener, Stage, StageAdvanced, Warned
 from hcsmoe_hub.layer.picture import LayerPicture
 from hcsmoe_hub.layer.reducer import LayerReducer
+from hcsmoe_hub.layer.stored_experts import StoredExperts
 from hcsmoe_hub.machine.allocator import mapping_large_tensors
 from hcsmoe_hub.machine.device import peak_memory, resolve_device
 from hcsmoe_hub.model.layer_loader import LayerLoader
@@ -25,7 +28,7 @@ from hcsmoe_hub.observation.statistics_file import open_statistics
 from hcsmoe_hub.options import CalibrationOptions, default_samples
 from hcsmoe_hub.pipeline.merged_stream import MergedStream
 from hcsmoe_hub.pipeline.passes import ConvertingPass, ObservingPass, ResultWriter, convert_from_statistics
-from hcsmoe_hub.pipeline.stream import StreamedLayer, make_batcher, stream
+from hcsmoe_hub.pipeline.stream import StreamedLayer, lengths, make_batcher, stream
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.make import make_plan
 from hcsmoe_hub.report import LayerReport
@@ -42,8 +45,8 @@ def load_tokens(plan: ConversionPlan, emit: Listener) -> Tensor:
     folder = source.fetch("config.json").parent
     for file in plan.sidecars:
         source.fetch(file)
-    vocab_size = plan.model.skeleton.config.get_text_config().vocab_size
-    token_ids = load_token_ids(plan.calibration, tokenizer_folder=folder, vocab_size=vocab_size)
+    vocab_size = plan.model.skeleton.text_config.vocab_size
+    token_ids = load_token_ids(plan.calibration, tokenizer_folder=folder, vocab_size=vocab_size, emit=emit)
     found, planned = len(token_ids), plan.calibration.sequences
     # What is wanted for a fit is more than many texts have; short of the usual number it deserves a second look.
     usual = default_samples(plan.calibration.sequence_length, fits=False)
@@ -73,7 +76,7 @@ def observe(plan: ConversionPlan, token_ids: Tensor, path: Path, emit: Listener)
             emit(StageAdvanced(Stage.OBSERVE, f"layer {layer.index}"))
             return output
 
-        with _loader(plan, reader, None, batcher) as loader:
+        with _loader(plan, reader, batcher) as loader:
             loader.load(None)
             stream(plan.model.skeleton, loader, visit, token_ids, batcher=batcher)
         describe(statistics, plan, token_ids)
@@ -101,23 +104,36 @@ def _reader(plan: ConversionPlan, steps: Sequence[Step], emit: Listener) -> Iter
 
 @contextmanager
 def _loader(
-    plan: ConversionPlan, reader: TensorReader, writer: ShardWriter | None, batcher: MicroBatcher
+    plan: ConversionPlan, reader: TensorReader, batcher: MicroBatcher, on_read: OnRead = lambda *read: None
 ) -> Iterator[LayerLoader]:
-    """Loads the layers of the source, and copies to the writer what does not change."""
+    """Loads the layers of the source."""
     model = plan.model
     kept = {tensor.name for block in model.blocks for tensor in block.router}
     kept |= {name for block in model.blocks for name in block.tables}
 
-    def copy(name: str, content: Tensor) -> None:
-        if writer is not None and name in plan.account.copied:
-            writer.write(name, content)
-
     with mapping_large_tensors(), sequential_loading():
-        loader = LayerLoader(model.skeleton, model.groups, reader, device=batcher.device, kept=kept, on_read=copy)
+        loader = LayerLoader(model.skeleton, model.placement, reader, device=batcher.device, kept=kept, on_read=on_read)
         try:
             yield loader
         finally:
             loader.close()
+
+
+def _stored_experts(plan: ConversionPlan) -> StoredExperts:
+    model = plan.model
+    experts = {tensor.name for block in model.blocks for tensor in block.experts} if plan.keeps_format else set()
+    return StoredExperts(model.tensors, model.groups, frozenset(experts))
+
+
+def _copy(
+    plan: ConversionPlan, writer: ShardWriter, tensor: LogicalTensor, parts: Mapping[str, Tensor], values: Tensor
+) -> None:
+    """Writes a tensor that does not change: its bytes, or its numbers in the dtype of the model."""
+    if tensor.name in plan.account.copied:
+        for role, part in parts.items():
+            writer.write(tensor.parts[role].name, part)
+    elif tensor.name in plan.account.decoded:
+        writer.write(tensor.name, values)
 
 
 def run(
@@ -136,10 +152,16 @@ def run(
     """
     device = resolve_device(plan.options.device)
     batcher = MicroBatcher(1, 1, device) if token_ids is None else _batcher(plan, token_ids)
-    reducer, results = LayerReducer(plan, emit), ResultWriter(plan, writer, emit)
+    stored = _stored_experts(plan)
+    reducer, results = LayerReducer(plan, emit, stored), ResultWriter(plan, writer, emit, stored)
+
+    def on_read(tensor: LogicalTensor, parts: Mapping[str, Tensor], values: Tensor) -> None:
+        stored.remember(tensor, parts)
+        _copy(plan, writer, tensor, parts, values)
+
     with ExitStack() as stack:
         reader = stack.enter_context(_reader(plan, plan.reading_order, emit))
-        loader = stack.enter_context(_loader(plan, reader, writer, batcher))
+        loader = stack.enter_context(_loader(plan, reader, batcher, on_read))
         loader.load(None)
         results.write(None, {})
         if plan.statistics is not None:
@@ -153,10 +175,16 @@ def run(
                 merged = MergedStream(batcher, emit, compensates=plan.recipe.refits)
             observing = ObservingPass(plan, batcher, statistics)
             converting = ConvertingPass(plan, observing, reducer, writer=results, merged=merged)
-            batch = token_ids if merged is None else merged.double(token_ids)
+            batch = token_ids
+            if merged is not None:
+                batch = merged.double(token_ids, lengths(plan.model.skeleton, token_ids))
             stream(plan.model.skeleton, loader, converting.visit, batch, batcher=batcher)
             if statistics is not None:
                 describe(statistics, plan, token_ids)
-        for key in plan.account.unread:
-            writer.write(key, reader.read(plan.model.source.tensors[key]))
+        for tensor in map(plan.model.tensors.__getitem__, plan.account.unread):
+            if tensor.name in plan.account.decoded:
+                writer.write(tensor.name, read_logical(tensor, reader)[1])
+                continue
+            for part in tensor.parts.values():
+                writer.write(part.name, reader.read(part))
     return reducer.reports, reducer.pictures, peak_memory(device)

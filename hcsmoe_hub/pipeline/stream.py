@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hcsmoe_hub.machine.allocator import return_freed_memory
 from hcsmoe_hub.model.layer_loader import LayerLoader, free
 from hcsmoe_hub.model.microbatch import MicroBatcher
+from hcsmoe_hub.model.mtp import enter, running_head
 from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.observation.statistics import Call
 
@@ -65,14 +66,25 @@ def make_batcher(skeleton: Skeleton, token_ids: Tensor, *, batch_tokens: int, de
     """Chooses the micro-batch for a calibration set ``[B, S]``."""
     sequences, length = token_ids.shape
     batch = min(sequences, max(1, batch_tokens // length))
-    if sequences == length or getattr(skeleton.config, "num_kv_shared_layers", None):
+    if sequences in lengths(skeleton, token_ids) or getattr(skeleton.text_config, "num_kv_shared_layers", None):
         # Either it is unclear which dimension is the batch, or layers pass keys and values on: nothing is cut.
         batch = sequences
     return MicroBatcher(sequences, batch, device)
 
 
+def lengths(skeleton: Skeleton, token_ids: Tensor) -> set[int]:
+    """Tokens per sequence in the layers of a model: an MTP head sees one less, for it takes the next token as well.
+
+    Args:
+        skeleton: The model.
+        token_ids: ``[B, S]``.
+    """
+    length = token_ids.shape[1]
+    return {length} if skeleton.mtp is None else {length, length - 1}
+
+
 def stream(skeleton: Skeleton, loader: LayerLoader, visit: Visit, token_ids: Tensor, *, batcher: MicroBatcher) -> None:
-    """Runs all calibration tokens through the decoder, layer by layer.
+    """Runs all calibration tokens through the decoder, layer by layer, and at last through its MTP head.
 
     Args:
         skeleton: The model; only what lies outside its layers is loaded.
@@ -81,12 +93,13 @@ def stream(skeleton: Skeleton, loader: LayerLoader, visit: Visit, token_ids: Ten
         token_ids: ``[B, S]`` int64.
         batcher: Cuts the sequences into micro-batches.
     """
-    model = skeleton.module
-    model.tie_weights()
+    skeleton.module.tie_weights()
     for index, module in enumerate(skeleton.layers):
         vars(module)["forward"] = partial(_forward, index, module, loader, visit, batcher)
     with torch.no_grad():
-        model.base_model(input_ids=token_ids, use_cache=False)
+        output = skeleton.decoder(input_ids=token_ids, use_cache=False)
+        if skeleton.mtp is not None:
+            _stream_head(skeleton, loader, visit, token_ids, output.last_hidden_state, batcher=batcher)
 
 
 def _forward(
@@ -107,3 +120,37 @@ def _forward(
     free(module)
     return_freed_memory()
     return output
+
+
+def _stream_head(
+    skeleton: Skeleton,
+    loader: LayerLoader,
+    visit: Visit,
+    token_ids: Tensor,
+    hidden_BSH: Tensor,
+    *,
+    batcher: MicroBatcher,
+) -> None:
+    """Runs an MTP head over the same tokens: the model's own forward calls its decoder layer in place of the first.
+
+    Args:
+        skeleton: The model.
+        loader: Brings the weights of the head.
+        visit: Called for its decoder layer.
+        token_ids: ``[B, S]`` int64.
+        hidden_BSH: The model's hidden states after the final norm.
+        batcher: Cuts the sequences into micro-batches.
+    """
+    assert skeleton.mtp is not None, "there is a head to run"
+    index = skeleton.mtp.layer
+    module, embedding = skeleton.layers[index], skeleton.module.get_input_embeddings()
+    originals = loader.take(index)
+    # Both streams of hidden states go in at once, where there are two.
+    rows = MicroBatcher(len(token_ids), batcher.batch, batcher.device)
+    inputs = rows.wrap(partial(enter, module), lambda: None)(embedding(token_ids[:, 1:]), hidden_BSH[:, :-1])
+    layer = StreamedLayer(index=index, module=module, originals=originals, loader=loader, batcher=batcher)
+    vars(skeleton.layers[0])["forward"] = lambda *args, **kwargs: visit(layer, Call(args, kwargs))
+    with running_head(skeleton.config):
+        skeleton.decoder(inputs_embeds=inputs, use_cache=False)
+    free(module)
+    return_freed_memory()

@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from hcsmoe_hub.calibration.text import CalibrationPlan
+from hcsmoe_hub.calibration.plan import CalibrationPlan
 from hcsmoe_hub.checkpoint.config_json import MoESettings
 from hcsmoe_hub.checkpoint.pieces import Step, reading_order
 from hcsmoe_hub.checkpoint.writer import ShardLayout
 from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.observation.statistics_file import StatisticsFile
-from hcsmoe_hub.options import ConvertOptions
+from hcsmoe_hub.options import ConvertOptions, Dtype
 from hcsmoe_hub.planning.tensor_fates import Account
 from hcsmoe_hub.recipe.recipe import Recipe
 
@@ -36,6 +36,7 @@ class ConversionPlan:
         shards: Where every tensor of the result will lie.
         config: ``config.json`` of the result, but for what the mapped layout adds.
         sidecars: Files that are copied byte for byte.
+        left_files: Reasons by the names of the other files, which stay behind.
         calibration: What the experts are observed on.
         feature_tokens: Tokens of every layer that are kept for methods that look at single tokens.
         statistics: Statistics of an earlier run that take the place of running the model.
@@ -57,6 +58,7 @@ class ConversionPlan:
     shards: ShardLayout
     config: dict[str, Any]
     sidecars: list[str]
+    left_files: dict[str, str]
     calibration: CalibrationPlan
     feature_tokens: int
     statistics: StatisticsFile | None
@@ -66,9 +68,20 @@ class ConversionPlan:
     warnings: list[str]
 
     @property
+    def keeps_format(self) -> bool:
+        """Whether the result is quantised, in the format of the source."""
+        return self.model.is_quantized and self.options.dtype is Dtype.SOURCE
+
+    @property
     def sends_away(self) -> bool:
         """Whether the result does not stay on this machine."""
         return self.options.low_disk and self.options.push is not None
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """Every choice in force, as reports record it: the recipe, and the format of a quantised source's weights."""
+        dtype = {"dtype": str(self.options.dtype)} if self.model.is_quantized else {}
+        return {**self.recipe.as_dict(), **dtype}
 
     @property
     def observing_order(self) -> list[Step]:
@@ -78,10 +91,12 @@ class ConversionPlan:
     @property
     def reading_order(self) -> list[Step]:
         """Tensors that are read together by the pass that converts."""
-        return reading_order(self.model.stored_keys, self.model.source.tensors, self.account.unread)
+        return reading_order(
+            self.model.stored_keys, self.model.source.tensors, self.model.parts_of(self.account.unread)
+        )
 
     @property
     def parameters_after(self) -> int:
-        """Parameters of the result, shared ones counted once."""
-        shared = self.model.skeleton.module.all_tied_weights_keys.keys()
-        return sum(tensor.numel() for name, tensor in self.state.items() if name not in shared)
+        """Parameters of all that the result stores, shared ones counted once."""
+        unused = self.model.placement.unused
+        return self.model.count(self.state, (name for name in unused if name not in self.account.dropped))

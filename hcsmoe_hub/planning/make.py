@@ -4,29 +4,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from hcsmoe_hub.calibration.text import CalibrationPlan, plan_calibration
+from hcsmoe_hub.calibration.plan import CalibrationPlan, plan_calibration
 from hcsmoe_hub.checkpoint import config_json
-from hcsmoe_hub.checkpoint.config_json import MoESettings
-from hcsmoe_hub.checkpoint.sidecars import has_tokenizer, sidecar_files
+from hcsmoe_hub.checkpoint.config_json import MoESettings, quantization_method
+from hcsmoe_hub.checkpoint.shards import has_adapter
+from hcsmoe_hub.checkpoint.sidecars import has_tokenizer, left_files, sidecar_files
 from hcsmoe_hub.checkpoint.source import Source
+from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
 from hcsmoe_hub.checkpoint.writer import is_occupied, lay_out
 from hcsmoe_hub.errors import OutputError, PlanError
 from hcsmoe_hub.machine.device import default_batch_tokens
-from hcsmoe_hub.machine.units import format_bytes
+from hcsmoe_hub.machine.units import format_plural
 from hcsmoe_hub.methods.clustering import frequency_budget
 from hcsmoe_hub.model.architectures import REPORT_HINT
-from hcsmoe_hub.model.skeleton import Skeleton, quantization_method
+from hcsmoe_hub.model.mtp import has_experts
+from hcsmoe_hub.model.raw_config import SAME_CODE, loading_problem
+from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.model.source_model import SourceModel, read_model
 from hcsmoe_hub.observation.statistics_file import StatisticsFile
-from hcsmoe_hub.options import Budget, ConvertOptions, Layout
+from hcsmoe_hub.options import Budget, ConvertOptions, Dtype, Layout, Mtp
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
-from hcsmoe_hub.planning.disk_space import check_disks, existing_part
+from hcsmoe_hub.planning.disk_space import existing_part
 from hcsmoe_hub.planning.estimate import estimate_needs
+from hcsmoe_hub.planning.memory import memory_refusal
+from hcsmoe_hub.planning.output_place import check_place
 from hcsmoe_hub.planning.refusals import check_recipe, converted_layers
 from hcsmoe_hub.planning.result_shapes import result_state
-from hcsmoe_hub.planning.tensor_fates import Account, take_account
+from hcsmoe_hub.planning.room import room_warnings
+from hcsmoe_hub.planning.tensor_fates import Account, MtpRule, take_account
 from hcsmoe_hub.recipe.recipe import Recipe
 from hcsmoe_hub.recipe.resolve import resolve
 
@@ -40,21 +48,26 @@ def make_plan(source: Source, options: ConvertOptions, *, on_device: bool = Fals
         on_device: Whether layers run on an accelerator.
 
     Raises:
-        HcsmoeError: Every refusal of a conversion happens here.
+        HcsmoeError: Every refusal of a conversion happens here, but for a machine without room for it: that is a
+            warning of the plan, and refused by ``check_room`` when the conversion begins.
     """
     recipe = resolve(options.method)
-    model = read_model(source)
+    check_place(_output(source, options))
+    model = read_model(source, with_mtp=_keeps_mtp(recipe, options))
     _check_device(model, on_device=on_device)
+    _check_dtype(model, options)
     after = check_recipe(model, recipe, options)
     statistics = _find_statistics(model, options)
     counts, is_final = _experts_by_layer(model, recipe, options.experts, after, statistics)
     state = result_state(model, counts, recipe.layout)
-    reduced = None if recipe.is_tied else Skeleton(_edited_config(model, after), model.skeleton.dtype)
+    reduced = None if recipe.is_tied else _reduced(model, after)
     if reduced is not None:
         _check_reduced(model, reduced, state, after)
-    account = take_account(
-        model, state, layout=recipe.layout, keep_mtp=set(counts.values()) == {model.settings.experts}
-    )
+    keep_format = options.dtype is Dtype.SOURCE
+    mtp = _mtp_rule(model, recipe, options, counts)
+    account = take_account(model, state, layout=recipe.layout, mtp=mtp, keep_format=keep_format)
+    files = source.files()
+    sidecars = _sidecars(source, files)
     plan = ConversionPlan(
         model=model,
         options=options,
@@ -66,18 +79,66 @@ def make_plan(source: Source, options: ConvertOptions, *, on_device: bool = Fals
         reduced=reduced,
         account=account,
         shards=lay_out(account.outputs, max_shard_size=options.max_shard_size),
-        config=_edited_config(model, after, without_mtp=bool(account.dropped)),
-        sidecars=sidecar_files(source.files()),
+        config=_edited_config(model, after, without_mtp=bool(account.dropped), keep_format=keep_format),
+        sidecars=sidecars,
+        left_files=left_files(files, _used_files(source, sidecars)),
         calibration=_plan_calibration(model, options, recipe, statistics),
         feature_tokens=options.calibration.feature_tokens if statistics is None else statistics.feature_tokens,
         statistics=statistics,
         on_device=on_device,
         batch_tokens=options.batch_tokens or default_batch_tokens(on_device=on_device),
-        output=options.output or Path(f"{source.name}-hcsmoe-{options.experts}e"),
-        warnings=_warnings(model, options, recipe, after, account),
+        output=_output(source, options),
+        warnings=_warnings(model, options, recipe, after, account) + _loading_warnings(model),
     )
-    _check_room(plan)
+    _check_output(plan)
+    refusal = memory_refusal(plan, estimate_needs(plan))
+    if refusal is not None:
+        raise refusal
+    plan.warnings += room_warnings(plan)
     return plan
+
+
+def _output(source: Source, options: ConvertOptions) -> Path:
+    return options.output or Path(f"{source.name}-hcsmoe-{options.experts}e")
+
+
+def _sidecars(source: Source, files: list[str]) -> list[str]:
+    """Names of the files that are copied; those that are here are opened.
+
+    Raises:
+        SourceError: If one of them is a Git LFS pointer.
+    """
+    sidecars = sidecar_files(files, source.loose_text)
+    for file in sidecars:
+        if source.is_local(file):
+            source.fetch(file)
+    return sidecars
+
+
+def _used_files(source: Source, sidecars: list[str]) -> set[str]:
+    index = [] if source.index is None else [INDEX_FILE]
+    return {"config.json", *index, *source.shards, *sidecars}
+
+
+def _keeps_mtp(recipe: Recipe, options: ConvertOptions) -> bool:
+    """Whether an MTP head can be a decoder layer of the result, to whose experts the same happens."""
+    return options.mtp is Mtp.KEEP and recipe.layout is not Layout.MAPPED
+
+
+def _mtp_rule(model: SourceModel, recipe: Recipe, options: ConvertOptions, counts: Mapping[int, int]) -> MtpRule:
+    """What becomes of MTP heads that the model does not load.
+
+    Raises:
+        PlanError: If there is none to drop.
+    """
+    if options.mtp is Mtp.DROP:
+        if not model.mtp_keys:
+            raise PlanError(
+                f"`mtp='drop'` has nothing to drop: {model.source.label} stores no MTP head.", hint="leave `mtp` out"
+            )
+        return MtpRule(dropped="MTP head, dropped as `mtp='drop'` asks")
+    # The config of a mapped result still has the N router rows that a head in its original form has.
+    return MtpRule(fits=recipe.layout is Layout.MAPPED or set(counts.values()) == {model.settings.experts})
 
 
 def _find_statistics(model: SourceModel, options: ConvertOptions) -> StatisticsFile | None:
@@ -118,31 +179,54 @@ def _plan_calibration(
 ) -> CalibrationPlan:
     if statistics is not None:
         return statistics.calibration
-    return plan_calibration(
+    planned = plan_calibration(
         options.calibration,
-        max_positions=getattr(model.skeleton.config, "max_position_embeddings", None),
+        max_positions=getattr(model.skeleton.text_config, "max_position_embeddings", None),
         has_tokenizer=has_tokenizer(model.source.files()),
         label=model.source.label,
         fits=recipe.refits,
     )
+    if model.skeleton.mtp is not None and planned.sequence_length == 1:
+        raise PlanError(
+            f"the MTP head of {model.source.label} takes a token and the next one, but a sequence has one token only.",
+            hint="use a longer `sequence_length`, or `mtp='drop'`",
+        )
+    return planned
 
 
-def _edited_config(model: SourceModel, after: MoESettings, *, without_mtp: bool = False) -> dict[str, Any]:
+def _edited_config(
+    model: SourceModel, after: MoESettings, *, without_mtp: bool = False, keep_format: bool = True
+) -> dict[str, Any]:
     return config_json.edit(
         model.source.config,
-        model.skeleton.config,
+        model.skeleton.text_config,
         model.settings,
         after,
         without_mtp=without_mtp,
-        without_quantization=model.skeleton.quantizer is not None,
+        # Settings that are left over from another checkpoint describe no tensor.
+        without_quantization=not (model.is_quantized and keep_format),
     )
 
 
+def _reduced(model: SourceModel, after: MoESettings) -> Skeleton:
+    """The result as a model without weights."""
+    return Skeleton(_edited_config(model, after), model.skeleton.dtype, mtp=model.skeleton.mtp)
+
+
 def _check_device(model: SourceModel, *, on_device: bool) -> None:
-    if on_device and getattr(model.skeleton.config, "num_kv_shared_layers", None):
+    if on_device and getattr(model.skeleton.text_config, "num_kv_shared_layers", None):
         raise PlanError(
             f"layers of {model.source.label} pass keys and values to each other, which works on one device only.",
             hint="use `device='cpu'`",
+        )
+
+
+def _check_dtype(model: SourceModel, options: ConvertOptions) -> None:
+    if options.dtype is Dtype.BFLOAT16 and not model.is_quantized and model.skeleton.dtype != torch.bfloat16:
+        raise PlanError(
+            f"`dtype='bfloat16'` decodes quantised weights, but those of {model.source.label} are plain "
+            f"{str(model.skeleton.dtype).removeprefix('torch.')}.",
+            hint="leave `dtype` out: the result has the dtype of the source",
         )
 
 
@@ -165,6 +249,13 @@ def _warnings(
     before, experts, found = model.settings, options.experts, list[str]()
     if model.source.renamed_from is not None:
         found.append(f"{model.source.renamed_from} has been renamed to {model.source.repo_id}.")
+    if model.source.wrapper:
+        found.append(
+            f"the tensor names contain {model.source.wrapper!r}, which a wrapper of the model left there; the result "
+            "is written without it, so that it loads."
+        )
+    if has_adapter(model.source.files()):
+        found.append("the source has an adapter (adapter_config.json); the weights are converted without it.")
     if before.experts == experts:
         found.append(f"`experts={experts}` is the number that the model has; the result will not be smaller.")
     elif recipe.layout is Layout.FULL:
@@ -178,20 +269,36 @@ def _warnings(
         )
     if after.experts == after.experts_per_token < before.experts:
         found.append(f"all {after.experts} experts will be active for every token: the layers become dense.")
+    if recipe.layout is Layout.MAPPED and before.experts != experts and has_experts(model.mtp_keys):
+        found.append(f"the mapped layout keeps the MTP head as it is, with all {before.experts} experts.")
     if account.dropped:
-        found.append(f"{len(account.dropped)} tensors of multi-token prediction layers are dropped.")
-    if model.skeleton.quantizer is not None:
+        reason = next(iter(account.dropped.values()))
+        found.append(f"{format_plural(len(account.dropped), 'tensor')} dropped: {reason}.")
+    if model.is_quantized and options.dtype is Dtype.BFLOAT16:
         method = quantization_method(model.source.config)
-        found.append(f"the source is quantised with {method}; the result is written in bfloat16.")
+        how = f" with {method}" if method else ""
+        found.append(f"the source is quantised{how}; the result is written in bfloat16.")
     return found
 
 
-def _check_room(plan: ConversionPlan) -> None:
-    """Checks the output folder, the free disks and the memory limit.
+def _loading_warnings(model: SourceModel) -> list[str]:
+    published = model.source.config["model_type"]
+    if published in SAME_CODE:
+        return [
+            f"transformers knows model_type {published!r} as {SAME_CODE[published]!r} only. config.json keeps it for "
+            "other programs; to load the result with transformers, change it there."
+        ]
+    problem = loading_problem(model.source.config)
+    if problem is None:
+        return []
+    return [f"config.json stays as it is, but transformers cannot load a checkpoint with it: {problem}."]
+
+
+def _check_output(plan: ConversionPlan) -> None:
+    """Checks that the output folder can be made, and that nothing is lost there.
 
     Raises:
-        OutputError: If there is no room for the result or the download.
-        PlanError: If the estimated peak is above the limit.
+        OutputError: If it cannot, or something would be.
     """
     output, overwrite = plan.output, plan.options.overwrite
     if output.exists() and not output.is_dir():
@@ -214,13 +321,4 @@ def _check_room(plan: ConversionPlan) -> None:
     if not existing.is_dir():
         raise OutputError(
             f"{existing} is a file, so {output} cannot be made.", hint="choose another folder with `output`"
-        )
-    needs = estimate_needs(plan)
-    check_disks(plan, needs)
-    limit = plan.options.max_memory_bytes
-    if limit is not None and needs.memory_bytes > limit:
-        raise PlanError(
-            f"the conversion needs about {format_bytes(needs.memory_bytes)} of memory, more than the "
-            f"{format_bytes(limit)} of `max_memory_bytes`.",
-            hint="use fewer `samples` or a smaller `batch_tokens`, or raise `max_memory_bytes`",
         )

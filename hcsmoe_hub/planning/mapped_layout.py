@@ -11,7 +11,7 @@ from typing import Any
 
 from hcsmoe_hub.checkpoint.modeling_hcsmoe import CLASS_PREFIX, LAYOUT, SECTION, expert_modules
 from hcsmoe_hub.errors import PlanError
-from hcsmoe_hub.model.skeleton import model_class
+from hcsmoe_hub.model.model_class import model_class
 from hcsmoe_hub.model.source_model import SourceModel
 
 MODELING_FILE = "modeling_hcsmoe.py"
@@ -29,7 +29,10 @@ class {name}(MappedExperts, {base}):
 
 def mapped_refusal(model: SourceModel) -> str | None:
     """Why a model cannot have the mapped layout; ``None`` if it can."""
-    modules = expert_modules(model.skeleton.module)
+    try:
+        modules = expert_modules(model.skeleton.module)
+    except ValueError as error:
+        return f"the modelling file of this layout does not work for it: {str(error).rstrip('.')}"
     if missing := sorted({block.layer for block in model.blocks} - modules.keys()):
         kind = type(model.skeleton.module.get_submodule(model.blocks[0].experts_path)).__name__
         return (

@@ -1,5 +1,6 @@
 """How many parameters a model has, how many of them a token uses, and what fewer experts would leave."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from hcsmoe_hub.checkpoint.config_json import MoESettings
 from hcsmoe_hub.checkpoint.tensors import total_bytes
 from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
+from hcsmoe_hub.planning.tensor_fates import MtpRule
 from hcsmoe_hub.report import Change
 
 
@@ -28,14 +30,14 @@ class Projection:
 
 
 def parameter_counts(plan: ConversionPlan) -> Change:
-    """Parameters of the source and of the result, shared ones counted once."""
+    """Parameters of all that the source and the result store, shared ones counted once."""
     return {"before": plan.model.parameters, "after": plan.parameters_after}
 
 
 def active_parameter_counts(plan: ConversionPlan) -> Change:
     """Parameters of the source and of the result that one token uses."""
-    idle_after = _idle_parameters(plan.model, plan.state, plan.settings.experts_per_token)
-    return {"before": active_parameters(plan.model), "after": plan.parameters_after - idle_after}
+    after = _active_parameters(plan.model, plan.state, plan.settings.experts_per_token)
+    return {"before": active_parameters(plan.model), "after": after}
 
 
 def weight_bytes(plan: ConversionPlan) -> Change:
@@ -47,12 +49,20 @@ def weight_bytes(plan: ConversionPlan) -> Change:
 
 
 def active_parameters(model: SourceModel) -> int:
-    """Parameters of a checkpoint that one token uses: all but those of the experts that it is not routed to."""
-    return model.parameters - _idle_parameters(model, model.skeleton.state, model.settings.experts_per_token)
+    """Parameters that one token uses: those of the model without an MTP head, and of the experts it is routed to."""
+    return _active_parameters(model, model.skeleton.state, model.settings.experts_per_token)
+
+
+def _active_parameters(model: SourceModel, state: Mapping[str, Tensor], per_token: int) -> int:
+    """Parameters that one token uses: see ``_idle_parameters``."""
+    head = None if model.skeleton.mtp is None else model.skeleton.mtp.layer
+    ahead = (name for name in state if head is not None and model.skeleton.layer_of(name) == head)
+    used = model.count(state, ()) - sum(state[name].numel() for name in ahead)
+    return used - _idle_parameters(model, state, per_token)
 
 
 def _idle_parameters(model: SourceModel, state: Mapping[str, Tensor], per_token: int) -> int:
-    """Parameters of the routed experts that are not active for a token, in all layers.
+    """Parameters of the routed experts that are not active for a token, in all layers but an MTP head's.
 
     Args:
         model: The source, for the places of experts in its tensors.
@@ -60,7 +70,7 @@ def _idle_parameters(model: SourceModel, state: Mapping[str, Tensor], per_token:
         per_token: Active experts of every token.
     """
     idle = 0
-    for expert in (expert for block in model.blocks for expert in block.experts):
+    for expert in (expert for block in model.decoder_blocks for expert in block.experts):
         tensor = state[expert.name]
         rows = tensor.shape[expert.dim] - expert.extra_rows - per_token * expert.rows_per_expert
         idle += max(rows, 0) * (tensor.numel() // tensor.shape[expert.dim])
@@ -90,10 +100,19 @@ def _worth_trying(settings: MoESettings) -> list[int]:
 
 
 def _projection(model: SourceModel, kept: int) -> Projection:
-    experts, itemsize = model.settings.experts, model.skeleton.dtype.itemsize
-    removed = model.expert_parameters() * (experts - kept) // experts
-    left = model.parameters - removed
-    # A quantised source is written back in the dtype that it is computed in.
-    is_quantized = model.skeleton.quantizer is not None
-    stored = left * itemsize if is_quantized else total_bytes(model.source.tensors.values()) - removed * itemsize
+    experts = model.settings.experts
+    # An MTP head that a conversion to fewer experts would drop.
+    dropped = [] if MtpRule().reason(model) is None else model.mtp_keys
+    left = model.parameters - model.expert_parameters() * (experts - kept) // experts
+    left -= sum(math.prod(model.tensors[name].shape) for name in dropped)
+    parts = set(model.parts_of(dropped))
+    staying = total_bytes(tensor for name, tensor in model.source.tensors.items() if name not in parts)
+    stored = staying - _expert_bytes(model) * (experts - kept) // experts
     return Projection(experts=kept, parameters=left, weights_bytes=stored)
+
+
+def _expert_bytes(model: SourceModel) -> int:
+    """Bytes of all routed experts as they are stored."""
+    experts = {tensor.name for block in model.blocks for tensor in block.experts}
+    targets = ((name, target) for group in model.groups.values() for name, target in group.targets.items())
+    return sum(model.tensors[name].nbytes for name, target in targets if target in experts)

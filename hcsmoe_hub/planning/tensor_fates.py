@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hcsmoe_hub.checkpoint.formats import LogicalTensor
 from hcsmoe_hub.errors import UnsupportedModelError
 from hcsmoe_hub.model.architectures import REPORT_HINT
-from hcsmoe_hub.model.skeleton import Group
+from hcsmoe_hub.model.mtp import has_experts, why_unknown
 from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.options import Layout
 from hcsmoe_hub.planning.result_shapes import edited_names
@@ -19,88 +20,116 @@ Output = tuple[str, torch.dtype, tuple[int, ...]]
 
 @dataclass(slots=True)
 class Account:
-    """What becomes of the stored tensors.
+    """What becomes of the stored tensors, all by the names that the model sees.
 
     Attributes:
-        copied: Keys whose bytes go to the result as they are.
-        unread: Copied keys that the model does not load (a vision tower, say).
+        copied: Tensors whose bytes go to the result as they are.
+        decoded: Tensors that the result stores in the dtype of the model, but are not changed otherwise.
+        unread: Those of both that text does not run through (a vision tower, say).
         rewritten: Layer (``None`` outside the layers) to the parameters that are written from memory.
-        dropped: Keys that are left out, each with its reason.
-        outputs: Name, dtype and shape of every tensor of the result, in writing order.
+        dropped: Tensors that are left out, each with its reason.
+        outputs: Name, dtype and shape of every stored tensor of the result, in writing order.
+        keeps_format: Whether tensors of a quantised format stay in it.
     """
 
+    keeps_format: bool
     copied: set[str] = field(default_factory=set)
+    decoded: set[str] = field(default_factory=set)
     unread: list[str] = field(default_factory=list)
     rewritten: dict[int | None, list[str]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     outputs: list[Output] = field(default_factory=list)
 
+    def keep(self, tensor: LogicalTensor) -> None:
+        """Keeps a tensor whose numbers do not change."""
+        (self.copied if tensor.codec is None or self.keeps_format else self.decoded).add(tensor.name)
+        self.add(tensor, tensor.shape)
 
-def _stack_prefixes(groups: Mapping[int | None, Group]) -> set[str]:
-    """How the stored keys of the decoder layers begin, up to the number of the layer: ``model.layers.``."""
-    keys = (key for layer, group in groups.items() if layer is not None for key in group.targets)
-    return {match.group(1) for key in keys if (match := re.match(r"(.*?\.)\d+\.", key))}
+    def add(self, tensor: LogicalTensor, shape: tuple[int, ...]) -> None:
+        """Adds what the result stores of a tensor.
+
+        Args:
+            tensor: The tensor in the source.
+            shape: Its shape in the result.
+        """
+        if tensor.codec is None or not self.keeps_format:
+            self.outputs.append((tensor.name, tensor.dtype, shape))
+            return
+        names = tensor.codec.part_names(tensor.name)
+        self.outputs.extend((names[role], *spec) for role, spec in tensor.codec.part_specs(shape).items())
 
 
-def _is_multi_token_prediction(key: str, prefixes: set[str], layers: int) -> bool:
-    """Whether a key belongs to a prediction head beyond the decoder: ``mtp.*``, or a layer after the last one."""
-    if re.search(r"(?:^|\.)mtp(?:_\w+)?\.", key):
-        return True
-    match = re.match(r"(.*?\.)(\d+)\.", key)
-    return match is not None and match.group(1) in prefixes and int(match.group(2)) >= layers
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MtpRule:
+    """What becomes of the MTP heads that are not decoder layers of the plan's model.
+
+    Attributes:
+        dropped: Why they are dropped in any case; ``None`` if they are not.
+        fits: Whether the number of experts stays what it was, so that they can be copied whatever they are.
+    """
+
+    dropped: str | None = None
+    fits: bool = False
+
+    def reason(self, model: SourceModel) -> str | None:
+        """Why the MTP heads that a model does not load are left out; ``None`` if they are copied."""
+        if self.dropped is not None or self.fits or not has_experts(model.mtp_keys):
+            return self.dropped
+        return f"MTP head with experts of its own, {model.mtp_problem or why_unknown(model.skeleton.config)}"
 
 
-def _sort_unused(account: Account, model: SourceModel, *, keep_mtp: bool) -> None:
-    """Decides about the keys that the model does not load."""
-    prefixes, layers = _stack_prefixes(model.groups), len(model.skeleton.layers)
-    for key in model.unused:
-        if _is_multi_token_prediction(key, prefixes, layers):
-            if keep_mtp:
-                account.unread.append(key)
-            else:
-                account.dropped[key] = "multi-token prediction layer: it has experts of its own that no model loads"
-        elif re.search(r"\.(experts|router)\.", key):
+def _sort_unused(account: Account, model: SourceModel, rule: MtpRule) -> None:
+    """Decides about the tensors that the model does not load."""
+    copies = frozenset() if model.skeleton.mtp is None else model.skeleton.mtp.copies
+    heads = set(model.mtp_keys) - copies
+    reason = rule.reason(model) if heads else None
+    account.unread.extend(model.placement.aside)
+    for name in model.placement.unused:
+        if name in heads and reason is not None:
+            account.dropped[name] = reason
+        elif name not in heads and re.search(r"\.(experts|router)\.", name):
             raise UnsupportedModelError(
-                f"tensor {key!r} looks like a part of an expert, but the model does not use it; "
+                f"tensor {name!r} looks like a part of an expert, but the model does not use it; "
                 "copying it would leave a checkpoint that contradicts itself.",
                 hint=REPORT_HINT,
             )
         else:
-            account.unread.append(key)
-    account.copied.update(account.unread)
+            account.unread.append(name)
 
 
-def take_account(model: SourceModel, result: Mapping[str, Tensor], *, layout: Layout, keep_mtp: bool) -> Account:
+def take_account(
+    model: SourceModel, result: Mapping[str, Tensor], *, layout: Layout, mtp: MtpRule, keep_format: bool
+) -> Account:
     """Decides what becomes of every stored tensor, and names every tensor of the result.
 
     Args:
         model: The source.
         result: Parameters and buffers of the result, on any device, as ``result_state`` makes them.
         layout: How the result writes its experts, which decides whether the router is written as well.
-        keep_mtp: Whether multi-token prediction layers still fit the result.
+        mtp: What becomes of MTP heads that the model does not load.
+        keep_format: Whether tensors of a quantised format stay in it.
 
     Raises:
         UnsupportedModelError: If an expert-sized tensor cannot be written under a name of the source.
     """
-    stored, account = model.source.tensors, Account()
-    _sort_unused(account, model, keep_mtp=keep_mtp)
+    account = Account(keeps_format=keep_format)
+    _sort_unused(account, model, mtp)
     edited = edited_names(model, layout)
     for layer in sorted(model.groups, key=lambda layer: -1 if layer is None else layer):
         group = model.groups[layer]
-        rewritten = [name for name in dict.fromkeys(group.targets.values()) if name in edited | group.dequantized]
+        rewritten = [name for name in dict.fromkeys(group.targets.values()) if name in edited]
         account.rewritten[layer] = rewritten
-        copied = [key for key in group.targets if group.targets[key] not in rewritten]
-        account.copied.update(copied)
-        tensors = model.skeleton.to_stored({name: result[name] for name in rewritten}, group.conversions)
-        for name, tensor in tensors.items():
-            is_kept = name in stored and group.targets.get(name) not in group.dequantized
-            dtype = stored[name].dtype if is_kept else tensor.dtype
-            account.outputs.append((name, dtype, tuple(tensor.shape)))
-        account.outputs.extend((key, stored[key].dtype, stored[key].shape) for key in copied)
+        tensors = model.skeleton.to_stored({name: result[name] for name in rewritten}, group)
         unknown = tensors.keys() - group.targets.keys()
-        if unknown and not group.dequantized:
+        if unknown:
             raise UnsupportedModelError(
                 f"the result would need a tensor {sorted(unknown)[0]!r} that the source lacks.", hint=REPORT_HINT
             )
-    account.outputs.extend((key, stored[key].dtype, stored[key].shape) for key in account.unread)
+        for name, tensor in tensors.items():
+            account.add(model.tensors[name], tuple(tensor.shape))
+        for name, target in group.targets.items():
+            if target not in rewritten:
+                account.keep(model.tensors[name])
+    for name in account.unread:
+        account.keep(model.tensors[name])
     return account

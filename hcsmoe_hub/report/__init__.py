@@ -5,6 +5,7 @@ from hcsmoe_hub.report.paths import strip_paths
 from hcsmoe_hub.report.schema import (
     SCHEMA_VERSION,
     CalibrationRecord,
+    CalibrationSource,
     Change,
     ConversionReport,
     ExpertCounts,
@@ -25,6 +26,7 @@ __all__ = [
     "REPORT_FILE",
     "SCHEMA_VERSION",
     "CalibrationRecord",
+    "CalibrationSource",
     "Change",
     "ConversionReport",
     "ExpertCounts",

@@ -3,7 +3,7 @@
 Every key is described here once: ``read_report`` validates a file against these classes.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NotRequired
 
 # Pydantic takes those of Python itself from 3.12 on.
@@ -29,11 +29,15 @@ class Change(TypedDict):
 
 
 class ExpertCounts(Change):
-    """Experts per MoE layer (after a budget the average), experts per token, and the number of MoE layers."""
+    """Experts per MoE layer (after a budget the average), experts per token, and the number of MoE layers.
+
+    ``mtp_layers`` is there with a multi-token prediction head whose experts were reduced alike: its number of layers.
+    """
 
     per_token_before: int
     per_token_after: int
     moe_layers: int
+    mtp_layers: NotRequired[int]
 
 
 class SourceRecord(TypedDict):
@@ -56,7 +60,10 @@ class SourceRecord(TypedDict):
 
 
 class MethodRecord(TypedDict):
-    """Every choice in force, by the names of ``MethodOptions``; null where the others leave nothing to choose."""
+    """Every choice in force, by the names of ``MethodOptions``; null where the others leave nothing to choose.
+
+    ``dtype`` is how the weights of a quantised source are written; absent or null in early reports: in bfloat16.
+    """
 
     method: str
     similarity: str | None
@@ -78,11 +85,26 @@ class MethodRecord(TypedDict):
     router: str | None
     propagate: str | None
     layout: str
+    dtype: NotRequired[str | None]
     seed: int
 
 
+class CalibrationSource(TypedDict):
+    """One of several sources of calibration text; ``sha256`` is that of a file's bytes, null for anything else."""
+
+    dataset: str
+    share: float
+    sequences: int
+    tokens: int
+    domain: str
+    sha256: str | None
+
+
 class CalibrationRecord(TypedDict):
-    """What the experts were observed on; ``sha256`` is that of the token ids, little-endian int64."""
+    """What the experts were observed on; ``sha256`` is that of the token ids, little-endian int64.
+
+    ``sources`` is there if there are several. The order of their sequences follows from their shares.
+    """
 
     dataset: str
     sequences: int
@@ -93,6 +115,7 @@ class CalibrationRecord(TypedDict):
     feature_tokens: int
     sha256: str
     dataset_sha256: str | None
+    sources: NotRequired[list[CalibrationSource]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +270,7 @@ class ConversionReport:
         calibration: What the experts were observed on.
         layers: The MoE layers.
         dropped_tensors: Reasons by the names of the source's tensors that were left out.
+        left_files: Reasons by the names of the source's files that were not copied; empty in early reports.
         warnings: What the conversion warned about.
         timings_seconds: Seconds by stage.
         peak_memory_bytes: Peak of the process, and of every accelerator.
@@ -265,6 +289,7 @@ class ConversionReport:
     calibration: CalibrationRecord
     layers: list[LayerReport]
     dropped_tensors: dict[str, str]
+    left_files: dict[str, str] = field(default_factory=dict)
     warnings: list[str]
     timings_seconds: dict[str, float]
     peak_memory_bytes: dict[str, int]

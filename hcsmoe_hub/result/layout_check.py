@@ -59,6 +59,12 @@ def check_report(model: SourceModel) -> None:
         raise VerificationError(
             f"the clusters in {REPORT_FILE} are not those that config.json maps router rows to.", hint="convert again"
         )
+    if strangers := sorted(labels.keys() - {block.layer for block in model.blocks}):
+        why = f"; there is an MTP head, {model.mtp_problem}" if model.mtp_problem is not None else ""
+        raise VerificationError(
+            f"{REPORT_FILE} reports on layer {strangers[0]}, which is not an MoE layer of the model{why}.",
+            hint="convert again",
+        )
     # Only the reduced layout changes the count in the config.
     claimed = after if layout is Layout.REDUCED else report.experts["before"]
     if claimed != model.settings.experts:

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hcsmoe_hub.calibration.text import dataset_digest, dataset_name
-from hcsmoe_hub.calibration.text import fingerprint as token_fingerprint
+from hcsmoe_hub.calibration.plan import CalibrationPlan
+from hcsmoe_hub.calibration.sources import dataset_digest, dataset_name, source_digest
+from hcsmoe_hub.calibration.token_ids import fingerprint as token_fingerprint
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Listener, Warned
@@ -16,7 +17,7 @@ from hcsmoe_hub.machine.versions import installed_versions, tool
 from hcsmoe_hub.observation.statistics_file import StatisticsWriter, fingerprint
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.sizes import active_parameter_counts, parameter_counts, weight_bytes
-from hcsmoe_hub.report import CalibrationRecord, ConversionReport, LayerReport, strip_paths
+from hcsmoe_hub.report import CalibrationRecord, CalibrationSource, ConversionReport, LayerReport, strip_paths
 from hcsmoe_hub.result.source_card import inherit_from
 
 
@@ -38,9 +39,9 @@ def describe_making(plan: ConversionPlan, token_ids: Tensor | None, emit: Listen
             "after": plan.options.experts,
             "per_token_before": before.experts_per_token,
             "per_token_after": after.experts_per_token,
-            "moe_layers": len(plan.model.blocks),
+            **plan.model.layer_counts,
         },
-        "method": plan.recipe.as_dict(),
+        "method": plan.method,
         "calibration": calibration_record(plan, token_ids),
     }
 
@@ -83,6 +84,7 @@ def make_report(
         weights_bytes=weight_bytes(plan),
         layers=layers,
         dropped_tensors=plan.account.dropped,
+        left_files=plan.left_files,
         warnings=[strip_paths(message, names) for message in warnings],
         timings_seconds=seconds,
         peak_memory_bytes=peak,
@@ -98,11 +100,11 @@ def calibration_record(plan: ConversionPlan, token_ids: Tensor | None) -> Calibr
         token_ids: ``[B, S]`` int64, ``None`` where statistics took their place.
     """
     if plan.statistics is not None:
-        record: CalibrationRecord = plan.statistics.content["calibration"]
-        return record
+        recorded: CalibrationRecord = plan.statistics.content["calibration"]
+        return recorded
     assert token_ids is not None, "without statistics the model runs"
     sequences, length = token_ids.shape
-    return {
+    record: CalibrationRecord = {
         "dataset": dataset_name(plan.calibration.dataset),
         "sequences": sequences,
         "sequence_length": length,
@@ -113,6 +115,24 @@ def calibration_record(plan: ConversionPlan, token_ids: Tensor | None) -> Calibr
         "sha256": token_fingerprint(token_ids),
         "dataset_sha256": dataset_digest(plan.calibration.dataset),
     }
+    if len(plan.calibration.sources) > 1:
+        record["sources"] = _source_records(plan.calibration, sequences)
+    return record
+
+
+def _source_records(calibration: CalibrationPlan, sequences: int) -> list[CalibrationSource]:
+    """What each source contributed to a calibration set of several."""
+    return [
+        {
+            "dataset": source.name,
+            "share": source.share,
+            "sequences": count,
+            "tokens": count * calibration.sequence_length,
+            "domain": source.domain,
+            "sha256": source_digest(source),
+        }
+        for source, count in zip(calibration.sources, calibration.counts(sequences), strict=True)
+    ]
 
 
 def describe_source(source: Source) -> dict[str, Any]:
@@ -142,5 +162,6 @@ def describe(writer: StatisticsWriter, plan: ConversionPlan, token_ids: Tensor) 
             "plan": {**asdict(plan.calibration), **name},
             "calibration": calibration_record(plan, token_ids),
             "layers": [block.layer for block in plan.model.blocks],
+            "mtp_layers": [block.layer for block in plan.model.blocks[len(plan.model.decoder_blocks) :]],
         }
     )

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 from hcsmoe_hub.checkpoint.reader import TensorReader
+from hcsmoe_hub.checkpoint.shards import top_safetensors
 from hcsmoe_hub.checkpoint.source import LocalSource, Source
-from hcsmoe_hub.checkpoint.tensors import StoredTensor, total_bytes
+from hcsmoe_hub.checkpoint.tensors import INDEX_FILE, SINGLE_FILE, StoredTensor, total_bytes
 from hcsmoe_hub.checkpoint.writer import INCOMPLETE, UNFINISHED
 from hcsmoe_hub.errors import VerificationError
+from hcsmoe_hub.model.raw_config import loading_problem
 from hcsmoe_hub.model.source_model import SourceModel, read_model
+from hcsmoe_hub.observation.overflow import overflow_hint, overflow_in
 from hcsmoe_hub.options import Layout
-from hcsmoe_hub.planning.tensor_fates import take_account
+from hcsmoe_hub.planning.tensor_fates import MtpRule, take_account
 from hcsmoe_hub.result.layout_check import check_code, check_report, experts_per_layer, layout_of
+from hcsmoe_hub.result.reload import GENERATION_FILE, Step
 
 GENERATED_TOKENS = 8
 
@@ -34,7 +38,7 @@ class Verification:
         tensors: Number of tensors.
         weights_bytes: Their size.
         experts: Experts per MoE layer.
-        moe_layers: Number of MoE layers.
+        moe_layers: Number of MoE layers, that of a multi-token prediction head included.
         generated: Token ids that the reloaded model generated.
         identical: Number of tensors that are bit-identical to the source's; ``None`` without a source to compare with.
     """
@@ -75,15 +79,21 @@ def check_structure(folder: Path, *, sent: Mapping[str, Mapping[str, StoredTenso
     """
     source = LocalSource(folder) if sent is None else PartialResult(folder, sent)
     files = source.files()
-    unfinished = [file for file in files if file.endswith(INCOMPLETE)]
+    # Below the folder, other programs may keep downloads of their own.
+    unfinished = [file for file in files if file.endswith(INCOMPLETE) and "/" not in file]
     if unfinished:
         raise VerificationError(f"{folder} holds unfinished files: {', '.join(unfinished[:3])}.", hint="convert again")
-    stray = {file for file in files if file.endswith(".safetensors") and "/" not in file} - set(source.shards)
+    stray = set(top_safetensors(files)) - set(source.shards)
     if stray:
         raise VerificationError(
             f"{folder} holds shards that its index does not list: {', '.join(sorted(stray)[:3])}. Some programs "
             "load every shard in a folder.",
             hint="delete them",
+        )
+    if source.weight_map is None and source.shards != [SINGLE_FILE]:
+        raise VerificationError(
+            f"{folder} has no {INDEX_FILE}, without which transformers does not load its shards.",
+            hint="convert again, or download the index",
         )
     if source.weight_map is not None:
         unlisted = source.tensors.keys() - source.weight_map.keys()
@@ -138,7 +148,7 @@ def _compare(model: SourceModel, against: Source) -> int:
     Raises:
         VerificationError: If one is missing or differs.
     """
-    original = read_model(against)
+    original = read_model(against, with_mtp=model.skeleton.mtp is not None)
     if original.skeleton.state.keys() != model.skeleton.state.keys():
         raise VerificationError(
             f"{against.label} is not the source of {model.source.label}: their tensors differ.",
@@ -146,11 +156,14 @@ def _compare(model: SourceModel, against: Source) -> int:
         )
     layout = layout_of(model)
     is_unmerged = layout is Layout.REDUCED and original.settings.experts == model.settings.experts
-    account = take_account(original, model.skeleton.state, layout=layout, keep_mtp=False)
-    # Prediction heads beyond the decoder are left out, or kept as a whole.
-    heads = account.dropped.keys() if account.dropped.keys() & model.source.tensors.keys() else set()
-    is_complete = is_unmerged and original.skeleton.quantizer is None
-    copied = sorted(against.tensors if is_complete else account.copied | heads)
+    # What the model does not load of a prediction head is kept as a whole, or left out.
+    is_kept = bool(model.source.tensors.keys() & set(original.parts_of(original.mtp_keys)))
+    rule = MtpRule(fits=True) if is_kept else MtpRule(dropped="the result has none of it")
+    keeps_format = model.is_quantized or not original.is_quantized
+    account = take_account(original, model.skeleton.state, layout=layout, mtp=rule, keep_format=keeps_format)
+    dropped = set(original.parts_of(account.dropped))
+    is_complete = is_unmerged and keeps_format
+    copied = sorted(against.tensors.keys() - dropped if is_complete else original.parts_of(account.copied))
     with TensorReader(model.source) as ours, TensorReader(against) as theirs:
         for name in copied:
             found, expected = model.source.tensors.get(name), against.tensors[name]
@@ -172,6 +185,12 @@ def _bits(content: Tensor) -> Tensor:
 def _reload(model: SourceModel) -> list[int]:
     """Loads the checkpoint in a fresh process, and returns the token ids that it generates."""
     assert model.source.path is not None
+    problem = loading_problem(model.source.config)
+    if problem is not None:
+        raise VerificationError(
+            f"transformers cannot load {model.source.path} with its config.json: {problem}.",
+            hint="correct it in config.json, here and in the source",
+        )
     # -P: files in the current folder must not shadow libraries.
     command = [sys.executable, "-P", "-m", "hcsmoe_hub.result.reload"]
     command += [str(model.source.path), str(GENERATED_TOKENS), layout_of(model)]
@@ -179,21 +198,47 @@ def _reload(model: SourceModel) -> list[int]:
         # transformers copies the checkpoint's code before it runs, by default into the user's cache.
         environment = os.environ | {"HF_MODULES_CACHE": modules}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    printed = done.stdout.splitlines()
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise VerificationError(f"transformers cannot load {model.source.path}: {lines[-1]}", hint="convert again")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        raise _failed(model.source.path, printed, done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])
+    result: dict[str, Any] = json.loads(printed[-1])
+    expected = model.not_loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         # Tensors that the model does not load in the source either, such as a vision tower, are expected.
-        found = [name for name in result[kind] if name not in model.unused]
+        found = [name for name in result[kind] if name not in expected]
         if found:
             raise VerificationError(
                 f"transformers reports {len(found)} {kind.replace('_', ' ')}, the first is {found[0]!r}.",
                 hint="convert again",
             )
-    if not result["finite"] or len(result["generated"]) != GENERATED_TOKENS:
+    if not result["finite"]:
+        dtype = getattr(torch, result["dtype"])
         raise VerificationError(
-            f"the reloaded model does not generate properly: {result['generated']}.", hint="convert again"
+            f"the reloaded model does not generate from finite logits, although all of its weights are finite: "
+            f"{overflow_in(dtype)}.",
+            hint=overflow_hint(dtype),
+        )
+    if len(result["generated"]) != GENERATED_TOKENS:
+        raise VerificationError(
+            f"the reloaded model does not generate {GENERATED_TOKENS} tokens: {result['generated']}.",
+            hint="convert again",
         )
     generated: list[int] = result["generated"]
     return generated
+
+
+def _failed(folder: Path, printed: Sequence[str], errors: Sequence[str]) -> VerificationError:
+    """What to report of a process that has ended early: the step that it had begun, and its last words."""
+    begun = [step for step in Step if step in printed]
+    match begun[-1] if begun else None:
+        case Step.DEFAULTS:
+            return VerificationError(
+                f"transformers cannot read {folder / GENERATION_FILE}: {errors[-1]}",
+                hint=f"correct {GENERATION_FILE}, or delete it",
+            )
+        case Step.RUN:
+            return VerificationError(
+                f"transformers loads {folder}, but the model does not generate: {errors[-1]}", hint="convert again"
+            )
+        case _:
+            return VerificationError(f"transformers cannot load {folder}: {errors[-1]}", hint="convert again")
