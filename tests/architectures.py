@@ -13,7 +13,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from hcsmoe_hub.model.architectures import FAMILIES
+
 EXPERTS, TOP_K, VOCABULARY = 6, 2, 64
+# Language models that transformers has a class for; those of the others exist within a larger model only.
+_WITHIN = {"ernie4_5_vl_moe_text", "glm4v_moe_text", "qwen3_omni_moe_text", "qwen3_vl_moe_text"}
+SUPPORTED = sorted({family.language_model for family in FAMILIES if not family.refusal} - _WITHIN)
+REFUSED = sorted({family.language_model for family in FAMILIES if family.refusal} - _WITHIN)
 COUNT_NAMES = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 # Given to every config class that has a field of that name.

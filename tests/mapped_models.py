@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.model.blocks import ExpertTensor
-from hcsmoe_hub.model.skeleton import model_class
+from hcsmoe_hub.model.model_class import model_class
 from hcsmoe_hub.model.source_model import SourceModel, read_model
 from hcsmoe_hub.planning.mapped_layout import MODELING_FILE, mapped_config, modeling_source
 
@@ -56,7 +56,7 @@ def write_result(source: Path, folder: Path, maps: Maps, *, mapped: bool) -> Pat
         chosen = {tensor.name: _choose(tensor, parameters[tensor.name], rows) for tensor in block.experts}
         for key in [key for key, target in group.targets.items() if target in chosen]:
             del stored[key]
-        stored |= model.skeleton.to_stored(chosen, group.conversions)
+        stored |= model.skeleton.to_stored(chosen, group)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     save_file({name: tensor.clone() for name, tensor in stored.items()}, folder / "model.safetensors", {"format": "pt"})
     if mapped:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import EXPERTS, VOCABULARY, save_tiny
+from architectures import EXPERTS, REFUSED, SUPPORTED, VOCABULARY, save_tiny
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -25,8 +25,6 @@ from hcsmoe_hub.model.expert_kinds import is_experts_module
 from hcsmoe_hub.report import ConversionReport
 
 KEPT = 3
-SUPPORTED = [name for name, architecture in ARCHITECTURES.items() if not architecture.refusal]
-REFUSED = [name for name, architecture in ARCHITECTURES.items() if architecture.refusal]
 
 
 @pytest.fixture(scope="module")

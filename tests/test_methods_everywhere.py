@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from architectures import EXPERTS, VOCABULARY, save_tiny
+from architectures import EXPERTS, SUPPORTED, VOCABULARY, save_tiny
 from tiny_models import read_tensors
 
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, convert
 from hcsmoe_hub.errors import PlanError
-from hcsmoe_hub.model.architectures import ARCHITECTURES
 from hcsmoe_hub.options import (
     Align,
     Budget,
@@ -82,8 +81,6 @@ REFUSED: dict[tuple[str, str], str] = {
 }
 # No statistics file: its statistics are collected anew by every conversion.
 WITHOUT_FILE = "gemma4_text"
-
-SUPPORTED = [name for name, architecture in ARCHITECTURES.items() if not architecture.refusal]
 
 
 def rotated(names: list[str], number: int, count: int) -> list[str]:

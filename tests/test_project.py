@@ -33,11 +33,12 @@ FOLDERS = {
 }
 NETWORK = {"huggingface_hub", "datasets", "httpx", "httpx2", "requests", "urllib", "http", "socket", "aiohttp"}
 NETWORK_FILES = {
-    "calibration/text.py",
+    "calibration/rows.py",
     "hub/additions.py",
     "hub/read_errors.py",
     "hub/repository.py",
     "hub/retry.py",
+    "hub/session.py",
     "hub/source.py",
     "hub/transfer.py",
     "hub/write_errors.py",

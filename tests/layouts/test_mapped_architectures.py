@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import EXPERTS, VOCABULARY, save_tiny
+from architectures import EXPERTS, SUPPORTED, VOCABULARY, save_tiny
 from mapped_models import example_maps, write_result
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hcsmoe_hub.checkpoint import config_json
 from hcsmoe_hub.checkpoint.config_json import MoESettings
 from hcsmoe_hub.checkpoint.source import LocalSource
-from hcsmoe_hub.model.architectures import ARCHITECTURES
 from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.model.source_model import SourceModel, read_model
 from hcsmoe_hub.options import Layout
@@ -21,7 +20,6 @@ from hcsmoe_hub.planning.mapped_layout import mapped_refusal
 from hcsmoe_hub.planning.result_shapes import edited_names, result_state
 from hcsmoe_hub.result.verify import check_structure
 
-SUPPORTED = [name for name, architecture in ARCHITECTURES.items() if not architecture.refusal]
 # Its block runs every expert on inputs that the router has scaled: no experts are chosen by number.
 REFUSED = "llama4_text"
 # Not part of transformers' experts interface: it has one implementation of its own.
@@ -89,7 +87,7 @@ def test_names_and_shapes_of_a_result_follow_from_the_source(model_type: str, tm
         for group in source.groups.values():
             names = set(group.targets.values()) & state.keys()
             found, expected = (
-                skeleton.to_stored({name: state[name] for name in names}, group.conversions)
+                skeleton.to_stored({name: state[name] for name in names}, group)
                 for skeleton in (source.skeleton, reduced)
             )
             assert {name: tensor.shape for name, tensor in found.items()} == {

@@ -11,7 +11,7 @@ from architectures import save_tiny
 from mapped_models import Maps, example_maps, write_result
 from places import GOLDEN
 from tiny_models import change_config, change_tensors, read_tensors
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 import hcsmoe_hub.result.verify
 from hcsmoe_hub.checkpoint.source import LocalSource
@@ -93,9 +93,9 @@ def test_what_transformers_saves_of_a_mapped_result_passes_in_a_fresh_process(mo
     untouched = [key for group in original.groups.values() for key, to in group.targets.items() if to not in experts]
     assert found.identical == len(untouched)
     prompt = torch.arange(PROMPT_LENGTH)[None]
-    tokens = model.generate(
-        prompt, max_new_tokens=GENERATED_TOKENS, min_new_tokens=GENERATED_TOKENS, do_sample=False, pad_token_id=0
-    )
+    model.generation_config = GenerationConfig(max_new_tokens=GENERATED_TOKENS, do_sample=False, pad_token_id=0)
+    # Otherwise the first token of the prompt would count as padding.
+    tokens = model.generate(prompt, attention_mask=torch.ones_like(prompt))
     assert found.generated == tokens[0, PROMPT_LENGTH:].tolist()
 
 

@@ -2,16 +2,14 @@
 
 import pytest
 import torch
-from architectures import EXPERTS
+from architectures import EXPERTS, SUPPORTED
 from tiny_experts import LAYOUTS, outputs_of, rows_of, tiny_experts, view_of
 
 from hcsmoe_hub.errors import UnsupportedModelError
-from hcsmoe_hub.model.architectures import ARCHITECTURES
 from hcsmoe_hub.model.expert_kinds import experts_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SUPPORTED = [name for name, architecture in ARCHITECTURES.items() if not architecture.refusal]
 # Inputs, outputs and other tensors of an expert.
 PARTS = {
     "mixtral": (2, 1, 0),

@@ -11,19 +11,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import EXPERTS, VOCABULARY, save_tiny
+from architectures import EXPERTS, SUPPORTED, VOCABULARY, save_tiny
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hcsmoe_hub.checkpoint.source import LocalSource
-from hcsmoe_hub.model.architectures import ARCHITECTURES
 from hcsmoe_hub.model.blocks import ExpertTensor, MoEBlock
 from hcsmoe_hub.model.router import router_bias, router_weight, watch_logits, watch_router
 from hcsmoe_hub.model.source_model import read_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SUPPORTED = [name for name, architecture in ARCHITECTURES.items() if not architecture.refusal]
 IDS = torch.randint(3, VOCABULARY, (3, 8), generator=torch.Generator().manual_seed(2))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hcsmoe_hub.calibration.text import plan_calibration
+from hcsmoe_hub.calibration.plan import plan_calibration
 from hcsmoe_hub.cli.method_options import MethodFlags
 from hcsmoe_hub.errors import PlanError, SourceError
 from hcsmoe_hub.model_cards.command import convert_command, evaluate_command

@@ -54,7 +54,7 @@ def lean(plan: ConversionPlan, **changes: Any) -> ConversionPlan:
     return replace(plan, options=replace(plan.options, low_disk=True, **changes))
 
 
-def refusal(plan: ConversionPlan, free: Mapping[str, int], monkeypatch: pytest.MonkeyPatch) -> OutputError | None:
+def refusals(plan: ConversionPlan, free: Mapping[str, int], monkeypatch: pytest.MonkeyPatch) -> list[OutputError]:
     """What is said with so much room in ``cache`` and ``results``, or on the disk of both, ``one``."""
     if "one" not in free:
         monkeypatch.setattr(disk_space, "disk_of", lambda path: path.name)
@@ -63,11 +63,14 @@ def refusal(plan: ConversionPlan, free: Mapping[str, int], monkeypatch: pytest.M
         return type("Usage", (), {"free": free.get("one", free.get(path.name))})
 
     monkeypatch.setattr("shutil.disk_usage", usage)
-    try:
-        disk_space.check_disks(plan, estimate_needs(plan))
-    except OutputError as error:
-        return error
-    return None
+    return disk_space.disk_shortages(plan, estimate_needs(plan))
+
+
+def refusal(plan: ConversionPlan, free: Mapping[str, int], monkeypatch: pytest.MonkeyPatch) -> OutputError | None:
+    """The only refusal, if there is one."""
+    found = refusals(plan, free, monkeypatch)
+    assert len(found) <= 1
+    return found[0] if found else None
 
 
 def test_everything_that_is_downloaded_and_written_stays(plan: ConversionPlan) -> None:
@@ -157,3 +160,9 @@ def test_little_disk_is_not_offered_where_it_is_not_enough(
     frugal = refusal(lean(plan), {"one": 1000}, monkeypatch)
     assert frugal is not None
     assert "`low_disk=True`" not in frugal.hint
+
+
+def test_each_of_two_disks_is_named(plan: ConversionPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = refusals(plan, {"cache": 1000, "results": 1000}, monkeypatch)
+    assert first.message.startswith("the download needs ")
+    assert second.message.startswith("the result needs ")

@@ -380,4 +380,10 @@ def test_the_lists_above_hold_every_choice_and_every_member() -> None:
     assert VALUES.keys() == {field.name for field in fields(Recipe)}
     enums = [kind for kind in StrEnum.__subclasses__() if kind.__module__ == Method.__module__]
     listed = {type(member) for values in VALUES.values() for member in values if isinstance(member, StrEnum)}
-    assert {kind.__name__ for kind in enums} - {kind.__name__ for kind in listed} == {"Device", "Preset", "Similarity"}
+    assert {kind.__name__ for kind in enums} - {kind.__name__ for kind in listed} == {
+        "Device",
+        "Dtype",
+        "Mtp",
+        "Preset",
+        "Similarity",
+    }

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import INDEX, build, change_tensors, contents, options, read_tensors
+from tiny_models import INDEX, build, change_config, change_tensors, contents, options, read_tensors
 from torch import Tensor
 
 import hcsmoe_hub.layer.reducer
 import hcsmoe_hub.result.folder
-from hcsmoe_hub import convert
+from hcsmoe_hub import convert, execute
+from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
-from hcsmoe_hub.errors import VerificationError
+from hcsmoe_hub.errors import OutputError, VerificationError
 
 FAILURES = [RuntimeError("broken"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
 CHECKPOINT = ("config.json", "hcsmoe.json", INDEX)
@@ -311,6 +312,34 @@ def test_broken_weights_end_the_conversion_with_their_layer_and_leave_nothing(
     with pytest.raises(VerificationError, match=r"layers?[. ]1\b.* not finite: the source holds broken weights"):
         convert(source, options(source, 8))
     assert not (tmp_path / "result").exists()
+
+
+def test_a_failure_removes_code_that_only_the_config_names(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_config(source, auto_map={"AutoModelForCausalLM": "my_model.Model"})
+    (source / "my_model.py").touch()
+    copy = hcsmoe_hub.result.folder.copy_sidecars
+
+    def fail(*arguments: Any) -> None:
+        copy(*arguments)
+        assert (tmp_path / "result" / "my_model.py").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hcsmoe_hub.result.folder, "copy_sidecars", fail)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, options(source, 4))
+    assert not (tmp_path / "result").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_with_the_reason(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, **_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    plan = plan_conversion(source, options(source, 4))
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with pytest.raises(OutputError, match=r"nothing can be written to .*result: Read-only file system\."):
+        execute(plan)
 
 
 def test_a_result_that_fails_its_own_check_does_not_stay(

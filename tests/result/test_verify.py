@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,11 +77,66 @@ def test_a_sound_result_passes_and_is_described(source: Path, converted: Path) -
     assert all(0 <= token < 64 for token in found.generated)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".cache/huggingface/download/model.safetensors.abc.incomplete",
+        "logs/run.incomplete",
+        "._model-00001-of-00002.safetensors",
+        "old/model.safetensors",
+    ],
+)
+def test_files_of_other_programs_are_not_part_of_a_result(result: Path, name: str) -> None:
+    (result / name).parent.mkdir(parents=True, exist_ok=True)
+    (result / name).write_bytes(b"x")
+    check_structure(result)
+
+
+def test_an_unfinished_shard_is_named(result: Path) -> None:
+    (result / "model-00009-of-00009.safetensors.incomplete").touch()
+    fails(result, VerificationError, "holds unfinished files: model-00009-of-00009.safetensors.incomplete")
+
+
+def test_shards_without_an_index_are_not_a_result(result: Path) -> None:
+    (result / INDEX).unlink()
+    fails(result, VerificationError, f"has no {INDEX}, without which transformers does not load its shards")
+
+
 def test_a_model_that_overflows_while_it_generates_fails(result: Path) -> None:
     # Every single number is finite, so only running the model shows the overflow.
     change_tensors(result, lambda tensors: tensors["lm_head.weight"].fill_(3e38))
     change_tensors(result, lambda tensors: tensors["model.norm.weight"].fill_(3e38))
-    fails(result, VerificationError, "does not generate", check=verify)
+    fails(result, VerificationError, "does not generate", "values overflow in ", check=verify)
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"stop_strings": ["x"], "num_beams": 4, "num_beam_groups": 2},
+        {"penalty_alpha": 0.6, "top_k": 4, "dola_layers": "high", "max_length": 1},
+        {"return_dict_in_generate": True, "bad_words_ids": [[10**6]], "cache_implementation": "quantized"},
+    ],
+    ids=lambda defaults: "+".join(defaults),
+)
+def test_what_only_generate_refuses_does_not_matter(result: Path, defaults: dict[str, Any]) -> None:
+    (result / "generation_config.json").write_text(json.dumps(defaults))
+    assert len(verify(result).generated) == GENERATED_TOKENS
+
+
+@pytest.mark.parametrize("content", ["{", '{"num_return_sequences": 3}'])
+def test_defaults_that_transformers_cannot_read_are_named(result: Path, content: str) -> None:
+    (result / "generation_config.json").write_text(content)
+    fails(result, VerificationError, f"cannot read {result / 'generation_config.json'}: ", check=verify)
+
+
+def test_a_config_that_transformers_cannot_load_is_named(result: Path) -> None:
+    change_config(result, pad_token_id=64)
+    fails(result, VerificationError, "pad_token_id = 64 is outside the vocabulary of 64 tokens", check=verify)
+
+
+def test_kernels_that_are_not_installed_are_not_needed(result: Path) -> None:
+    change_config(result, _attn_implementation="flash_attention_2")
+    assert len(verify(result).generated) == GENERATED_TOKENS
 
 
 def test_a_result_without_a_report_is_checked_like_any_checkpoint(result: Path) -> None:
