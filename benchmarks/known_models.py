@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hcsmoe_hub import ConvertOptions, MethodOptions, plan
-from hcsmoe_hub.model.skeleton import quantization_method
+from hcsmoe_hub.checkpoint.config_json import quantization_method
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.estimate import estimate_needs
 from hcsmoe_hub.planning.sizes import active_parameter_counts, parameter_counts, weight_bytes
