@@ -160,7 +160,7 @@ class Source(ABC):
 
     @cached_property
     def weight_map(self) -> dict[str, str] | None:
-        """Tensor name to shard name, from the index; ``None`` if there is no index that counts."""
+        """Tensor name to shard name, from the index; ``None`` without an index."""
         if self.index is None:
             return None
         _, plain = self._unwrapped

@@ -225,9 +225,3 @@ def enter(layer: Any, embeddings_BSH: Tensor, hidden_BSH: Tensor) -> Tensor:
     joined = torch.cat([layer.enorm(embeddings_BSH), layer.hnorm(hidden_BSH)], dim=-1)
     found: Tensor = layer.eh_proj(joined)
     return found
-
-
-def leave(layer: Any, output_BSH: Tensor) -> Tensor:
-    """What the model's head turns into logits, ``[B, S, H]``, from the output of a head's decoder layer."""
-    found: Tensor = layer.shared_head["norm"](output_BSH)
-    return found

@@ -32,7 +32,7 @@ _KERNELS = frozenset(
     }
 )
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layers")
-# Sizes without which there is no model.
+# Sizes that every model has.
 _POSITIVE = frozenset(
     {
         *_LAYERS,
@@ -122,7 +122,7 @@ def buildable(config: Mapping[str, Any]) -> dict[str, Any]:
     Lists that give every layer the same number become that number; names of kernels are left out.
 
     Raises:
-        SourceError: If a count or a size is no whole number in a plausible range.
+        SourceError: If a count or a size is not a whole number in a plausible range.
         UnsupportedModelError: If layers have different numbers of experts.
     """
     check_sizes(config)

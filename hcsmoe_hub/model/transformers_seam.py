@@ -106,11 +106,7 @@ def parameter_of(
 
 def converted_part(name: str, conversions: list[Conversion]) -> str | None:
     """The part of a stored name that a conversion other than a renaming replaces, ``experts.3.w1.weight`` say."""
-    renamings, converters = _by_kind(conversions)
-    for renaming in renamings:
-        name, _ = renaming.rename_source_key(name)
-    matches = (converter._scoped_match(name) for converter in converters)
-    return next((match[2].group(0) for match in matches if match is not None), None)
+    return _converter_of(name, conversions)[1]
 
 
 def further_parameters(name: str, parameter: str, conversions: list[Conversion]) -> list[str]:
@@ -121,10 +117,7 @@ def further_parameters(name: str, parameter: str, conversions: list[Conversion])
         parameter: The first parameter that it becomes.
         conversions: Those of its model.
     """
-    renamings, converters = _by_kind(conversions)
-    for renaming in renamings:
-        name, _ = renaming.rename_source_key(name)
-    found = next((converter for converter in converters if converter._scoped_match(name) is not None), None)
+    found, _ = _converter_of(name, conversions)
     first, *others = [""] if found is None else found.target_patterns
     before, _, after = parameter.rpartition(first)
     return [before + other + after for other in others]
@@ -135,15 +128,24 @@ def optional_transposition(name: str, conversions: list[Conversion]) -> tuple[in
 
     Such a conversion cannot be undone from the shape of the parameter alone.
     """
-    renamings, converters = _by_kind(conversions)
-    for renaming in renamings:
-        name, _ = renaming.rename_source_key(name)
-    found = next((converter for converter in converters if converter._scoped_match(name) is not None), None)
+    found, _ = _converter_of(name, conversions)
     match [] if found is None else found.operations:
         case [Transpose(check_dims=True, dim0=first, dim1=second)]:
             return first, second
         case _:
             return None
+
+
+def _converter_of(name: str, conversions: list[Conversion]) -> tuple[WeightConverter | None, str | None]:
+    """The conversion that changes a stored tensor's layout, and the part of its name that it replaces, if any does."""
+    renamings, converters = _by_kind(conversions)
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    for converter in converters:
+        match = converter._scoped_match(name)
+        if match is not None:
+            return converter, match[2].group(0)
+    return None, None
 
 
 def _by_kind(conversions: list[Conversion]) -> tuple[list[WeightRenaming], list[WeightConverter]]:

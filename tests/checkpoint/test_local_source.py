@@ -388,33 +388,3 @@ def test_a_git_lfs_pointer_is_named_with_what_it_stands_for(folder: Path, name: 
 def test_a_damaged_git_lfs_pointer_is_still_one(folder: Path) -> None:
     (folder / FIRST).write_text(POINTER[:60])
     assert f"{FIRST} is a Git LFS pointer: the repository was cloned without Git LFS." in refusal(folder).message
-
-
-# What the user asked for
-
-
-def test_a_file_instead_of_a_folder_is_refused(folder: Path) -> None:
-    path = folder / FIRST
-    with pytest.raises(SourceError) as caught:
-        open_source(str(path))
-    assert caught.value.message == f"{path} is a file."
-    assert "folder" in caught.value.hint
-
-
-@pytest.mark.parametrize("path", ["./absent", "../absent", "~/absent", "/absent", "deep/down/absent"])
-def test_a_path_that_does_not_exist_is_never_looked_up_on_the_hub(
-    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(SourceError) as caught:
-        open_source(path)
-    assert caught.value.message == f"there is no folder {path}."
-    assert caught.value.hint == "check the path"
-
-
-def test_a_revision_of_a_local_folder_is_refused(folder: Path) -> None:
-    with pytest.raises(SourceError) as caught:
-        open_source(str(folder), revision="v1.0")
-    assert f"`revision='v1.0'` was given, but {folder} is a local folder" in caught.value.message
-    assert "drop `revision`" in caught.value.hint

@@ -16,7 +16,7 @@ from hcsmoe_hub.checkpoint.formats.scales import divisors, make_scales, scale_va
 class ScaledCodec:
     """Codes of one byte, each multiplied by the scale of its block.
 
-    Codes that are no finite number (0x7F and 0xFF of e4m3; of e5m2, those from 0x7C and 0xFC on) decode to NaN or
+    Codes that are not finite numbers (0x7F and 0xFF of e4m3; of e5m2, those from 0x7C and 0xFC on) decode to NaN or
     infinity and are not restored by encoding; a sound checkpoint has none.
 
     Attributes:
