@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tiny_models import build
 
 SECRET = "hf_secret0123456789"
 
@@ -169,3 +170,11 @@ def test_token_is_never_shown(run, quick, tmp_path, extra):
 def test_token_of_the_environment_is_not_shown_in_help_or_usage_errors(run):
     for words in (["convert", "--help"], ["convert", "model", "--experts", "0"], ["inspect", "--help"]):
         assert SECRET not in run(*words, HF_TOKEN=SECRET).everything
+
+
+@pytest.mark.parametrize(("option", "value"), [("--mtp", "drop"), ("--dtype", "bfloat16")])
+def test_an_option_for_what_the_source_lacks_is_refused_by_its_name(run, tmp_path, option, value):
+    source = build(tmp_path / "model")
+    result = run("convert", source, "--experts", "4", option, value, "--dry-run")
+    assert result.code == 1
+    assert option in result.stderr
