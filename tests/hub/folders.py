@@ -1,7 +1,8 @@
 """Folders to push; their content need not be a real model."""
 
+import os
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,3 +27,10 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     """Every file of a folder."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def files_under(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, while others write and delete there: what vanishes meanwhile is left out."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            yield Path(place, name)

@@ -17,6 +17,7 @@ from hub_server import Account, Hub
 from tiny_models import build, token_ids
 
 from hcsmoe_hub.checkpoint.tensors import FIRST_READ_BYTES
+from hub.folders import files_under
 
 CONVERTER = Path(__file__).with_name("converter.py")
 SOURCE = "org/model"
@@ -106,7 +107,7 @@ def measuring_disk(folder: Path) -> Iterator[list[int]]:
     def look() -> None:
         while not stop.is_set():
             total = 0
-            for path in folder.rglob("*"):
+            for path in files_under(folder):
                 with suppress(FileNotFoundError):
                     total += path.lstat().st_blocks * BLOCK_BYTES
             most[0] = max(most[0], total)

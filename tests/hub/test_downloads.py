@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from hub_server import Fault, Hub, RandomFaults, Request
 from places import EXAMPLE, TESTS
 
 from hcsmoe_hub.checkpoint.source import LocalSource
+from hub.folders import files_under
 from hub.reader import read_all, steps_of
 
 READER = TESTS / "hub" / "reader.py"
@@ -39,12 +40,11 @@ class Disk:
 
     def look(self, repository: str) -> int:
         total = 0
-        for path in (self._cache / f"models--org--{repository}").rglob("*"):
+        for path in files_under(self._cache / f"models--org--{repository}"):
             if ".safetensors." in path.name or (path.parent.name == "blobs"):
-                try:
-                    total += path.stat().st_size if path.stat().st_size > 300_000 or "hcsmoe" in path.parts else 0
-                except FileNotFoundError:
-                    continue
+                with suppress(FileNotFoundError):
+                    size = path.stat().st_size
+                    total += size if size > 300_000 or "hcsmoe" in path.parts else 0
         self.most[repository] = max(self.most.get(repository, 0), total)
         return total
 
