@@ -17,8 +17,7 @@ from hcsmoe_hub.options import ConvertOptions
 from hcsmoe_hub.report import FIGURE_FILE, ConversionReport
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from hcsmoe_hub.calibration.calibration_set import CalibrationSet
     from hcsmoe_hub.checkpoint.source import Source
     from hcsmoe_hub.planning.conversion_plan import ConversionPlan
     from hcsmoe_hub.publishing.delivery import Delivery
@@ -113,14 +112,14 @@ def execute(plan: "ConversionPlan", *, token: str | None = None, listener: Liste
     check_room(plan)
     log = _Log(listener, plan.warnings)
     with ExitStack() as stack:
-        token_ids = _calibrate(plan, log)
-        making = describe_making(plan, token_ids, log.emit)
+        calibration = _calibrate(plan, log)
+        making = describe_making(plan, None if calibration is None else calibration.token_ids, log.emit)
         delivery = _open_delivery(plan, making, token=token, listener=listener)
-        plan = _observe(plan, token_ids, stack, log)
+        plan = _observe(plan, calibration, stack, log)
         claim = stack.enter_context(claim_output(plan))
         if delivery is not None:
             stack.enter_context(delivery)
-        report, result = _convert(plan, token_ids, making, delivery, log)
+        report, result = _convert(plan, calibration, making, delivery, log)
         claim.stays = not plan.sends_away
         claim.card = _finish(plan, log.emit)
         return report if delivery is None else _push(plan, report, delivery, result, log)
@@ -150,8 +149,8 @@ class _Log:
         self.emit(StageFinished(stage, self.seconds[stage.value]))
 
 
-def _calibrate(plan: "ConversionPlan", log: _Log) -> "Tensor | None":
-    """Reads the calibration tokens, ``[B, S]`` int64; ``None`` if statistics take their place."""
+def _calibrate(plan: "ConversionPlan", log: _Log) -> "CalibrationSet | None":
+    """Reads the calibration set; ``None`` if statistics take its place."""
     from hcsmoe_hub.pipeline.run import load_tokens
 
     if plan.statistics is not None:
@@ -170,23 +169,25 @@ def _open_delivery(
     return None if push is None else open_delivery(plan, push, making, token=token, listener=listener)
 
 
-def _observe(plan: "ConversionPlan", token_ids: "Tensor | None", stack: ExitStack, log: _Log) -> "ConversionPlan":
+def _observe(
+    plan: "ConversionPlan", calibration: "CalibrationSet | None", stack: ExitStack, log: _Log
+) -> "ConversionPlan":
     """Makes a plan final whose budget depends on statistics that nobody has collected yet."""
     from hcsmoe_hub.pipeline.run import observe
 
     if plan.is_final:
         return plan
-    assert token_ids is not None, "statistics make every plan final"
+    assert calibration is not None, "statistics make every plan final"
     file = plan.options.statistics
     if file is None:
         file = Path(stack.enter_context(TemporaryDirectory(prefix="hcsmoe-"))) / "statistics"
     with log.timed(Stage.OBSERVE, len(plan.model.skeleton.layers)):
-        return observe(plan, token_ids, file, log.emit)
+        return observe(plan, calibration, file, log.emit)
 
 
 def _convert(
     plan: "ConversionPlan",
-    token_ids: "Tensor | None",
+    calibration: "CalibrationSet | None",
     making: Mapping[str, Any],
     delivery: "Delivery | None",
     log: _Log,
@@ -200,7 +201,7 @@ def _convert(
 
     with open_writer(plan, delivery) as writer:
         with log.timed(Stage.CONVERT, len(plan.model.skeleton.layers)):
-            layers, pictures, peak = run(plan, writer, token_ids, log.emit)
+            layers, pictures, peak = run(plan, writer, calibration, log.emit)
         report = make_report(plan, making, layers, warnings=log.warnings, seconds=log.seconds, peak=peak)
         if pictures:
             draw(pictures, plan.output / FIGURE_FILE, title=plan.model.source.name)

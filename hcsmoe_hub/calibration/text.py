@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hcsmoe_hub.calibration.calibration_set import CalibrationSet
 from hcsmoe_hub.calibration.conversations import UnreadableError
 from hcsmoe_hub.calibration.documents import Document, Row, find_document, is_known, read_document
 from hcsmoe_hub.calibration.encode import Encoder
@@ -22,6 +23,14 @@ from hcsmoe_hub.calibration.token_ids import check_vocabulary, open_token_ids
 from hcsmoe_hub.calibration.tokenizer import load_tokenizer, repair_hint
 from hcsmoe_hub.errors import CalibrationError
 from hcsmoe_hub.events import Listener, Warned, ignore
+
+
+def load_calibration(
+    plan: CalibrationPlan, *, tokenizer_folder: Path, vocab_size: int, emit: Listener = ignore
+) -> CalibrationSet:
+    """Loads the calibration tokens with the domain of every sequence; arguments and errors as in ``load_token_ids``."""
+    ids = load_token_ids(plan, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size, emit=emit)
+    return CalibrationSet.of(ids, plan.domains(len(ids)))
 
 
 def load_token_ids(

@@ -59,7 +59,8 @@ def refit_block(
         tensors = (*layer.block.experts, *layer.block.router)
         trained = {tensor.name: state[tensor.name] for tensor in tensors if tensor.name in state}
         learner = _Learner(reduced=reduced, calls=seen.calls, old_TH=torch.cat(seen.outputs))
-        fitted, held_out = split_tokens(len(learner.old_TH))
+        split = split_tokens(len(learner.old_TH), seen.domains)
+        fitted, held_out = split.fitted, split.judged
         held_out = held_out[:: max(1, len(held_out) // JUDGED_TOKENS)]
         with torch.no_grad():
             before = float(learner.loss(held_out))

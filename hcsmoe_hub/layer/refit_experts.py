@@ -95,7 +95,8 @@ class ExpertFit:
             weight_TK=torch.cat(observer.weights),
         )
         old_TH, new_TH = (torch.cat(outputs).to(layer.device).float() for outputs in (seen.outputs, observer.outputs))
-        fitted, held_out = (tokens.to(layer.device) for tokens in split_tokens(len(old_TH)))
+        split = split_tokens(len(old_TH), seen.domains)
+        fitted, held_out = (tokens.to(layer.device) for tokens in (split.fitted, split.judged))
         return cls(
             parameters=tensors,
             down_CIH=down_CIH,

@@ -74,7 +74,8 @@ class RouterFitter:
         agreement_before = top_k_agreement(full.top_k_TK, before.top_k_TK, self._clusters)
         rule = find_rule(full.logits_TE, full.extra_TX, full.top_k_TK, full.weight_TK)
         target_TC, has_target_T = group_targets(full.logits_TE, full.extra_TX, full.top_k_TK, rule, self._clusters)
-        fitted, judged = (tokens[has_target_T[tokens]] for tokens in split_tokens(len(target_TC)))
+        split = split_tokens(len(target_TC), self._seen.domains)
+        fitted, judged = (tokens[has_target_T[tokens]] for tokens in (split.fitted, split.judged))
         if not len(fitted) or not len(judged):
             return RouterFit(is_kept=False, agreement_before=agreement_before)
         taken = fitted[torch.linspace(0, len(fitted) - 1, min(len(fitted), ROUTER_TOKENS)).long()]

@@ -1,6 +1,6 @@
 """What is observed of one MoE block while its layer runs over the calibration set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +24,14 @@ class Observation:
         calls: Inputs of its block.
         top_k: Choices of its router, one ``[T, K]`` int16 tensor per call; -1 for none.
         outputs: Its routed outputs, one ``[T, H]`` tensor per call.
+        domains: Domain of each of the equally long sequences that the tokens of all calls come from, in their order.
     """
 
     statistics: LayerStatistics
     calls: list[Call]
     top_k: list[Tensor]
     outputs: list[Tensor]
+    domains: Sequence[str]
 
 
 class BlockWatcher:
@@ -40,13 +42,17 @@ class BlockWatcher:
         experts: N, the experts that its router chooses from.
         feature_tokens: Tokens to keep of its inputs.
         seed: Of the choice of those tokens.
+        domains: Domain of each sequence.
     """
 
-    def __init__(self, block: RunnableBlock, *, experts: int, feature_tokens: int, seed: int) -> None:
+    def __init__(
+        self, block: RunnableBlock, *, experts: int, feature_tokens: int, seed: int, domains: Sequence[str]
+    ) -> None:
         self._block = block
         self._count = experts
         self._feature_tokens = feature_tokens
         self._seed = seed
+        self._domains = domains
         self._observer = self._fresh_observer()
         self._calls: list[Call] = []
         self._inputs: list[Tensor] = []
@@ -108,6 +114,7 @@ class BlockWatcher:
             calls=self._calls,
             top_k=self._observer.top_k,
             outputs=self._observer.outputs,
+            domains=self._domains,
         )
 
 

@@ -5,6 +5,7 @@ B sequences of S tokens, T = B * S tokens, H hidden size.
 
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -124,7 +125,7 @@ class MergedStream:
                     "what earlier layers have changed is not made up for."
                 )
             )
-        return Observation(statistics=seen.statistics, calls=calls, top_k=seen.top_k, outputs=wanted)
+        return replace(seen, calls=calls, outputs=wanted)
 
     def advance(
         self,

@@ -1,6 +1,6 @@
 """The ways through a checkpoint: observe, observe and convert at once, or convert from statistics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,13 +68,22 @@ class ObservingPass:
         plan: What to observe.
         batcher: Cuts sequences into micro-batches.
         statistics: Where statistics go; ``None`` if they are not kept.
+        domains: Domain of each calibration sequence.
     """
 
-    def __init__(self, plan: ConversionPlan, batcher: MicroBatcher, statistics: StatisticsWriter | None) -> None:
+    def __init__(
+        self,
+        plan: ConversionPlan,
+        batcher: MicroBatcher,
+        statistics: StatisticsWriter | None,
+        *,
+        domains: Sequence[str],
+    ) -> None:
         _use_probe(plan)
         self._plan = plan
         self._batcher = batcher
         self._statistics = statistics
+        self._domains = domains
         self._blocks = {block.layer: block for block in plan.model.blocks}
 
     def block(self, layer: int) -> RunnableBlock | None:
@@ -89,6 +98,7 @@ class ObservingPass:
             experts=self._plan.model.settings.experts,
             feature_tokens=self._plan.feature_tokens,
             seed=self._plan.calibration.seed,
+            domains=self._domains,
         )
         with watcher.watching(inputs):
             output = layer.run(inputs, watcher.restart)
@@ -187,7 +197,7 @@ def _recall(statistics: StatisticsFile, layer: LayerContext) -> Observation:
     """What was observed of a block, its choices and outputs computed again on the sampled tokens."""
     found = statistics.layer(layer.block.layer)
     assert found.sample is not None, "a statistics file holds a sample of every block"
-    seen = Observation(statistics=found, calls=[found.sample], top_k=[], outputs=[])
+    seen = Observation(statistics=found, calls=[found.sample], top_k=[], outputs=[], domains=("",))
     observer = rerun_on_sample(layer, seen)
     seen.top_k, seen.outputs = observer.top_k, observer.outputs
     return seen

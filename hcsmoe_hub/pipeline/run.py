@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hcsmoe_hub.calibration.text import load_token_ids
+from hcsmoe_hub.calibration.calibration_set import CalibrationSet
+from hcsmoe_hub.calibration.text import load_calibration
 from hcsmoe_hub.checkpoint.formats import LogicalTensor
 from hcsmoe_hub.checkpoint.lazy_tensor import OnRead, read_logical
 from hcsmoe_hub.checkpoint.pieces import Step
@@ -35,8 +36,8 @@ from hcsmoe_hub.report import LayerReport
 from hcsmoe_hub.result.make_report import describe
 
 
-def load_tokens(plan: ConversionPlan, emit: Listener) -> Tensor:
-    """Reads the calibration set, ``[B, S]`` int64.
+def load_tokens(plan: ConversionPlan, emit: Listener) -> CalibrationSet:
+    """Reads the calibration set.
 
     Raises:
         HcsmoeError: If it cannot be found or turned into tokens.
@@ -46,30 +47,31 @@ def load_tokens(plan: ConversionPlan, emit: Listener) -> Tensor:
     for file in plan.sidecars:
         source.fetch(file)
     vocab_size = plan.model.skeleton.text_config.vocab_size
-    token_ids = load_token_ids(plan.calibration, tokenizer_folder=folder, vocab_size=vocab_size, emit=emit)
-    found, planned = len(token_ids), plan.calibration.sequences
+    loaded = load_calibration(plan.calibration, tokenizer_folder=folder, vocab_size=vocab_size, emit=emit)
+    found, planned = len(loaded.token_ids), plan.calibration.sequences
     # What is wanted for a fit is more than many texts have; short of the usual number it deserves a second look.
     usual = default_samples(plan.calibration.sequence_length, fits=False)
     if found < (planned if plan.options.calibration.samples else min(planned, usual)):
         emit(Warned(f"{plan.calibration.dataset} fills {found} of {planned} calibration sequences."))
-    return token_ids
+    return loaded
 
 
-def observe(plan: ConversionPlan, token_ids: Tensor, path: Path, emit: Listener) -> ConversionPlan:
+def observe(plan: ConversionPlan, calibration: CalibrationSet, path: Path, emit: Listener) -> ConversionPlan:
     """Collects the statistics that a budget depends on.
 
     Args:
         plan: A plan that is not final.
-        token_ids: ``[B, S]`` int64.
+        calibration: What the model runs on.
         path: Statistics file to write.
         emit: Called with progress and warnings.
 
     Returns:
         The final plan, which converts from the statistics.
     """
+    token_ids = calibration.token_ids
     batcher = _batcher(plan, token_ids)
     with open_statistics(path) as statistics, _reader(plan, plan.observing_order, emit) as reader:
-        observing = ObservingPass(plan, batcher, statistics)
+        observing = ObservingPass(plan, batcher, statistics, domains=calibration.domains)
 
         def visit(layer: StreamedLayer, inputs: Call) -> Any:
             output = observing.visit(layer, inputs)
@@ -137,21 +139,21 @@ def _copy(
 
 
 def run(
-    plan: ConversionPlan, writer: ShardWriter, token_ids: Tensor | None, emit: Listener
+    plan: ConversionPlan, writer: ShardWriter, calibration: CalibrationSet | None, emit: Listener
 ) -> tuple[list[LayerReport], list[LayerPicture], dict[str, int]]:
     """Converts every layer.
 
     Args:
         plan: A final plan.
         writer: Takes the weights of the result.
-        token_ids: ``[B, S]`` int64; ``None`` where the plan has statistics.
+        calibration: What the model runs on; ``None`` where the plan has statistics.
         emit: Called with progress and warnings.
 
     Returns:
         A report per MoE layer, a picture per MoE layer if the plan asks for a figure, and the peak memory in bytes.
     """
     device = resolve_device(plan.options.device)
-    batcher = MicroBatcher(1, 1, device) if token_ids is None else _batcher(plan, token_ids)
+    batcher = MicroBatcher(1, 1, device) if calibration is None else _batcher(plan, calibration.token_ids)
     stored = _stored_experts(plan)
     reducer, results = LayerReducer(plan, emit, stored), ResultWriter(plan, writer, emit, stored)
 
@@ -167,13 +169,14 @@ def run(
         if plan.statistics is not None:
             convert_from_statistics(plan, plan.statistics, loader, reducer=reducer, writer=results, batcher=batcher)
         else:
-            assert token_ids is not None, "without statistics there are tokens"
+            assert calibration is not None, "without statistics there are tokens"
+            token_ids = calibration.token_ids
             path = plan.options.statistics
             statistics = None if path is None else stack.enter_context(open_statistics(path))
             merged = None
             if plan.recipe.propagates:
                 merged = MergedStream(batcher, emit, compensates=plan.recipe.refits)
-            observing = ObservingPass(plan, batcher, statistics)
+            observing = ObservingPass(plan, batcher, statistics, domains=calibration.domains)
             converting = ConvertingPass(plan, observing, reducer, writer=results, merged=merged)
             batch = token_ids
             if merged is not None:

@@ -94,6 +94,6 @@ def test_a_text_that_is_longer_than_usual_is_enough_for_a_fit_unless_more_was_re
     example, calibration = EXAMPLE, CalibrationOptions(samples=samples)
     planned = plan_conversion(example, ConvertOptions(experts=4, calibration=calibration, output=tmp_path / "result"))
     events: list[Event] = []
-    found = load_tokens(planned, events.append)
+    found = load_tokens(planned, events.append).token_ids
     assert DEFAULT_TOKENS < found.numel() < FITTED_TOKENS
     assert len(events) == warnings

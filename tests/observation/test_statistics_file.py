@@ -130,7 +130,7 @@ def test_a_conversion_from_a_file_is_the_direct_one_without_running_the_model(
     direct, recalled = tmp_path / "direct", tmp_path / "recalled"
     first = convert(collected / "model", wanted(collected, experts, output=direct, method=METHODS[name]))
     monkeypatch.setattr("hcsmoe_hub.pipeline.stream.stream", no_run)
-    monkeypatch.setattr("hcsmoe_hub.calibration.text.load_token_ids", no_run)
+    monkeypatch.setattr("hcsmoe_hub.calibration.text.load_calibration", no_run)
     again = convert(collected / "model", replace(reusing(collected, experts, method=METHODS[name]), output=recalled))
     assert files(recalled) == files(direct)
     assert (again.calibration, again.method) == (first.calibration, first.method)

@@ -1,0 +1,35 @@
+"""The sequences that a conversion looks at, and those that it is measured on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CalibrationSet:
+    """Packed sequences of equal length, each of one domain.
+
+    Attributes:
+        token_ids: ``[B, S]`` int64: experts are observed on them, and fitted to them.
+        domains: Domain of each of them.
+        measured_ids: ``[M, S]`` int64 of other text: only what a conversion cost is measured on them. M may be 0.
+        measured_domains: Domain of each of those.
+    """
+
+    token_ids: Tensor
+    domains: tuple[str, ...]
+    measured_ids: Tensor
+    measured_domains: tuple[str, ...]
+
+    @classmethod
+    def of(cls, token_ids: Tensor, domains: Sequence[str]) -> Self:
+        """A set without sequences to measure on."""
+        return cls(
+            token_ids=token_ids,
+            domains=tuple(domains),
+            measured_ids=torch.empty(0, token_ids.shape[1], dtype=torch.int64),
+            measured_domains=(),
+        )
