@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
 
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, convert
+from hcsmoe_hub.model.skeleton import Skeleton
 
 # More blocks than the decoder has layers: their numbers must not be mistaken for those of decoder layers.
 VISION_BLOCKS = 6
@@ -62,3 +63,13 @@ def test_only_the_count_of_the_text_model_changes_in_the_config(folders: tuple[P
     before, after = (json.loads((folder / "config.json").read_text()) for folder in folders)
     assert (before["text_config"].pop("num_experts"), after["text_config"].pop("num_experts")) == (6, 3)
     assert before == after
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_part_is_built_in_one_dtype_whatever_its_section_names(
+    folders: tuple[Path, Path], dtype: torch.dtype
+) -> None:
+    config = json.loads((folders[0] / "config.json").read_text())
+    for section, other in (("text_config", "bfloat16"), ("vision_config", "float32")):
+        config[section]["dtype"] = other
+    assert {parameter.dtype for parameter in Skeleton(config, dtype).module.parameters()} == {dtype}

@@ -36,8 +36,19 @@ def resolve_device(name: str) -> torch.device:
 
 
 def default_batch_tokens(*, on_device: bool) -> int:
-    """Tokens per micro-batch: as few as keep the processor's caches warm, as many as keep an accelerator busy."""
-    return 8192 if on_device else 1024
+    """Tokens per micro-batch: enough that every expert gets a matrix of rows; more only take memory."""
+    return 8192 if on_device else 4096
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """The dtype in which a device multiplies bfloat16 weights: float32 where it has no instructions for bfloat16."""
+    if device.type == "cuda":
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = torch.cpu.get_capabilities()
+        # The last one is the name on ARM.
+        is_native = any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if is_native else torch.float32
 
 
 def measure_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -14,9 +14,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hcsmoe_hub.methods.merging.neurons import Neurons
+from hcsmoe_hub.methods.refit.grouped import ExpertMatrices
 from hcsmoe_hub.model.experts import Experts, Observer
 from hcsmoe_hub.model.neurons import sort_neurons
-from hcsmoe_hub.model.transformers_seam import apply_gate, is_fused_experts, register_experts, switch_experts
+from hcsmoe_hub.model.transformers_seam import (
+    apply_gate,
+    has_plain_gate,
+    is_fused_experts,
+    is_silu,
+    register_experts,
+    switch_experts,
+)
 
 PROBE = "hcsmoe"
 
@@ -38,19 +46,30 @@ class FusedExperts(Experts):
     def _incoming(self) -> str:
         return "gate_up_proj" if self.module.has_gate else "up_proj"
 
-    def inputs(self, expert: int) -> tuple[Tensor, ...]:
-        weight = getattr(self.module, self._incoming)[expert]
-        return (weight.T if self.module.is_transposed else weight,)
-
     def pre_activation(self, expert: int, tokens_TH: Tensor) -> Tensor:
         return self._linear(self._incoming, expert, tokens_TH)
 
     def gate(self, pre_TP: Tensor) -> Tensor:
         return apply_gate(self.module, pre_TP) if self.module.has_gate else self.module.act_fn(pre_TP)
 
+    @property
+    def is_silu_gated(self) -> bool:
+        return self.module.has_gate and has_plain_gate(self.module) and is_silu(self.module.act_fn)
+
+    def finish(self, output_RH: Tensor) -> Tensor:
+        return output_RH if self.is_affine else self.module.post_expert_norm(output_RH)
+
     def project(self, expert: int, hidden_TI: Tensor) -> Tensor:
-        output_TH = self._linear("down_proj", expert, hidden_TI)
-        return output_TH if self.is_affine else self.module.post_expert_norm(output_TH)
+        return self.finish(self._linear("down_proj", expert, hidden_TI))
+
+    def matrices(self, rows: Mapping[str, Tensor]) -> ExpertMatrices:
+        incoming, outgoing = rows[self._incoming], rows["down_proj"]
+        return ExpertMatrices(
+            incoming=(incoming if self.module.is_transposed else incoming.mT,),
+            incoming_bias=rows.get(f"{self._incoming}_bias"),
+            outgoing=outgoing if self.module.is_transposed else outgoing.mT,
+            outgoing_bias=rows.get("down_proj_bias"),
+        )
 
     def neurons(self, rows: Mapping[str, Tensor]) -> Neurons:
         incoming, parts = self._incoming, 2 if self.module.has_gate else 1
@@ -81,11 +100,8 @@ class DbrxExperts(Experts):
     def _rows(self, name: str, expert: int) -> Tensor:
         return getattr(self.glu, name).unflatten(0, (self.num_experts, -1))[expert]
 
-    def inputs(self, expert: int) -> tuple[Tensor, ...]:
-        return self._rows("w1", expert), self._rows("v1", expert)
-
     def pre_activation(self, expert: int, tokens_TH: Tensor) -> Tensor:
-        return torch.cat([tokens_TH @ rows.T for rows in self.inputs(expert)], dim=-1)
+        return torch.cat([tokens_TH @ self._rows(name, expert).T for name in ("w1", "v1")], dim=-1)
 
     def gate(self, pre_TP: Tensor) -> Tensor:
         gate_TI, up_TI = pre_TP.chunk(2, dim=-1)
@@ -97,6 +113,9 @@ class DbrxExperts(Experts):
     def neurons(self, rows: Mapping[str, Tensor]) -> Neurons:
         # All three are stored [E, I, H].
         return sort_neurons(rows, inputs={"mlp.w1": (1, 1), "mlp.v1": (1, 1)}, outputs={"mlp.w2": 1})
+
+    def matrices(self, rows: Mapping[str, Tensor]) -> ExpertMatrices:
+        return ExpertMatrices(incoming=(rows["mlp.w1"].mT, rows["mlp.v1"].mT), outgoing=rows["mlp.w2"])
 
     def observe(self, block: Any, observer: Observer) -> None:
         def forward(module: Any, states: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
@@ -117,9 +136,6 @@ class Llama4Experts(Experts):
         super().__init__(module)
         self.num_experts = module.down_proj.shape[0]
 
-    def inputs(self, expert: int) -> tuple[Tensor, ...]:
-        return (self.module.gate_up_proj[expert].T,)
-
     def pre_activation(self, expert: int, tokens_TH: Tensor) -> Tensor:
         return tokens_TH @ self.module.gate_up_proj[expert]
 
@@ -132,6 +148,9 @@ class Llama4Experts(Experts):
 
     def neurons(self, rows: Mapping[str, Tensor]) -> Neurons:
         return sort_neurons(rows, inputs={"gate_up_proj": (2, 2)}, outputs={"down_proj": 1})
+
+    def matrices(self, rows: Mapping[str, Tensor]) -> ExpertMatrices:
+        return ExpertMatrices(incoming=(rows["gate_up_proj"],), outgoing=rows["down_proj"])
 
     def observe(self, block: Any, observer: Observer) -> None:
         def forward(block: Any, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from hcsmoe_hub.methods.merging.neurons import Neurons
+from hcsmoe_hub.methods.refit.grouped import ExpertMatrices
 
 # (experts, tokens_TH, top_k_index_TK, top_k_weight_TK) -> routed output [T, H]
 Observer = Callable[["Experts", Tensor, Tensor, Tensor], Tensor]
@@ -45,9 +46,10 @@ class Experts(ABC):
         """Hidden activation ``[T, I]`` after gating, in the dtype of the weights."""
         return self.gate(self.pre_activation(expert, tokens_TH))
 
-    @abstractmethod
-    def inputs(self, expert: int) -> tuple[Tensor, ...]:
-        """Views ``[P_i, H]`` of the matrices whose products with a token, one after the other, are pre-activations."""
+    @property
+    def is_silu_gated(self) -> bool:
+        """Whether ``gate`` is ``silu(gate) * up`` of the first and the second half of the pre-activations."""
+        return False
 
     @abstractmethod
     def pre_activation(self, expert: int, tokens_TH: Tensor) -> Tensor:
@@ -56,6 +58,10 @@ class Experts(ABC):
     @abstractmethod
     def gate(self, pre_TP: Tensor) -> Tensor:
         """Hidden activation ``[T, I]`` from its pre-activations; every neuron depends on its own ones only."""
+
+    def finish(self, output_RH: Tensor) -> Tensor:
+        """What an expert applies to the output of its down projection, before any router weight."""
+        return output_RH
 
     @abstractmethod
     def project(self, expert: int, hidden_TI: Tensor) -> Tensor:
@@ -76,6 +82,17 @@ class Experts(ABC):
 
         Raises:
             UnsupportedModelError: If a tensor belongs to no known part of an expert.
+        """
+
+    @abstractmethod
+    def matrices(self, rows: Mapping[str, Tensor]) -> ExpertMatrices:
+        """Looks at tensors of this layout matrix by matrix; of the module, only its flags are read.
+
+        Args:
+            rows: As for ``neurons``; all tensors of the experts.
+
+        Returns:
+            Views: writing to them writes to ``rows``.
         """
 
     # Observing

@@ -86,7 +86,7 @@ class Skeleton:
         self.dtype = dtype
         self.mtp = mtp
         self.config = build_config(config)
-        self.config.dtype = dtype
+        _set_dtype(self.config, dtype)
         # Collected over the whole calibration set, the logits of every router would outweigh the layers.
         self.text_config.output_router_logits = False
         self.expert_map = read_expert_map(self.config)
@@ -221,3 +221,12 @@ class Skeleton:
                 part = converted_part(name, self._conversions)
                 found[group.converted.get(part or "", name)] = tensor
         return found
+
+
+def _set_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    """Gives a config and all of its sections a dtype: the models of a composite are built in that of their section."""
+    config.dtype = dtype
+    for name in config.sub_configs:
+        section = getattr(config, name, None)
+        if isinstance(section, PreTrainedConfig):
+            _set_dtype(section, dtype)

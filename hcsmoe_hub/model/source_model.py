@@ -34,7 +34,8 @@ class SourceModel:
         source: Where it comes from.
         settings: Its expert counts.
         tensors: What is stored, as the model sees it, by name.
-        skeleton: The model without weights.
+        skeleton: The model without weights, in the dtype that it is computed in.
+        dtype: Dtype of most of its weights once they are decoded, and of those of a result.
         placement: Where these belong in it.
         blocks: Its MoE blocks, one per sparse layer.
         expert_map: Decoder layer to the expert of each router row, if it is a result in the mapped layout.
@@ -45,6 +46,7 @@ class SourceModel:
     settings: MoESettings
     tensors: Mapping[str, LogicalTensor]
     skeleton: Skeleton
+    dtype: torch.dtype
     placement: Placement
     blocks: tuple[MoEBlock, ...]
     expert_map: Mapping[int, tuple[int, ...]] | None = None
@@ -125,12 +127,13 @@ class SourceModel:
         return sum(state[tensor.name].numel() for block in self.blocks for tensor in block.experts)
 
 
-def read_model(source: Source, *, with_mtp: bool = True) -> SourceModel:
+def read_model(source: Source, *, with_mtp: bool = True, compute: torch.dtype = torch.bfloat16) -> SourceModel:
     """Describes a source from its config and headers.
 
     Args:
         source: The source.
         with_mtp: Whether its MTP head is treated as a decoder layer, as far as its arithmetic is known.
+        compute: Dtype in which bfloat16 weights are computed with; other weights are in their own.
 
     Raises:
         SourceError: If files are missing or damaged, or contradict each other.
@@ -144,7 +147,8 @@ def read_model(source: Source, *, with_mtp: bool = True) -> SourceModel:
     _check_plausible(source, settings)
     check_stored(source.config, source.tensors, label=source.label)
     stored = logical_tensors(source.config, source.tensors)
-    dtype = _compute_dtype(source, stored)
+    own_dtype = _main_dtype(source, stored)
+    dtype = compute if own_dtype == torch.bfloat16 else own_dtype
     with translated_errors(source.label):
         # A map leads from the router rows of the decoder only.
         head = find_head(stored, built) if with_mtp and read_expert_map(built) is None else None
@@ -171,6 +175,7 @@ def read_model(source: Source, *, with_mtp: bool = True) -> SourceModel:
         settings=settings,
         tensors=stored,
         skeleton=skeleton,
+        dtype=own_dtype,
         placement=placement,
         blocks=blocks,
         expert_map=skeleton.expert_map,
@@ -214,7 +219,7 @@ def _check_architecture(built: PreTrainedConfig, source: Source) -> None:
         )
 
 
-def _compute_dtype(source: Source, tensors: Mapping[str, LogicalTensor]) -> torch.dtype:
+def _main_dtype(source: Source, tensors: Mapping[str, LogicalTensor]) -> torch.dtype:
     """The dtype of most of the weights, once they are decoded."""
     sizes: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
@@ -239,9 +244,9 @@ def _check_expert_dtypes(model: SourceModel) -> None:
     for group in model.groups.values():
         for name, target in group.targets.items():
             dtype = model.tensors[name].dtype
-            if target in experts and dtype != model.skeleton.dtype:
+            if target in experts and dtype != model.dtype:
                 raise UnsupportedModelError(
-                    f"expert tensor {name!r} is stored as {dtype}, most weights as {model.skeleton.dtype}: "
+                    f"expert tensor {name!r} is stored as {dtype}, most weights as {model.dtype}: "
                     "experts of mixed precision cannot be merged without loss.",
                     hint="save the checkpoint in one dtype first",
                 )

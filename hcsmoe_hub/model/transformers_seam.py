@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.activations import SiLUActivation
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Transpose,
@@ -24,7 +25,7 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
@@ -222,6 +223,16 @@ def is_fused_experts(module: nn.Module) -> bool:
 def apply_gate(module: Any, pre_TP: Tensor) -> Tensor:
     """Hidden activation of fused experts from the pre-activations of gate and up projection."""
     return module._apply_gate(pre_TP)
+
+
+def has_plain_gate(module: Any) -> bool:
+    """Whether the gate of fused experts is transformers' own: activation of the first half, times the second half."""
+    return type(module)._apply_gate is _default_apply_gate and bool(module.is_concatenated)
+
+
+def is_silu(activation: Any) -> bool:
+    """Whether an activation function of transformers is SiLU."""
+    return isinstance(activation, nn.SiLU | SiLUActivation) or activation is nn.functional.silu
 
 
 def register_experts(name: str, function: Callable[..., Tensor]) -> None:

@@ -13,6 +13,7 @@ from observed_blocks import (
     Case,
     E,
     H,
+    Seen,
     eager,
     is_llama4,
     probe,
@@ -102,6 +103,48 @@ def test_saliency_is_the_sum_of_weight_times_norm_over_the_routed_tokens(case: C
         else:
             routed_NH = seen.outputs_ETH[expert, token] * weight_N1
         assert saliency == pytest.approx(float(routed_NH.norm(dim=-1).sum()), rel=1e-5)
+
+
+def routed_alone(case: Case, seen: Seen) -> torch.Tensor:
+    """What every choice adds to the routed output, ``[T, K, H]``; 0 for no choice."""
+    token_T1 = torch.arange(len(seen.tokens_TH))[:, None]
+    index_TK = seen.index_TK.clamp(max=E - 1)
+    if not is_llama4(case):
+        return seen.outputs_ETH[index_TK, token_T1] * seen.weight_TK[..., None] * (seen.index_TK < E)[..., None]
+    inputs_TKH = seen.tokens_TH[:, None] * seen.weight_TK[..., None]
+    every_ETKH = case.experts(inputs_TKH.flatten(0, 1).repeat(E, 1)).view(E, *inputs_TKH.shape)
+    return every_ETKH[index_TK, token_T1, torch.arange(index_TK.shape[1])[None]]
+
+
+def test_the_gram_matrix_holds_the_products_of_outputs_that_come_together(case: Case) -> None:
+    seen = eager(case)
+    observer, _ = probe(case, with_gram=True)
+    routed_TKH = routed_alone(case, seen).double()
+    # Every expert's share of every token, so that the products are those of whole matrices.
+    share_ETH = torch.stack(
+        [(routed_TKH * (seen.index_TK == expert)[..., None]).sum(1) for expert in range(E)]
+    ).flatten(1)
+    gram_EE = observer.statistics.gram_EE
+    assert gram_EE is not None
+    assert gram_EE.dtype == torch.float64
+    assert relative(gram_EE, share_ETH @ share_ETH.T) < 1e-5
+    assert float(gram_EE.sum()) == pytest.approx(float(torch.cat(observer.outputs).double().square().sum()), rel=1e-4)
+
+
+def test_the_products_of_outputs_are_added_up_only_where_they_are_wanted(case: Case) -> None:
+    assert probe(case)[0].statistics.gram_EE is None
+
+
+def test_weights_and_norms_are_those_of_the_routed_tokens(case: Case) -> None:
+    seen = eager(case)
+    observer, _ = probe(case)
+    routed_TKH = routed_alone(case, seen)
+    for expert in range(E):
+        chosen_TK = (seen.index_TK == expert) & (seen.weight_TK != 0)
+        assert float(observer.statistics.mass_E[expert]) == pytest.approx(float(seen.weight_TK[chosen_TK].sum()))
+        norm_N = routed_TKH[chosen_TK].norm(dim=-1)
+        gate_N = 1 if is_llama4(case) else seen.weight_TK[chosen_TK]
+        assert float(observer.statistics.norm_E[expert]) == pytest.approx(float((norm_N / gate_N).sum()), rel=1e-4)
 
 
 def test_statistics_do_not_depend_on_the_micro_batches(case: Case) -> None:
