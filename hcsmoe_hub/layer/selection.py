@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from hcsmoe_hub.layer.distances import Comparison
 from hcsmoe_hub.methods.clustering import (
     Clusters,
     Grouping,
@@ -15,7 +17,14 @@ from hcsmoe_hub.methods.clustering import (
     joined_distances,
     silhouette,
 )
-from hcsmoe_hub.methods.pruning import best_subset, keep_best, keep_only
+from hcsmoe_hub.methods.pruning import (
+    DroppedEnergy,
+    ScaledResidual,
+    best_subset,
+    keep_best,
+    keep_only,
+    least_loss,
+)
 from hcsmoe_hub.methods.pruning.subsets import Subset
 from hcsmoe_hub.observation.statistics import LayerStatistics
 from hcsmoe_hub.options import Dominant, Method, Saliency
@@ -58,7 +67,7 @@ class Selection:
 def select(
     recipe: Recipe,
     statistics: LayerStatistics,
-    distances: list[NDArray[np.float64]],
+    compared: Comparison,
     count: int,
     *,
     protected: frozenset[int],
@@ -69,7 +78,7 @@ def select(
     Args:
         recipe: Names the method.
         statistics: Of the layer.
-        distances: Between its experts, one ``[E, E]`` matrix per similarity.
+        compared: How its experts differ.
         count: K.
         protected: Experts that are never merged or dropped.
         subset_error: Makes the function that gives the reconstruction error of a subset; called only if it is needed.
@@ -81,7 +90,8 @@ def select(
     # Where nothing follows a dominant expert, the report still names one.
     dominant = recipe.dominant or Dominant.FREQUENCY
     score_E = _scores(dominant, statistics)
-    grouping = group_experts(distances, count, recipe, score_E=score_E, protected=protected)
+    distances = compared.distances
+    grouping = group_experts(distances, count, recipe, score_E=score_E, protected=protected, energies=compared.energies)
     joined_EE = joined_distances(distances) if distances else None
     nothing = np.zeros((0, 0))
     dominants = dominant_experts(
@@ -102,6 +112,11 @@ def _scores(dominant: Dominant, statistics: LayerStatistics) -> list[float]:
     return scores
 
 
+def _found(values: Tensor | None) -> Tensor:
+    assert values is not None, "the plan refuses statistics without what a recipe needs"
+    return values
+
+
 def _prune(
     recipe: Recipe,
     statistics: LayerStatistics,
@@ -117,6 +132,16 @@ def _prune(
             return keep_best(statistics.routing_score_E.tolist(), count, protected)
         case Saliency.REAP:
             return keep_best(statistics.saliency_E.tolist(), count, protected)
+        case Saliency.MAN:
+            return keep_best(_found(statistics.norm_E).tolist(), count, protected)
+        case Saliency.TOTAL_MASS:
+            return keep_best(_found(statistics.mass_E).tolist(), count, protected)
+        case Saliency.GRAM:
+            energy = DroppedEnergy(_found(statistics.gram_EE).numpy())
+            return keep_only(least_loss(energy, count, protected), experts)
+        case Saliency.OMP:
+            residual = ScaledResidual(_found(statistics.gram_EE).numpy())
+            return keep_only(least_loss(residual, count, protected), experts)
         case Saliency.RECONSTRUCTION:
             return keep_only(best_subset(subset_error(), experts, count, seed=recipe.seed), experts)
         case None:

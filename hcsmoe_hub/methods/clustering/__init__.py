@@ -5,11 +5,13 @@ from hcsmoe_hub.methods.clustering.capacity import limit_sizes, medoids
 from hcsmoe_hub.methods.clustering.clusters import DROPPED, Clusters, Grouping
 from hcsmoe_hub.methods.clustering.distances import gram_distances, joined_distances, normalised, pairwise_distances
 from hcsmoe_hub.methods.clustering.embedding import coordinates
+from hcsmoe_hub.methods.clustering.energies import NeuronEnergies
 from hcsmoe_hub.methods.clustering.fuzzy import fuzzy_memberships, hard_labels
 from hcsmoe_hub.methods.clustering.gram import row_distances
 from hcsmoe_hub.methods.clustering.grouping import dominant_experts, group_experts
 from hcsmoe_hub.methods.clustering.hierarchical import hierarchical
 from hcsmoe_hub.methods.clustering.kmeans import kmeans
+from hcsmoe_hub.methods.clustering.loss import loss_linkage, pair_losses
 from hcsmoe_hub.methods.clustering.overlap import overlap_distances
 from hcsmoe_hub.methods.clustering.quality import dunn, silhouette
 from hcsmoe_hub.methods.clustering.random_groups import random_groups
@@ -19,6 +21,7 @@ __all__ = [
     "DROPPED",
     "Clusters",
     "Grouping",
+    "NeuronEnergies",
     "coordinates",
     "dominant_experts",
     "dunn",
@@ -31,9 +34,11 @@ __all__ = [
     "joined_distances",
     "kmeans",
     "limit_sizes",
+    "loss_linkage",
     "medoids",
     "normalised",
     "overlap_distances",
+    "pair_losses",
     "pairwise_distances",
     "random_groups",
     "row_distances",

@@ -17,7 +17,8 @@ class Clusters:
     Attributes:
         labels: Cluster of every expert; the first expert is in cluster 0, the next new cluster is 1. ``DROPPED`` marks
             an expert that pruning leaves out.
-        heights: Linkage distance of every merge, in the order they were made; empty if the method has none.
+        heights: Linkage distance of every merge, in the order they were made, or the share of the layer's output energy
+            that it lost; empty if the method has none.
     """
 
     labels: tuple[int, ...]

@@ -11,12 +11,14 @@ from hcsmoe_hub.methods.clustering.capacity import limit_sizes, lowest_of_least,
 from hcsmoe_hub.methods.clustering.clusters import Clusters, Grouping
 from hcsmoe_hub.methods.clustering.distances import normalised
 from hcsmoe_hub.methods.clustering.embedding import coordinates
+from hcsmoe_hub.methods.clustering.energies import NeuronEnergies
 from hcsmoe_hub.methods.clustering.fuzzy import fuzzy_memberships, hard_labels
 from hcsmoe_hub.methods.clustering.hierarchical import hierarchical
 from hcsmoe_hub.methods.clustering.kmeans import kmeans
+from hcsmoe_hub.methods.clustering.loss import loss_linkage
 from hcsmoe_hub.methods.clustering.random_groups import random_groups
 from hcsmoe_hub.methods.clustering.single_shot import single_shot
-from hcsmoe_hub.options import Clustering, Dominant
+from hcsmoe_hub.options import Clustering, Dominant, Linkage
 from hcsmoe_hub.recipe.recipe import Recipe
 
 
@@ -27,6 +29,7 @@ def group_experts(
     *,
     score_E: Sequence[float],
     protected: frozenset[int] = frozenset(),
+    energies: NeuronEnergies | None = None,
 ) -> Grouping:
     """Groups the experts of one layer into exactly ``count`` clusters.
 
@@ -41,6 +44,7 @@ def group_experts(
         recipe: Method, linkage, start of k-means, size limit and seed; fuzzy clustering has no size limit.
         score_E: Importance of every expert, in any unit; single-shot grouping takes the highest as seeds.
         protected: Experts that no other may join.
+        energies: Of the experts' neurons, for the loss linkage.
 
     Returns:
         The clusters, numbered by first appearance; memberships if they are fuzzy, their columns in that order; the
@@ -67,16 +71,26 @@ def group_experts(
         )
     scaled = distances if len(distances) == 1 else [normalised(matrix_EE) for matrix_EE in distances]
     among_rest = [matrix_EE[np.ix_(rest, rest)] for matrix_EE in scaled]
-    found = _group(among_rest, left, recipe, [score_E[expert] for expert in rest])
+    rest_energies = energies.part(rest) if apart and energies is not None else energies
+    found = _group(among_rest, left, recipe, [score_E[expert] for expert in rest], rest_energies)
     return _with_protected(found, rest, experts) if apart else found
 
 
-def _group(distances: Sequence[NDArray[np.float64]], count: int, recipe: Recipe, score_E: Sequence[float]) -> Grouping:
+def _group(
+    distances: Sequence[NDArray[np.float64]],
+    count: int,
+    recipe: Recipe,
+    score_E: Sequence[float],
+    energies: NeuronEnergies | None,
+) -> Grouping:
     """Groups experts, none of them protected, by distances that can be added."""
     experts = len(score_E)
     summed_EE = np.sum(distances, axis=0)
     anchors: Sequence[int] | None = None
     match recipe.clustering:
+        case Clustering.HIERARCHICAL if recipe.linkage is Linkage.LOSS:
+            assert energies is not None, "the loss linkage is a function of energies"
+            found = loss_linkage(energies, count)
         case Clustering.HIERARCHICAL:
             assert recipe.linkage is not None
             found = hierarchical(summed_EE, count, recipe.linkage)

@@ -1,5 +1,8 @@
 """Agglomerative clustering: the closest two clusters become one until K are left."""
 
+from collections.abc import Mapping
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import linkage
@@ -7,6 +10,14 @@ from scipy.spatial.distance import squareform
 
 from hcsmoe_hub.methods.clustering.clusters import Clusters, Grouping
 from hcsmoe_hub.options import Linkage
+
+# Linkages of distances by scipy's names.
+_SCIPY: Mapping[Linkage, Literal["average", "single", "complete", "ward"]] = {
+    Linkage.AVERAGE: "average",
+    Linkage.SINGLE: "single",
+    Linkage.COMPLETE: "complete",
+    Linkage.WARD: "ward",
+}
 
 
 def hierarchical(distances_EE: NDArray[np.float64], clusters: int, method: Linkage) -> Grouping:
@@ -22,11 +33,30 @@ def hierarchical(distances_EE: NDArray[np.float64], clusters: int, method: Linka
 
     Returns:
         Exactly K clusters with the E - K linkage distances at which they were merged, and the tree of all E - 1 merges.
+
+    Raises:
+        ValueError: If the linkage is not one of distances.
     """
+    if method not in _SCIPY:
+        raise ValueError(f"{method} linkage is not a function of distances")
     experts = len(distances_EE)
     # scipy refuses a matrix without any pair.
     condensed = squareform(distances_EE, checks=False)
-    tree: NDArray[np.float64] = linkage(condensed, method=method.value) if experts > 1 else np.empty((0, 4))
+    tree: NDArray[np.float64] = linkage(condensed, method=_SCIPY[method]) if experts > 1 else np.empty((0, 4))
+    return cut_tree(tree, clusters)
+
+
+def cut_tree(tree: NDArray[np.float64], clusters: int) -> Grouping:
+    """The clusters that are left after the first merges of a tree.
+
+    Args:
+        tree: Linkage matrix ``[E - 1, 4]`` as scipy defines it.
+        clusters: K, between 1 and E.
+
+    Returns:
+        Exactly K clusters with the heights of the E - K merges that made them, and the tree.
+    """
+    experts = len(tree) + 1
     merges = tree[: experts - clusters]
     members = {expert: [expert] for expert in range(experts)}
     # Row n of the tree unites two clusters into number E + n. Taking the rows in order gives exactly K clusters even

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hcsmoe_hub.methods.clustering.clusters import Clusters
+from hcsmoe_hub.methods.clustering.energies import NeuronEnergies
 from hcsmoe_hub.methods.merging.alignment import align_neurons, alignment_features
+from hcsmoe_hub.methods.merging.best_neurons import is_one_expert, write_best_neurons
 from hcsmoe_hub.methods.merging.fix_dom import fix_dom_groups
 from hcsmoe_hub.methods.merging.neuron_features import HiddenSample, correlation_features, correlations
 from hcsmoe_hub.methods.merging.neurons import Neurons, NeuronView
@@ -70,13 +72,15 @@ def merge_experts(
     groups: MergeGroups,
     recipe: Recipe,
     sample: HiddenSample | None = None,
+    energies: NeuronEnergies | None = None,
 ) -> Merged:
     """Merges the experts of one layer as a recipe says.
 
     Weighted merges sum whole experts, after the neurons of every member have been put in the order of the dominant
     one where the recipe aligns. Fix-Dom and ZipIt average groups of neurons, and average plainly what belongs to no
-    neuron. Everything is summed in float32 or wider and rounded once; an expert that is alone in its cluster keeps its
-    bits. Only the members of one cluster are copied at a time.
+    neuron. ``neurons`` takes the best neurons of all members as they are, but for a scale of what they add to the
+    output, and averages by usage what belongs to no neuron. Everything is summed in float32 or wider and rounded once;
+    an expert that is alone in its cluster keeps its bits. Only the members of one cluster are copied at a time.
 
     Args:
         rows: Tensors of the experts by name, ``[E, ...]``; not changed.
@@ -84,10 +88,14 @@ def merge_experts(
         groups: Which experts are merged.
         recipe: Its merge, its features and its alignment are used; without a merge (pruning) shares alone count.
         sample: Source of hidden activations, where features or alignment need them.
+        energies: Which neurons are the best, where they are kept whole.
 
     Returns:
         The merged experts.
     """
+    if recipe.merge is Merge.NEURONS:
+        assert energies is not None, "a recipe that keeps the best neurons asks for their energies"
+        return _best_of(rows, view, groups, energies)
     merges_neurons = recipe.merge in (Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.ZIPIT)
     if not merges_neurons and recipe.align in (Align.NONE, None):
         return Merged(tensors={name: merge_rows(rows_E, groups.share_EC) for name, rows_E in rows.items()})
@@ -101,6 +109,22 @@ def merge_experts(
         elif not _merge_cluster(copies, target, groups.cluster(number), view=view, recipe=recipe, sample=sample):
             unseen.append(number)
     return Merged(tensors=merged, unseen=tuple(unseen))
+
+
+def _best_of(rows: Mapping[str, Tensor], view: NeuronView, groups: MergeGroups, energies: NeuronEnergies) -> Merged:
+    """Experts made of the best neurons of each cluster; of copies of one expert, the dominant one as it is."""
+    merged = {name: rows_E.new_empty((len(groups.dominants), *rows_E.shape[1:])) for name, rows_E in rows.items()}
+    for number, members in enumerate(groups.clusters.members):
+        target = {name: tensor[number, None] for name, tensor in merged.items()}
+        if is_one_expert(energies, members):
+            _copy({name: rows_E[groups.dominants[number], None] for name, rows_E in rows.items()}, target)
+            continue
+        expert = view(target)
+        write_best_neurons(rows, view, energies=energies, members=members, target=expert)
+        share_M1 = groups.cluster(number).share_M1
+        for place, rows_E in zip(expert.others, view(rows).others, strict=True):
+            place.copy_(merge_rows(rows_E[list(members)], share_M1))
+    return Merged(tensors=merged)
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

@@ -83,9 +83,10 @@ def member_shares(
 ) -> Tensor:
     """Share of every source expert in every merged expert.
 
-    ``frequency``: in proportion to usage. ``saliency``: in proportion to the summed router-weighted norm of an
-    expert's outputs. ``dominant``: a fixed weight for the dominant expert and one for the others. ``membership``: in
-    proportion to fuzzy memberships. ``average`` and the merges of neurons: equally.
+    ``frequency``, and ``neurons`` for what belongs to no neuron: in proportion to usage. ``saliency``: in proportion to
+    the summed router-weighted norm of an expert's outputs. ``dominant``: a fixed weight for the dominant expert and one
+    for the others. ``membership``: in proportion to fuzzy memberships. ``average`` and the merges that average neurons:
+    equally.
 
     Args:
         grouping: A partition of the E experts, with memberships if it is fuzzy; dropped experts have no share.
@@ -100,7 +101,7 @@ def member_shares(
     """
     clusters = grouping.clusters
     match merge:
-        case Merge.FREQUENCY:
+        case Merge.FREQUENCY | Merge.NEURONS:
             assert usage_E is not None
             return proportional_shares(clusters, usage_E)
         case Merge.SALIENCY:

@@ -63,6 +63,7 @@ def recipe(clustering: Clustering | None, **choices: Any) -> Recipe:
         align=None,
         saliency=None,
         refit=None,
+        refit_passes=None,
         router=RouterPolicy.DOMINANT,
         propagate=None,
         layout=Layout.REDUCED,

@@ -20,8 +20,9 @@ from hcsmoe_hub.recipe.resolve import resolve
 CLUSTERS = Clusters.of([0, 1, 0, 2, 1, 0])
 DOMINANTS = (2, 1, 3)
 USAGE, SALIENCY = [3, 1, 4, 1, 5, 9], [2, 7, 1, 8, 2, 8]
-HARD = [merge for merge in Merge if merge is not Merge.MEMBERSHIP]
 NEURON_MERGES = [Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.ZIPIT]
+# The merge of the best neurons has a file of its own.
+WHOLE_MERGES = [merge for merge in Merge if merge not in (Merge.MEMBERSHIP, Merge.NEURONS, *NEURON_MERGES)]
 
 
 def recipe_of(merge: Merge, align: Align | None = None, features: Features | None = None) -> Recipe:
@@ -31,7 +32,7 @@ def recipe_of(merge: Merge, align: Align | None = None, features: Features | Non
 
 # Every way to make one expert of a cluster.
 RECIPES = [
-    *(recipe_of(merge, align=align) for merge in HARD if merge not in NEURON_MERGES for align in Align),
+    *(recipe_of(merge, align=align) for merge in WHOLE_MERGES for align in Align),
     *(recipe_of(merge, features=features) for merge in NEURON_MERGES for features in Features),
 ]
 

@@ -1,0 +1,154 @@
+"""What every neuron of a layer adds to its output, and what it would add for the tokens of other experts.
+
+E source experts, U experts that differ from each other, T tokens, K experts per token, R inputs of experts, H hidden
+size, I expert intermediate size.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hcsmoe_hub.layer.context import LayerContext
+from hcsmoe_hub.layer.weights import BlockWeights
+from hcsmoe_hub.methods.clustering import NeuronEnergies
+from hcsmoe_hub.methods.clustering.energies import ENERGY_CHUNK, ENERGY_TOKENS
+from hcsmoe_hub.methods.merging import find_copies
+from hcsmoe_hub.methods.merging.neurons import Neurons
+from hcsmoe_hub.model.experts import Experts
+from hcsmoe_hub.observation.observers import RouterObserver
+from hcsmoe_hub.observation.runnable_block import RunnableBlock
+from hcsmoe_hub.observation.statistics import Call, count_tokens, pick_tokens, takes_tokens
+from hcsmoe_hub.observation.watcher import Observation
+
+
+class _InputObserver(RouterObserver):
+    """Also remembers, on the CPU, what the experts were given; none of them runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens: list[Tensor] = []
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        self.tokens.append(tokens_TH.to("cpu"))
+        return super().__call__(experts, tokens_TH, index_TK, weight_TK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoutedTokens:
+    """Evenly spaced tokens of one block and what its router decided, on the CPU.
+
+    Attributes:
+        tokens_TH: What goes into the experts.
+        index_TK: Chosen experts, int64; -1 for none.
+        weight_TK: Router weights of the choices.
+    """
+
+    tokens_TH: Tensor
+    index_TK: Tensor
+    weight_TK: Tensor
+
+    def weights(self, places: Tensor, count: int) -> Tensor:
+        """Router weight that every group of experts gets: ``[T, count]`` float32.
+
+        Args:
+            places: Group of every expert, ``[E]`` int64.
+            count: Number of groups.
+        """
+        is_chosen_TK = self.index_TK >= 0
+        weight_TK = torch.where(is_chosen_TK, self.weight_TK, 0).float()
+        place_TK = places[self.index_TK.clamp(min=0)]
+        return torch.zeros(len(weight_TK), count).scatter_add_(1, place_TK, weight_TK)
+
+
+def even_tokens(total: int) -> Tensor:
+    """Numbers of at most ``ENERGY_TOKENS`` of some tokens, at even distances: int64."""
+    return torch.linspace(0, total - 1, min(total, ENERGY_TOKENS)).long()
+
+
+def even_calls(calls: list[Call], *, is_whole_layer: bool) -> list[Call]:
+    """Inputs of a block for evenly spaced tokens; all inputs where a block cannot run on single tokens."""
+    if is_whole_layer or not takes_tokens(calls[0]):
+        return calls
+    return [pick_tokens(calls, even_tokens(count_tokens(calls)))]
+
+
+def routed_tokens(block: RunnableBlock, calls: list[Call]) -> RoutedTokens:
+    """Runs the router of a block on evenly spaced tokens.
+
+    Args:
+        block: The block of the source or of the result.
+        calls: Its inputs.
+    """
+    observer = block.rerun(even_calls(calls, is_whole_layer=block.block.is_whole_layer), _InputObserver)
+    tokens_TH = torch.cat(observer.tokens)
+    even = even_tokens(len(tokens_TH))
+    return RoutedTokens(
+        tokens_TH=tokens_TH[even],
+        index_TK=torch.cat(observer.top_k)[even].long(),
+        weight_TK=torch.cat(observer.weights)[even],
+    )
+
+
+def collect_energies(layer: LayerContext, weights: BlockWeights, seen: Observation) -> NeuronEnergies:
+    """Runs every expert on evenly spaced tokens of a layer.
+
+    Args:
+        layer: The layer; the weights of its block in the source are in memory.
+        weights: Its experts.
+        seen: What was observed of it.
+    """
+    neurons = layer.source.experts.neurons(weights.experts)
+    place_E = find_copies(neurons)
+    return energies_on(routed_tokens(layer.source, seen.calls), layer.source.experts, neurons, place_E)
+
+
+def energies_on(routed: RoutedTokens, experts: Experts, neurons: Neurons, place_E: tuple[int, ...]) -> NeuronEnergies:
+    """Energies of all neurons on some tokens, computed where the experts are.
+
+    Where the router weight multiplies an expert's input, the activations are those on the weighted input, and every
+    choice of a token is an input of its own. Where a norm follows the experts, energies are those before it.
+
+    Args:
+        routed: The tokens.
+        experts: How the experts compute.
+        neurons: Their tensors.
+        place_E: Their numbers from ``find_copies``.
+    """
+    firsts = [place_E.index(place) for place in range(max(place_E) + 1)]
+    (outputs_EIH,) = neurons.outputs
+    device, rows = outputs_EIH.device, max(1, ENERGY_CHUNK // neurons.size)
+    size_UI = torch.stack([outputs_EIH[expert].float().square().sum(-1) for expert in firsts])
+    own_UI = torch.zeros_like(size_UI)
+    harm_UUI = torch.zeros(len(firsts), *size_UI.shape, device=device)
+    for inputs_RH, weight_RU, is_chosen_RU in _inputs(routed, place_E, scales_input=experts.scales_input):
+        for start in range(0, len(inputs_RH), rows):
+            chunk = slice(start, start + rows)
+            inputs = inputs_RH[chunk].to(device)
+            square_RU = weight_RU[chunk].to(device).square()
+            is_free_RU = ~is_chosen_RU[chunk].to(device)
+            for place, expert in enumerate(firsts):
+                with torch.no_grad():
+                    energy_RI = experts.hidden(expert, inputs).float().square_().mul_(size_UI[place])
+                own_UI[place] += square_RU[:, place] @ energy_RI
+                harm_UUI[:, place] += (square_RU * is_free_RU[:, place, None]).T @ energy_RI
+    return NeuronEnergies.of(own_UI, harm_UUI, place_E)
+
+
+def _inputs(
+    routed: RoutedTokens, place_E: tuple[int, ...], *, scales_input: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Inputs of the experts ``[R, H]``, what weighs their outputs ``[R, U]``, and who is wanted there ``[R, U]``."""
+    places, count = torch.tensor(place_E), max(place_E) + 1
+    weight_TU = routed.weights(places, count)
+    is_chosen_TU = weight_TU != 0
+    if not scales_input:
+        yield routed.tokens_TH, weight_TU, is_chosen_TU
+        return
+    # One choice of every token at a time: each expert sees the token at another scale.
+    for index_T, weight_T in zip(routed.index_TK.T, routed.weight_TK.T, strict=True):
+        token = torch.where(index_T >= 0)[0]
+        inputs_RH = routed.tokens_TH[token] * weight_T[token, None].to(routed.tokens_TH.dtype)
+        weight_RU = torch.nn.functional.one_hot(places[index_T[token]], count).float()
+        yield inputs_RH, weight_RU, is_chosen_TU[token]

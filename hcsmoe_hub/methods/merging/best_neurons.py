@@ -1,0 +1,64 @@
+"""Merged experts that are made of whole neurons: the best ones of all members of a cluster, nothing averaged."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hcsmoe_hub.methods.clustering.energies import NeuronEnergies
+from hcsmoe_hub.methods.merging.neurons import Neurons, NeuronView
+
+
+def is_one_expert(energies: NeuronEnergies, members: Sequence[int]) -> bool:
+    """Whether all members of a cluster compute the same."""
+    return len({energies.place_E[expert] for expert in members}) == 1
+
+
+def best_neurons(energies: NeuronEnergies, members: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The I neurons of greatest gain of all members of a cluster; among equals those of the lowest numbers.
+
+    Args:
+        energies: Of the layer's neurons.
+        members: Source experts.
+
+    Returns:
+        For every expert that keeps any: its number, its neurons ``[P]`` int64 in ascending order, and the scales of
+        what they add to the output, ``[P]`` float32. Copies of an expert count once. Where no token reached any
+        member, the neurons of the first one, unscaled.
+    """
+    places = list(dict.fromkeys(energies.place_E[expert] for expert in members))
+    gain_MI, scale_MI = energies.kept(places)
+    neurons = gain_MI.shape[1]
+    if not gain_MI.any():
+        scale_MI = torch.ones_like(scale_MI)
+    best_I = gain_MI.flatten().sort(descending=True, stable=True).indices[:neurons].sort().values
+    firsts = energies.first_U
+    for number, place in enumerate(places):
+        own = best_I[best_I // neurons == number] - number * neurons
+        if len(own):
+            yield firsts[place], own, scale_MI[number, own]
+
+
+def write_best_neurons(
+    rows: Mapping[str, Tensor], view: NeuronView, *, energies: NeuronEnergies, members: Sequence[int], target: Neurons
+) -> None:
+    """Writes the best neurons of a cluster into one expert; one of its members is read at a time.
+
+    Args:
+        rows: Tensors of all source experts by name, ``[E, ...]``.
+        view: Looks at such tensors neuron by neuron.
+        energies: Of the layer's neurons.
+        members: The cluster.
+        target: The expert ``[1, ...]``; what belongs to no neuron is not written.
+    """
+    start = 0
+    for expert, neuron_P, scale_P in best_neurons(energies, members):
+        part = view({name: rows_E[expert, None] for name, rows_E in rows.items()})
+        places = slice(start, start + len(neuron_P))
+        for tensor, source in zip(target.inputs, part.inputs, strict=True):
+            tensor[0, places] = source[0, neuron_P.to(source.device)]
+        for tensor, source in zip(target.outputs, part.outputs, strict=True):
+            kept = source[0, neuron_P.to(source.device)]
+            wide = torch.promote_types(kept.dtype, torch.float32)
+            tensor[0, places] = (kept.to(wide) * scale_P.to(kept.device, wide)[:, None]).to(kept.dtype)
+        start += len(neuron_P)
