@@ -10,7 +10,12 @@ from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.methods.clustering import Clusters
 from hcsmoe_hub.methods.routing import top_k_agreement
 from hcsmoe_hub.observation.observers import RoutedObserver, TiedObserver
+from hcsmoe_hub.observation.statistics import Call, pick_tokens, takes_tokens
 from hcsmoe_hub.observation.watcher import Observation
+
+# More tokens change what is measured little.
+COMPARED_TOKENS = 32768
+CALL_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +44,11 @@ def compare_reduced(
         clusters: Which source experts each new one stands for.
         seen: Inputs and outputs of the block in the source.
     """
+    calls, top_k, outputs = _some(layer, seen)
     with layer.reduced(changed) as reduced:
-        observer = reduced.rerun(seen.calls, RoutedObserver)
-    agreement = top_k_agreement(torch.cat(seen.top_k), torch.cat(observer.top_k), clusters)
-    return _deviation(seen, observer, agreement)
+        observer = reduced.rerun(calls, RoutedObserver)
+    agreement = top_k_agreement(torch.cat(top_k), torch.cat(observer.top_k), clusters)
+    return _deviation(outputs, observer, agreement)
 
 
 def compare_tied(
@@ -62,16 +68,27 @@ def compare_tied(
         value = nn.Parameter(tensor.to(layer.device, source.dtype), requires_grad=False)
         source.module.get_submodule(owner).register_parameter(attribute, value)
     count = len(clusters.members)
-    observer = layer.source.rerun(seen.calls, lambda: TiedObserver(clusters.labels, count))
+    calls, _, outputs = _some(layer, seen)
+    observer = layer.source.rerun(calls, lambda: TiedObserver(clusters.labels, count))
     # The router is the same, so it chooses the same clusters.
-    return _deviation(seen, observer, 1.0)
+    return _deviation(outputs, observer, 1.0)
 
 
-def _deviation(seen: Observation, observer: RoutedObserver, agreement: float) -> Deviation:
+def _some(layer: LayerContext, seen: Observation) -> tuple[list[Call], list[Tensor], list[Tensor]]:
+    """Inputs, choices and outputs of a block on evenly spaced tokens; on all where it cannot run on single ones."""
+    total = sum(map(len, seen.outputs))
+    if total <= COMPARED_TOKENS or layer.block.is_whole_layer or not takes_tokens(seen.calls[0]):
+        return seen.calls, seen.top_k, seen.outputs
+    chosen = torch.linspace(0, total - 1, COMPARED_TOKENS).long()
+    calls = [pick_tokens(seen.calls, part) for part in chosen.split(CALL_TOKENS)]
+    return calls, [torch.cat(seen.top_k)[chosen]], list(torch.cat(seen.outputs)[chosen].split(CALL_TOKENS))
+
+
+def _deviation(outputs: list[Tensor], observer: RoutedObserver, agreement: float) -> Deviation:
     return Deviation(
-        output_error=relative_error(seen.outputs, observer.outputs),
+        output_error=relative_error(outputs, observer.outputs),
         top_k_agreement=agreement,
-        tokens=sum(len(outputs) for outputs in seen.outputs),
+        tokens=sum(map(len, outputs)),
     )
 
 

@@ -7,6 +7,7 @@ from hcsmoe_hub.layer.picture import LayerPicture
 from hcsmoe_hub.layer.router_fit import RouterFit
 from hcsmoe_hub.layer.selection import Selection
 from hcsmoe_hub.observation.statistics import LayerStatistics
+from hcsmoe_hub.options import Linkage
 from hcsmoe_hub.recipe.recipe import Recipe
 from hcsmoe_hub.report import LayerReport, RefitReport, RouterReport
 
@@ -67,7 +68,7 @@ class LayerOutcome:
         )
 
 
-def picture_of(layer: int, chosen: Selection, statistics: LayerStatistics) -> LayerPicture:
+def picture_of(layer: int, recipe: Recipe, chosen: Selection, statistics: LayerStatistics) -> LayerPicture:
     """What the figure shows of a layer."""
     return LayerPicture(
         layer=layer,
@@ -75,4 +76,5 @@ def picture_of(layer: int, chosen: Selection, statistics: LayerStatistics) -> La
         labels=chosen.clusters.labels,
         distances_EE=chosen.distances_EE,
         tree=chosen.grouping.tree,
+        is_loss=recipe.linkage is Linkage.LOSS,
     )

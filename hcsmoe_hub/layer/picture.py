@@ -20,6 +20,7 @@ class LayerPicture:
         labels: ``[E]``, cluster of each source expert; -1 for an expert that was pruned.
         distances_EE: Distances ``[E, E]`` between the experts; ``None`` for random groups and for pruning.
         tree: The linkage matrix ``[E - 1, 4]`` as scipy defines it; ``None`` where the method has none.
+        is_loss: Whether distances and heights are shares of the layer's output energy that merges lose.
     """
 
     layer: int
@@ -27,6 +28,7 @@ class LayerPicture:
     labels: Sequence[int]
     distances_EE: NDArray[Any] | None
     tree: NDArray[Any] | None
+    is_loss: bool = False
 
     def __post_init__(self) -> None:
         experts = len(self.labels)

@@ -9,8 +9,10 @@ from torch import Tensor
 from hcsmoe_hub.events import Listener, Warned
 from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.layer.deviation import Deviation, compare_reduced, compare_tied
-from hcsmoe_hub.layer.distances import expert_distances
+from hcsmoe_hub.layer.distances import compare_experts
+from hcsmoe_hub.layer.neuron_energies import collect_energies
 from hcsmoe_hub.layer.outcome import LayerOutcome, picture_of
+from hcsmoe_hub.layer.output_scale import scale_outputs
 from hcsmoe_hub.layer.picture import LayerPicture
 from hcsmoe_hub.layer.refit import refit_layer
 from hcsmoe_hub.layer.refit_rounded import Rounder, refit_rounded
@@ -20,8 +22,8 @@ from hcsmoe_hub.layer.stored_experts import Heritage, StoredExperts
 from hcsmoe_hub.layer.subset_error import SubsetError
 from hcsmoe_hub.layer.weights import BlockWeights
 from hcsmoe_hub.machine.allocator import return_freed_memory
+from hcsmoe_hub.methods.clustering import NeuronEnergies
 from hcsmoe_hub.methods.merging import MergeGroups, member_shares, merge_experts
-from hcsmoe_hub.methods.merging.neurons import NeuronView
 from hcsmoe_hub.methods.routing import reduce_rows, remap_experts
 from hcsmoe_hub.model.blocks import MoEBlock
 from hcsmoe_hub.model.layer_loader import free
@@ -29,7 +31,7 @@ from hcsmoe_hub.observation.observers import SampleObserver
 from hcsmoe_hub.observation.overflow import are_finite, not_finite
 from hcsmoe_hub.observation.sample import NeuronSample
 from hcsmoe_hub.observation.watcher import Observation
-from hcsmoe_hub.options import Layout, Merge, RouterPolicy
+from hcsmoe_hub.options import Layout, Merge, Refit, RouterPolicy
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.report import LayerReport, RefitReport
 
@@ -70,10 +72,14 @@ class LayerReducer:
         """
         weights = BlockWeights.of(layer)
         sample = self._sample(layer, seen) if self._plan.recipe.needs_sample else None
-        chosen = self._select(layer, weights, seen, sample)
-        merged = self._merge(layer.block, weights, chosen, layer.source.experts.neurons, seen, sample)
+        energies = collect_energies(layer, weights, seen) if self._plan.recipe.needs_energies else None
+        chosen = self._select(layer, weights, seen, sample, energies)
+        merged = self._merge(layer, weights, chosen, seen, sample, energies)
+        # They are large, and nothing below needs them.
+        del energies
         changed = self._lay_out(layer.block, weights, chosen, merged, seen)
         fit = self._fit_router(layer, chosen, changed, seen, fitted)
+        self._scale(layer, chosen, changed, seen, fitted)
         refit = self._refit(layer, chosen, changed, fitted)
         del merged
         changed |= self._round(layer, changed, chosen, refit, fitted)
@@ -81,29 +87,35 @@ class LayerReducer:
         outcome = LayerOutcome(recipe=self._plan.recipe, chosen=chosen, deviation=deviation, fit=fit, refit=refit)
         self.reports.append(outcome.report(layer.block.layer, seen.statistics))
         if self._plan.options.figure:
-            self.pictures.append(picture_of(layer.block.layer, chosen, seen.statistics))
+            self.pictures.append(picture_of(layer.block.layer, self._plan.recipe, chosen, seen.statistics))
         # The source's experts are not needed any more; writing briefly holds parts of the merged ones twice.
         free(layer.source.experts.module)
         return_freed_memory()
         return changed
 
     def _select(
-        self, layer: LayerContext, weights: BlockWeights, seen: Observation, sample: NeuronSample | None
+        self,
+        layer: LayerContext,
+        weights: BlockWeights,
+        seen: Observation,
+        sample: NeuronSample | None,
+        energies: NeuronEnergies | None,
     ) -> Selection:
         """Compares the experts and decides which are merged or kept."""
         recipe, statistics, number = self._plan.recipe, seen.statistics, layer.block.layer
-        distances = expert_distances(
+        compared = compare_experts(
             recipe,
             statistics,
             expert_rows=list(weights.experts.values()),
             router_rows=[rows for rows in weights.router.values() if rows.dim() == 2],
             sample=sample,
+            energies=energies,
         )
         chosen = select(
             # Otherwise random groups and starts would be the same in every layer.
             replace(recipe, seed=recipe.seed + number),
             statistics,
-            distances,
+            compared,
             self._plan.experts_by_layer[number],
             protected=recipe.protected(number),
             subset_error=lambda: self._subset_error(layer, weights, seen),
@@ -129,15 +141,15 @@ class LayerReducer:
 
     def _merge(
         self,
-        block: MoEBlock,
+        layer: LayerContext,
         weights: BlockWeights,
         chosen: Selection,
-        view: NeuronView,
         seen: Observation,
         sample: NeuronSample | None,
+        energies: NeuronEnergies | None,
     ) -> dict[str, Tensor]:
         """The K experts, experts first, by parameter name."""
-        statistics, recipe = seen.statistics, self._plan.recipe
+        block, statistics, recipe = layer.block, seen.statistics, self._plan.recipe
         share_EC = member_shares(
             chosen.grouping,
             recipe.merge or Merge.AVERAGE,
@@ -147,7 +159,8 @@ class LayerReducer:
             dominant_weights=recipe.dominant_weights,
         )
         groups = MergeGroups(clusters=chosen.clusters, dominants=chosen.dominants, share_EC=share_EC)
-        merged = merge_experts(weights.experts, view, groups=groups, recipe=recipe, sample=sample)
+        view = layer.source.experts.neurons
+        merged = merge_experts(weights.experts, view, groups=groups, recipe=recipe, sample=sample, energies=energies)
         for number in merged.unseen:
             names = ", ".join(map(str, chosen.clusters.members[number]))
             self._emit(
@@ -175,7 +188,8 @@ class LayerReducer:
             rows_C = merged[tensor.name]
             # In the full layout the members of a cluster are copies of its expert.
             rows = rows_C[labels] if recipe.layout is Layout.FULL else rows_C
-            changed[tensor.name] = weights.join(tensor, rows)
+            # Rounded as it will be written, whatever the layer is computed in.
+            changed[tensor.name] = weights.join(tensor, rows).to(self._plan.model.dtype)
         if recipe.is_tied:
             return changed
         for tensor in block.router:
@@ -210,14 +224,37 @@ class LayerReducer:
             self._check_finite(tensor.name, changed[tensor.name], layer.originals.values())
         return fit
 
+    def _scale(
+        self,
+        layer: LayerContext,
+        chosen: Selection,
+        changed: Mapping[str, Tensor],
+        seen: Observation,
+        fitted: Observation,
+    ) -> None:
+        """Scales experts of the best neurons, in place, to the weights that a reduced router gives them."""
+        recipe, experts = self._plan.recipe, layer.source.experts
+        if recipe.merge is not Merge.NEURONS or recipe.is_tied or chosen.keeps_all:
+            return
+        # Elsewhere a scale of the down projection is not one of the output, or not the inverse of one of the weight.
+        if experts.is_affine and not experts.scales_input:
+            scale_outputs(layer, changed, clusters=chosen.clusters, seen=seen, fitted=fitted)
+
     def _refit(
         self, layer: LayerContext, chosen: Selection, changed: Mapping[str, Tensor], fitted: Observation
     ) -> RefitReport | None:
         """Fits what the recipe refits, in place; a layer in which nothing was merged has nothing to refit."""
         recipe = self._plan.recipe
-        if recipe.refit is None or chosen.keeps_all:
+        if not isinstance(recipe.refit, Refit) or chosen.keeps_all:
             return None
-        return refit_layer(layer, changed, what=recipe.refit, seen=fitted, seed=recipe.seed + layer.block.layer)
+        return refit_layer(
+            layer,
+            changed,
+            what=recipe.refit,
+            passes=recipe.refit_passes or 1,
+            seen=fitted,
+            seed=recipe.seed + layer.block.layer,
+        )
 
     def _round(
         self,

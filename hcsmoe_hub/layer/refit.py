@@ -6,14 +6,14 @@ from torch import Tensor
 
 from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.layer.refit_block import refit_block
-from hcsmoe_hub.layer.refit_experts import refit_experts
+from hcsmoe_hub.layer.refit_down import refit_down
 from hcsmoe_hub.observation.watcher import Observation
 from hcsmoe_hub.options import Refit
 from hcsmoe_hub.report import RefitReport
 
 
 def refit_layer(
-    layer: LayerContext, changed: Mapping[str, Tensor], *, what: Refit, seen: Observation, seed: int
+    layer: LayerContext, changed: Mapping[str, Tensor], *, what: Refit, passes: int, seen: Observation, seed: int
 ) -> RefitReport | None:
     """Fits a reduced block to the routed output of the original one, in place where that helps.
 
@@ -21,6 +21,7 @@ def refit_layer(
         layer: The layer.
         changed: Tensors of its block in the result, by parameter name; written to.
         what: What is fitted.
+        passes: How often a descent sees the tokens.
         seen: Inputs of the block, and the routed outputs it is fitted to.
         seed: Of the choice of tokens.
 
@@ -30,8 +31,7 @@ def refit_layer(
     match what:
         case Refit.NONE:
             return None
-        case Refit.DOWN | Refit.EXPERTS:
-            return refit_experts(layer, changed, what=what, seen=seen, seed=seed)
-        case Refit.BLOCKS:
-            first = refit_experts(layer, changed, what=Refit.EXPERTS, seen=seen, seed=seed)
-            return refit_block(layer, changed, first=first, seen=seen, seed=seed)
+        case Refit.DOWN:
+            return refit_down(layer, changed, seen=seen)
+        case Refit.BLOCK | Refit.MODEL:
+            return refit_block(layer, changed, passes=passes, seen=seen, seed=seed)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hcsmoe_hub.layer.context import LayerContext
-from hcsmoe_hub.layer.refit_experts import ExpertFit, down_projections
+from hcsmoe_hub.layer.refit_down import ExpertFit, down_projections
 from hcsmoe_hub.layer.stored_experts import Heritage, Rounded, StoredExperts
 from hcsmoe_hub.methods.refit.rounded_down import fit_rounded_down
 from hcsmoe_hub.observation.watcher import Observation
@@ -34,7 +34,7 @@ class Rounder:
 def refit_rounded(
     layer: LayerContext, changed: Mapping[str, Tensor], rounder: Rounder, *, seen: Observation
 ) -> Rounded:
-    """Lets down projections make up for the rounding of all matrices, if that helps on held-out tokens.
+    """Lets down projections make up for the rounding of all matrices, if that helps every domain of held-out text.
 
     Args:
         layer: The layer.
@@ -43,15 +43,18 @@ def refit_rounded(
         seen: Inputs of the block, and the routed outputs it is fitted to.
 
     Returns:
-        The experts, rounded, with these down projections or as they were.
+        The experts, rounded, with these down projections or as they were; the latter where an expert's output is not a
+        sum over its neurons times the router weight, which least squares need.
     """
-    before = rounder.before
+    before, experts = rounder.before, layer.source.experts
+    if experts.scales_input or not experts.is_affine:
+        return before
     with layer.reduced({**changed, **before.tensors}) as reduced, torch.no_grad():
         fit = ExpertFit.of(layer, reduced, seen)
         name = _owner(fit)
         if name not in before.tensors:
             return before
-        error, neurons = fit.error(), fit.down_CIH.shape[1]
+        unfitted, neurons = fit.verdict(), fit.down_CIH.shape[1]
         piece = _piece(rounder.stored.piece(name), neurons)
         found = before
 
@@ -64,7 +67,7 @@ def refit_rounded(
         fit_rounded_down(
             fit.sample.part(fit.fitted), fit.wanted_TH[fit.fitted], fit.down_CIH, round_down=round_down, piece=piece
         )
-        if fit.error() >= error:
+        if not fit.verdict().worst(unfitted) < 1:
             return before
     return Rounded(tensors={**before.tensors, **found.tensors}, parts={**before.parts, **found.parts})
 

@@ -14,11 +14,12 @@ from hcsmoe_hub.model.blocks import ExpertTensor
 from hcsmoe_hub.model.router import router_bias, router_weight, watch_router
 from hcsmoe_hub.observation.observers import RouterObserver
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
-from hcsmoe_hub.observation.statistics import Call
+from hcsmoe_hub.observation.statistics import Call, pick_tokens, takes_tokens
 from hcsmoe_hub.observation.watcher import Observation
 
-# More tokens change the rows little; of more, as many are taken at even distances.
+# More tokens change the rows little; of more, as many are taken at even distances, and a quarter of them to judge.
 ROUTER_TOKENS = 16384
+JUDGED_TOKENS = ROUTER_TOKENS // 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,20 +71,19 @@ class RouterFitter:
         Args:
             changed: Tensors of the block in the result, by parameter name.
         """
-        full, before = self._run(self._layer.source, self._seen.calls), self._run_reduced(changed)
+        chosen, split = self._choose()
+        full, before = self._run(self._layer.source, self._seen.calls, chosen), self._run_reduced(changed, chosen)
         agreement_before = top_k_agreement(full.top_k_TK, before.top_k_TK, self._clusters)
         rule = find_rule(full.logits_TE, full.extra_TX, full.top_k_TK, full.weight_TK)
         target_TC, has_target_T = group_targets(full.logits_TE, full.extra_TX, full.top_k_TK, rule, self._clusters)
-        split = split_tokens(len(target_TC), self._seen.domains)
-        fitted, judged = (tokens[has_target_T[tokens]] for tokens in (split.fitted, split.judged))
-        if not len(fitted) or not len(judged):
+        taken, judged = (tokens[has_target_T[tokens]] for tokens in split)
+        if not len(taken) or not len(judged):
             return RouterFit(is_kept=False, agreement_before=agreement_before)
-        taken = fitted[torch.linspace(0, len(fitted) - 1, min(len(fitted), ROUTER_TOKENS)).long()]
         candidate = changed | self._fitted(changed, before, target_TC, taken, rule.scoring)
-        after = self._run_reduced(candidate)
+        after = self._run_reduced(candidate, chosen)
 
         def judge(run: _Run) -> tuple[float, ...]:
-            """What must not grow: the loss on held-out tokens, and disagreement there and everywhere."""
+            """What must not grow: the loss on held-out tokens, and disagreement there and on all that were run."""
             extra_TX = run.extra_TX[judged].float()
             loss = mismatch(run.logits_TE[judged].float(), target_TC[judged], rule.scoring, extra_TX)
             parts = (judged, slice(None))
@@ -95,6 +95,15 @@ class RouterFitter:
         if is_kept:
             changed |= candidate
         return RouterFit(is_kept=is_kept, agreement_before=agreement_before)
+
+    def _choose(self) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
+        """The tokens that routers run on, ``None`` for all, and which of these are fitted and which judge."""
+        split = split_tokens(sum(map(len, self._seen.top_k)), self._seen.domains)
+        fitted, judged = _evenly(split.fitted, ROUTER_TOKENS), _evenly(split.judged, JUDGED_TOKENS)
+        if self._layer.block.is_whole_layer or not takes_tokens(self._seen.calls[0]):
+            return None, (fitted, judged)
+        chosen = torch.cat([fitted, judged]).sort().values
+        return chosen, (torch.searchsorted(chosen, fitted), torch.searchsorted(chosen, judged))
 
     def _fitted(
         self, changed: Mapping[str, Tensor], before: _Run, target_TC: Tensor, taken: Tensor, scoring: Scoring
@@ -115,12 +124,14 @@ class RouterFitter:
             fitted[bias.name] = _replaced(bias, changed[bias.name], bias_C)
         return fitted
 
-    def _run_reduced(self, changed: Mapping[str, Tensor]) -> _Run:
+    def _run_reduced(self, changed: Mapping[str, Tensor], chosen: Tensor | None) -> _Run:
         with self._layer.reduced(changed) as reduced:
-            return self._run(reduced, self._fitted_to.calls)
+            return self._run(reduced, self._fitted_to.calls, chosen)
 
-    def _run(self, block: RunnableBlock, calls: list[Call]) -> _Run:
-        """Runs the router of a block on the block's inputs."""
+    def _run(self, block: RunnableBlock, calls: list[Call], chosen: Tensor | None) -> _Run:
+        """Runs the router of a block on some tokens of the block's inputs."""
+        if chosen is not None:
+            calls = [pick_tokens(calls, chosen)]
         attempts: list[RouterObserver] = []
 
         def start() -> RouterObserver:
@@ -133,6 +144,11 @@ class RouterFitter:
         finally:
             stop()
         return _Run(*map(torch.cat, (last.top_k, last.weights, last.inputs, last.logits, last.extra)))
+
+
+def _evenly(tokens: Tensor, most: int) -> Tensor:
+    """At most so many of some tokens, at even distances."""
+    return tokens[torch.linspace(0, len(tokens) - 1, min(len(tokens), most)).long()]
 
 
 def _replaced(tensor: ExpertTensor, current: Tensor, rows_C: Tensor) -> Tensor:

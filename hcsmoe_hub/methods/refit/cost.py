@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 
 from hcsmoe_hub.methods.refit.down_projections import DOWN_ROUNDS
-from hcsmoe_hub.methods.refit.experts import ROUNDS, STEP_TOKENS
-from hcsmoe_hub.methods.refit.input_matrices import ITERATIONS
+from hcsmoe_hub.methods.refit.guard import JUDGED_TOKENS
+from hcsmoe_hub.methods.refit.held_out import HELD_OUT_SHARE
 
-# Adam steps that refit a whole block, and calibration tokens of each.
-BLOCK_STEPS = 400
-BLOCK_STEP_TOKENS = 4096
+# How often a descent is judged: before it, after parts of it, and on a part of the way back.
+JUDGED_TIMES = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +36,30 @@ class FittedLayer:
         once = routed * (self.matrices * self.hidden + self.neurons) + self.experts * self.neurons**3 / 3
         return once + rounds * 2 * (routed + self.experts * self.neurons**2) * self.hidden
 
-    def whole(self) -> float:
-        """One exact solve, then rounds of steps on a sample of the tokens and one pass over the down projections."""
-        passed = self.trained(min(self.tokens, STEP_TOKENS)) / 3
-        step = passed * (2 + 2 * ITERATIONS + 2)
-        return self.down() + ROUNDS * (step + self.down(rounds=1))
+    def block(self, passes: int = 1) -> float:
+        """Forward and backward passes over the fitted tokens, and forward passes over those that judge them."""
+        held_out = self.tokens // HELD_OUT_SHARE
+        judged = JUDGED_TIMES * min(JUDGED_TOKENS, held_out)
+        return (3 * passes * (self.tokens - held_out) + judged) * self._forward()
 
-    def trained(self, tokens: int) -> float:
-        """Forward and backward pass of the experts over some tokens."""
-        return 3 * 2.0 * tokens * self.top_k * self.matrices * self.neurons * self.hidden
+    def _forward(self) -> float:
+        """One token through its experts and the router."""
+        experts = self.top_k * self.matrices * self.neurons * self.hidden
+        return 2.0 * (experts + self.experts * self.hidden)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the experts that are left."""
+        return self.experts * self.matrices * self.neurons * self.hidden
+
+    def block_bytes(self, *, itemsize: int, product_itemsize: int) -> int:
+        """Memory of a descent, next to the block in the result.
+
+        Args:
+            itemsize: Bytes of a number of the model.
+            product_itemsize: Bytes of a number in the matrix products, 4 if they need no copy of the parameters.
+        """
+        # Parameters, gradient and two moments in float32; a copy for the products; the best state so far.
+        each = 4 * 4 + (product_itemsize if product_itemsize < 4 else 0) + itemsize
+        # Inputs and targets of all tokens.
+        return each * self.parameters + 2 * itemsize * self.tokens * self.hidden

@@ -17,7 +17,7 @@ class Split:
 
     Attributes:
         fitted: Numbers of the tokens that a fit may see, ascending int64.
-        held_out: Numbers of the others by domain, ascending int64; every domain that is named has some.
+        held_out: Numbers of the others by domain, ascending int64; a domain of a single token has none.
     """
 
     fitted: Tensor
@@ -30,18 +30,32 @@ class Split:
 
 
 def split_tokens(tokens: int, domains: Sequence[str] = ("",)) -> Split:
-    """Splits the tokens of a calibration set; neither part is empty from two tokens on.
+    """Splits the tokens of a calibration set, every domain alike; neither part is empty from two tokens on.
+
+    The stretches are counted within each domain: sequences of several domains may take turns, and any count over all of
+    them could fall on the same domain again and again.
 
     Args:
         tokens: How many there are.
         domains: Domain of each of the sequences, equally long, that they come from; a single one where that is unknown.
     """
-    number = torch.arange(tokens)
-    stretch = min(STRETCH_TOKENS, max(1, tokens // HELD_OUT_SHARE))
-    is_held_out = number // stretch % HELD_OUT_SHARE == HELD_OUT_SHARE - 1
-    if not is_held_out.any():
-        is_held_out[-1] = True
     names = list(dict.fromkeys(domains))
     domain_T = torch.tensor([names.index(name) for name in domains]).repeat_interleave(-(-tokens // len(domains)))
-    parts = {name: number[is_held_out & (domain_T[:tokens] == place)] for place, name in enumerate(names)}
-    return Split(fitted=number[~is_held_out], held_out={name: part for name, part in parts.items() if len(part)})
+    is_held_out = torch.zeros(tokens, dtype=torch.bool)
+    held_out = {}
+    for place, name in enumerate(names):
+        (own,) = torch.where(domain_T[:tokens] == place)
+        is_chosen = _is_held_out(len(own))
+        if is_chosen.any():
+            held_out[name] = own[is_chosen]
+            is_held_out[held_out[name]] = True
+    return Split(fitted=torch.where(~is_held_out)[0], held_out=held_out)
+
+
+def _is_held_out(tokens: int) -> Tensor:
+    """Which of the tokens of one domain judge a fit; the last one of few."""
+    stretch = min(STRETCH_TOKENS, max(1, tokens // HELD_OUT_SHARE))
+    is_chosen = torch.arange(tokens) // stretch % HELD_OUT_SHARE == HELD_OUT_SHARE - 1
+    if tokens > 1 and not is_chosen.any():
+        is_chosen[-1] = True
+    return is_chosen

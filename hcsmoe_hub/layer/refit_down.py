@@ -1,6 +1,6 @@
-"""The least-squares refit of one layer: down projections alone, or in turn with the input matrices."""
+"""The least-squares refit of one layer: the down projections of its experts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,46 +9,47 @@ from torch import Tensor, nn
 
 from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.methods.refit.down_projections import fit_down, routed_output
-from hcsmoe_hub.methods.refit.experts import fit_experts
+from hcsmoe_hub.methods.refit.guard import Verdict
 from hcsmoe_hub.methods.refit.held_out import split_tokens
 from hcsmoe_hub.observation.observers import SampleObserver
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
 from hcsmoe_hub.observation.sample import NeuronSample
 from hcsmoe_hub.observation.watcher import Observation
-from hcsmoe_hub.options import Refit
-from hcsmoe_hub.report import RefitReport
-
-# Rounds without a lower error on held-out tokens after which no better one is expected.
-PATIENCE = 3
+from hcsmoe_hub.report import ErrorChange, RefitReport
 
 
-def refit_experts(
-    layer: LayerContext, changed: Mapping[str, Tensor], *, what: Refit, seen: Observation, seed: int
-) -> RefitReport:
-    """Fits the experts of a reduced block in a few rounds, and keeps the one with the least error on held-out tokens.
+def refit_down(layer: LayerContext, changed: Mapping[str, Tensor], *, seen: Observation) -> RefitReport:
+    """Solves for the down projections of a reduced block, and keeps them if they help every domain of held-out text.
 
-    Arguments are those of ``refit_layer``; the router stays as it is.
+    Arguments are those of ``refit_layer``.
     """
     with layer.reduced(changed) as reduced, torch.no_grad():
         fit = ExpertFit.of(layer, reduced, seen)
-        before = best = fit.error()
-        kept = 0
-        for number, _ in enumerate(_rounds(what, fit, seed), 1):
-            found = fit.error()
-            if found < best:
-                best, kept = found, number
-                for name, values in fit.parameters.items():
-                    changed[name].copy_(values)
-            elif number - kept >= PATIENCE:
-                break
+        before = fit.verdict()
+        fit.down_CIH.copy_(fit_down(fit.sample.part(fit.fitted), fit.wanted_TH[fit.fitted], fit.down_CIH))
+        after = fit.verdict()
+        is_kept = after.worst(before) < 1
+        if is_kept:
+            for name, values in fit.parameters.items():
+                changed[name].copy_(values)
+    found = after if is_kept else before
     return RefitReport(
-        is_kept=kept > 0,
-        error_before=before,
-        error_after=best,
+        is_kept=is_kept,
+        error_before=before.overall,
+        error_after=found.overall,
         fitted_tokens=len(fit.fitted),
-        held_out_tokens=len(fit.held_out),
-        rounds=kept,
+        held_out_tokens=sum(map(len, fit.held_out.values())),
+        rounds=int(is_kept),
+        strength=1.0 if is_kept else None,
+        domains=domain_errors(before, found),
     )
+
+
+def domain_errors(before: Verdict, after: Verdict) -> dict[str, ErrorChange]:
+    """Errors by domain before and after a fit; empty where domains are unknown."""
+    return {
+        name: ErrorChange(before=error, after=after.domains[name]) for name, error in before.domains.items() if name
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,7 +63,7 @@ class ExpertFit:
         wanted_TH: What their neurons must add up to; the biases of the down projections stay.
         old_TH: Routed output of the original block.
         fitted: Tokens to fit to.
-        held_out: Tokens to judge by.
+        held_out: Tokens to judge by, by domain.
     """
 
     parameters: dict[str, Tensor]
@@ -71,7 +72,7 @@ class ExpertFit:
     wanted_TH: Tensor
     old_TH: Tensor
     fitted: Tensor
-    held_out: Tensor
+    held_out: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, layer: LayerContext, reduced: RunnableBlock, seen: Observation) -> Self:
@@ -96,24 +97,24 @@ class ExpertFit:
         )
         old_TH, new_TH = (torch.cat(outputs).to(layer.device).float() for outputs in (seen.outputs, observer.outputs))
         split = split_tokens(len(old_TH), seen.domains)
-        fitted, held_out = (tokens.to(layer.device) for tokens in (split.fitted, split.judged))
         return cls(
             parameters=tensors,
             down_CIH=down_CIH,
             sample=sample,
             wanted_TH=old_TH - new_TH + routed_output(sample, down_CIH),
             old_TH=old_TH,
-            fitted=fitted,
-            held_out=held_out,
+            fitted=split.fitted.to(layer.device),
+            held_out={name: part.to(layer.device) for name, part in split.held_out.items()},
         )
 
-    def error(self) -> float:
-        """Relative error of the routed output on held-out tokens."""
-        size = float(self.old_TH[self.held_out].norm())
-        if not size:
-            return 0.0
-        found_TH = routed_output(self.sample.part(self.held_out), self.down_CIH)
-        return float((self.wanted_TH[self.held_out] - found_TH).norm()) / size
+    def verdict(self) -> Verdict:
+        """Errors of the routed output on held-out tokens."""
+        wrong, size = {}, {}
+        for name, part in self.held_out.items():
+            found_TH = routed_output(self.sample.part(part), self.down_CIH)
+            wrong[name] = float((self.wanted_TH[part] - found_TH).square().sum())
+            size[name] = float(self.old_TH[part].square().sum())
+        return Verdict.of(wrong, size)
 
 
 def down_projections(block: RunnableBlock, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -122,16 +123,6 @@ def down_projections(block: RunnableBlock, tensors: Mapping[str, Tensor]) -> Ten
     rows = {layout.name_in_experts(tensor): tensor.split(tensors[tensor.name])[0] for tensor in layout.experts}
     (down_CIH,) = block.experts.neurons(rows).outputs
     return down_CIH
-
-
-def _rounds(what: Refit, fit: ExpertFit, seed: int) -> Iterator[None]:
-    """Changes the experts in place, and pauses after every round so that they can be judged."""
-    sample, wanted_TH, down_CIH = fit.sample.part(fit.fitted), fit.wanted_TH[fit.fitted], fit.down_CIH
-    down_CIH.copy_(fit_down(sample, wanted_TH, down_CIH))
-    yield
-    if what is Refit.EXPERTS:
-        for _ in fit_experts(sample, wanted_TH, down_CIH, seed=seed):
-            yield
 
 
 def to_float32(module: nn.Module) -> nn.Module:
