@@ -1,10 +1,11 @@
-"""Rebuild the bundled calibration file from a corpus of openly licensed text.
+"""Rebuild the bundled calibration file from openly licensed text.
 
-Usage: ``python benchmarks/build_bundled_calibration.py CORPUS.jsonl [--output FILE]``
+Usage: ``python benchmarks/build_bundled_calibration.py CORPUS.jsonl [MORE.jsonl ...] [--output FILE]``
 
-The corpus holds one JSON object a line with the keys ``text``, ``domain``, ``source`` and ``license``. The
-result depends on the corpus alone: random numbers and the clock are not used. The provenance table that
-``hcsmoe_hub/calibration/data/README.md`` shows is written to standard output.
+A corpus holds one JSON object a line with the keys ``text``, ``domain``, ``source`` and ``license``.
+``benchmarks/bundled_corpus.py`` collects one from packages; the bundled file itself is another, which gives its own
+records back. The result depends on these files alone: random numbers and the clock are not used. The provenance table
+that ``hcsmoe_hub/calibration/data/README.md`` shows is written to standard output.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 Record = dict[str, str]
@@ -20,15 +22,21 @@ Pools = dict[str, dict[str, list[Record]]]
 
 KEYS = ("text", "domain", "source", "license")
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "hcsmoe_hub" / "calibration" / "data" / "bundled.jsonl"
-FILE_BYTES = 400_000
+FILE_BYTES = 1_050_000
 MIN_CHARACTERS, MAX_CHARACTERS = 400, 6_000
 
 # The whole value has to match, so that "BSD / assorted" or "GPL-2+/BSD" are not mistaken for BSD-3-Clause.
-PERMITTED_LICENSE = re.compile(r"(public domain|PSF-2\.0|BSD-3-Clause|PostgreSQL licence)( \([^()]+\))?")
+PERMITTED_LICENSE = re.compile(
+    r"(public domain|PSF-2\.0|BSD-3-Clause|PostgreSQL licence|MIT|MIT or Apache-2\.0|CC-BY-SA-3\.0)( \([^()]+\))?"
+)
 EMAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
 # Code that a project copied from elsewhere may have a different licence from the project's.
 TAKEN_OVER = re.compile(r"\b(adapted|copied|taken|borrowed|ported) from\b", re.IGNORECASE)
-DEFINITION = re.compile(r"^\s*(async def|def|class)\s", re.MULTILINE)
+DEFINITION = re.compile(
+    r"^\s*(async def|def|class|pub|fn|impl|function|static|int|void|module\.|CREATE)\b|^\w+\(\) \{", re.MULTILINE
+)
+# Authors of the sources, who are named in NOTICE.
+AUTHOR = re.compile(r"Hertzog|Roland Mas\b|Copyright|\(c\) \d{4}")
 WORD = re.compile(r"\w+")
 
 
@@ -44,18 +52,20 @@ def is_eligible(record: Record) -> bool:
         return False
     if not MIN_CHARACTERS <= len(text) <= MAX_CHARACTERS:
         return False
-    if EMAIL.search(text) or has_odd_characters(text):
+    if EMAIL.search(text) or AUTHOR.search(text) or has_odd_characters(text):
         return False
     # Code without any definition is mostly import tables and lists of exported names.
     return record["domain"] != "code" or (bool(DEFINITION.search(text)) and not TAKEN_OVER.search(text))
 
 
-def load_pools(corpus: Path) -> Pools:
-    """Read the corpus and return its eligible records without duplicates, by domain and source."""
+def load_pools(corpora: Sequence[Path]) -> Pools:
+    """Read the corpora and return their eligible records without duplicates, by domain and source."""
     pools: Pools = defaultdict(lambda: defaultdict(list))
     seen: set[str] = set()
-    with corpus.open(encoding="utf-8") as lines:
-        for line in lines:
+    for corpus in corpora:
+        for line in corpus.read_text("utf-8").split("\n"):
+            if not line:
+                continue
             record = json.loads(line)
             normalised = " ".join(record["text"].split())
             if normalised not in seen and is_eligible(record):
@@ -131,10 +141,10 @@ def provenance(chosen: list[tuple[Record, str]]) -> str:
 def main() -> None:
     """Write the bundled file and print where its records come from."""
     parser = argparse.ArgumentParser(description="Rebuild the bundled calibration file.")
-    parser.add_argument("corpus", type=Path, help="JSON Lines file with text, domain, source and license")
+    parser.add_argument("corpora", nargs="+", type=Path, help="JSON Lines file with text, domain, source and license")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="file to write")
     args = parser.parse_args()
-    chosen = select(load_pools(args.corpus))
+    chosen = select(load_pools(args.corpora))
     data = "".join(line for _, line in chosen).encode()
     args.output.write_bytes(data)
     print(provenance(chosen))

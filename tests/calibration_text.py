@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from hcsmoe_hub.calibration.plan import CalibrationPlan, plan_calibration
+from hcsmoe_hub.calibration.text import load_calibration
 from hcsmoe_hub.errors import CalibrationError, HcsmoeError
+from hcsmoe_hub.events import Listener, ignore
 from hcsmoe_hub.options import CalibrationOptions
 
 EOS, UNKNOWN, USER, ASSISTANT, FIRST = 0, 1, 2, 3, 4
@@ -48,6 +50,13 @@ def text(start: int, count: int) -> str:
 def plan(dataset: Path | str, *, max_positions: int | None = 64, **options: Any) -> CalibrationPlan:
     chosen = CalibrationOptions(dataset=str(dataset), **({"samples": 2, "sequence_length": 4} | options))
     return plan_calibration(chosen, max_positions=max_positions, has_tokenizer=True, label="org/model", fits=False)
+
+
+def load_token_ids(
+    plan: CalibrationPlan, *, tokenizer_folder: Path, vocab_size: int, emit: Listener = ignore
+) -> Tensor:
+    """The sequences to calibrate on, without their domains and what is measured."""
+    return load_calibration(plan, tokenizer_folder=tokenizer_folder, vocab_size=vocab_size, emit=emit).token_ids
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> Path:

@@ -15,14 +15,16 @@ class CalibrationSet:
     Attributes:
         token_ids: ``[B, S]`` int64: experts are observed on them, and fitted to them.
         domains: Domain of each of them.
-        measured_ids: ``[M, S]`` int64 of other text: only what a conversion cost is measured on them. M may be 0.
-        measured_domains: Domain of each of those.
+        measured_ids: ``[M, S]`` int64 of other documents: only what a conversion costs is measured on them. M may be 0.
+        measured_domains: Domain of each of those; one that calibration has, too.
+        sources: Index of the source of each calibration sequence; empty where there is only one source.
     """
 
     token_ids: Tensor
     domains: tuple[str, ...]
     measured_ids: Tensor
     measured_domains: tuple[str, ...]
+    sources: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, token_ids: Tensor, domains: Sequence[str]) -> Self:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hcsmoe_hub.calibration.shares import interleave
 from hcsmoe_hub.calibration.sources import TextSource, check_source, parse_sources
 from hcsmoe_hub.calibration.token_ids import open_token_ids
 from hcsmoe_hub.errors import CalibrationError, PlanError
@@ -22,6 +23,7 @@ class CalibrationPlan:
         seed: Seed of the document shuffle.
         text_column: Column with the text, ``None`` to find it.
         is_token_ids: Whether the file holds token ids, which are used unchanged.
+        holds_back: Whether some sequences are measured on instead, where the text has nothing left to measure on.
     """
 
     dataset: str
@@ -30,6 +32,7 @@ class CalibrationPlan:
     seed: int
     text_column: str | None
     is_token_ids: bool
+    holds_back: bool = False
 
     @property
     def tokens(self) -> int:
@@ -38,26 +41,20 @@ class CalibrationPlan:
 
     @property
     def sources(self) -> tuple[TextSource, ...]:
-        """Where the text comes from, with shares and domains."""
+        """Where the text comes from, with shares."""
         return parse_sources(self.dataset)
 
     def order(self, sequences: int) -> list[int]:
         """The source of each sequence, as an index into ``sources``.
 
-        Sources alternate so that every beginning of the set has their shares as closely as whole sequences allow; a
-        larger set begins like a smaller one.
+        Sources alternate so that every beginning of the set has their shares as closely as whole sequences allow, and
+        a larger set begins like a smaller one. Within a source, its domains alternate in the same way; only the loaded
+        set knows them.
 
         Args:
             sequences: Number of sequences.
         """
-        shares = [source.share for source in self.sources]
-        counts, order = [0] * len(shares), list[int]()
-        for number in range(1, sequences + 1):
-            lacks = [share * number - count for share, count in zip(shares, counts, strict=True)]
-            chosen = max(range(len(shares)), key=lacks.__getitem__)
-            counts[chosen] += 1
-            order.append(chosen)
-        return order
+        return interleave([source.share for source in self.sources], sequences)
 
     def counts(self, sequences: int) -> list[int]:
         """Sequences of every source.
@@ -67,15 +64,6 @@ class CalibrationPlan:
         """
         order = self.order(sequences)
         return [order.count(index) for index in range(len(self.sources))]
-
-    def domains(self, sequences: int) -> list[str]:
-        """The domain of each sequence.
-
-        Args:
-            sequences: Number of sequences.
-        """
-        sources = self.sources
-        return [sources[index].domain for index in self.order(sequences)]
 
 
 def plan_calibration(
@@ -121,6 +109,7 @@ def plan_calibration(
         seed=options.seed,
         text_column=options.text_column,
         is_token_ids=is_token_ids,
+        holds_back=fits and options.samples is None and not is_token_ids,
     )
     _check_shares(plan)
     return plan

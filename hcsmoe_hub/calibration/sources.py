@@ -16,13 +16,17 @@ from hcsmoe_hub.errors import CalibrationError
 
 BUNDLED = "bundled"
 C4 = "c4"
+# Text that the source model writes itself.
+SELF = "self"
+_NAMED = (BUNDLED, C4, SELF)
+_SERVER = ("http://", "https://")
 # Files that ``datasets`` writes into a folder with ``save_to_disk``.
 SAVED_DATASETS = ("state.json", "dataset_dict.json")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Old datasets of the Hub have no namespace.
 _HUB_ID_WITH_PARTS = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_ADDRESS = re.compile(r"(?:https?://huggingface\.co|hf:/)/datasets/([\w.-]+(?:/[\w.-]+)?)")
-_WHAT = f"pass {BUNDLED}, {C4}, a file, a folder, or a Hub dataset written as org/name"
+_WHAT = f"pass {BUNDLED}, {C4}, {SELF}, a file, a folder, the address of a server, or a Hub dataset written as org/name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +35,7 @@ class TextSource:
 
     Attributes:
         text: As the user named it, without its share.
-        location: ``bundled``, ``c4``, a path, or the id of a Hub dataset.
+        location: ``bundled``, ``c4``, ``self``, a path, the address of a server, or the id of a Hub dataset.
         parts: What follows the location after colons: config and split, or one of them.
         weight: The share as the user gave it; ``None`` if none was given.
         share: Share of all sequences, above 0 and at most 1.
@@ -53,7 +57,13 @@ class TextSource:
     @property
     def is_file(self) -> bool:
         """Whether it is a file, which may no longer exist."""
-        return self.location not in (BUNDLED, C4) and (looks_like_file(self.location) or _is_file(self.location))
+        is_elsewhere = self.location in _NAMED or self.is_server
+        return not is_elsewhere and (looks_like_file(self.location) or _is_file(self.location))
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it is a server that text is sampled from."""
+        return self.location.startswith(_SERVER)
 
     @property
     def is_token_ids(self) -> bool:
@@ -62,7 +72,9 @@ class TextSource:
 
     @property
     def name(self) -> str:
-        """Its name for what may be published: files and folders without the folders that they lie in."""
+        """Its name for what may be published: no folders that files lie in, and no addresses of servers."""
+        if self.is_server:
+            return "server"
         is_path = self.is_file or self.location.startswith((".", "~", "/")) or _is_folder(self.location)
         named = os.path.basename(os.path.abspath(self.path)) if is_path else self.location
         return ":".join((named, *self.parts))
@@ -143,7 +155,7 @@ def _weighted(item: str) -> TextSource:
 
 
 def _source(text: str) -> TextSource:
-    if text in (BUNDLED, C4) or _exists(text) or looks_like_file(text):
+    if text in _NAMED or _exists(text) or text.startswith(_SERVER) or looks_like_file(text):
         return TextSource(text=text, location=text)
     location, *parts = text.split(":")
     return TextSource(text=text, location=location, parts=tuple(parts))
@@ -156,12 +168,13 @@ def check_source(source: TextSource) -> None:
         CalibrationError: If a file or a folder is missing or of an unknown type, or a name cannot be that of a dataset.
     """
     path = source.path
-    if source.parts and (source.location in (BUNDLED, C4) or _is_file(source.location)):
+    if source.parts and (source.location in _NAMED or _is_file(source.location)):
         raise CalibrationError(
             f"{source.location} has neither configs nor splits, so '{source.text}' names nothing.",
             hint=f"write {source.location} alone",
         )
-    if source.location in (BUNDLED, C4):
+    address = _HUB_ADDRESS.match(source.text)
+    if source.location in _NAMED or (source.is_server and address is None):
         return
     if len(source.parts) > 2 or (source.parts and not source.parts[-1]):
         raise CalibrationError(f"'{source.text}' is not ID[:CONFIG][:SPLIT].", hint="write it as org/name:config:split")
@@ -176,7 +189,7 @@ def check_source(source: TextSource) -> None:
             raise CalibrationError(
                 f"the folder {source.location} holds no text files.", hint=f"pass files that end in {KNOWN_ENDINGS}"
             )
-    elif address := _HUB_ADDRESS.match(source.text):
+    elif address is not None:
         raise CalibrationError(
             f"{source.text} is an address; datasets of the Hub are named by their ids.",
             hint=f"use `dataset='{address[1]}'`",

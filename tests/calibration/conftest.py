@@ -6,10 +6,8 @@ from typing import Any
 
 import datasets
 import pytest
-from calibration_text import VOCABULARY, Load, plan, write_tokenizer
+from calibration_text import VOCABULARY, Load, load_token_ids, plan, write_tokenizer
 from torch import Tensor
-
-from hcsmoe_hub.calibration.text import load_token_ids
 
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }} {{ message.content }} {% endfor %}"
 

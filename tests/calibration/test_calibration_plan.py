@@ -1,5 +1,6 @@
 """Plans of the calibration set: its length, what is refused before anything is loaded, without network access."""
 
+from importlib.resources import files as package_files
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +92,10 @@ def test_a_file_of_an_unknown_type_is_refused_with_the_known_types(tmp_path: Pat
 def test_a_text_that_is_longer_than_usual_is_enough_for_a_fit_unless_more_was_requested(
     samples: int | None, warnings: int, tmp_path: Path
 ) -> None:
-    example, calibration = EXAMPLE, CalibrationOptions(samples=samples)
-    planned = plan_conversion(example, ConvertOptions(experts=4, calibration=calibration, output=tmp_path / "result"))
+    bundled = (package_files("hcsmoe_hub.calibration") / "data" / "bundled.jsonl").read_bytes()
+    (tmp_path / "part.jsonl").write_bytes(b"\n".join(bundled.splitlines()[:40]))
+    calibration = CalibrationOptions(dataset=str(tmp_path / "part.jsonl"), samples=samples)
+    planned = plan_conversion(EXAMPLE, ConvertOptions(experts=4, calibration=calibration, output=tmp_path / "result"))
     events: list[Event] = []
     found = load_tokens(planned, events.append).token_ids
     assert DEFAULT_TOKENS < found.numel() < FITTED_TOKENS

@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibration_text import ASSISTANT, USER, VOCABULARY, Load, ids, plan, text, write_rows, write_tokenizer
+from calibration_text import (
+    ASSISTANT,
+    USER,
+    VOCABULARY,
+    Load,
+    ids,
+    load_token_ids,
+    plan,
+    text,
+    write_rows,
+    write_tokenizer,
+)
 
 from hcsmoe_hub.calibration.conversations import Conversation
 from hcsmoe_hub.calibration.documents import find_document
-from hcsmoe_hub.calibration.text import load_token_ids
 
 pytestmark = pytest.mark.usefixtures("no_network", "short_wait")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 from hcsmoe_hub import HcsmoeError
 from hcsmoe_hub.calibration.plan import plan_calibration
-from hcsmoe_hub.calibration.text import load_token_ids
+from hcsmoe_hub.calibration.text import load_calibration
 from hcsmoe_hub.options import CalibrationOptions
 
 folder, calls = json.load(sys.stdin)
@@ -29,7 +29,7 @@ for name, options in calls.items():
     try:
         chosen = CalibrationOptions(**options)
         plan = plan_calibration(chosen, max_positions=512, has_tokenizer=True, label="model", fits=False)
-        ids = load_token_ids(plan, tokenizer_folder=Path(folder), vocab_size=4096)
+        ids = load_calibration(plan, tokenizer_folder=Path(folder), vocab_size=4096).token_ids
         flat = ids.flatten().tolist()
         answers[name] = {"shape": list(ids.shape), "text": tokenizer.decode(flat), "ids": flat}
     except HcsmoeError as error:

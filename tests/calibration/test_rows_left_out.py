@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibration_text import USER, VOCABULARY, ids, plan, refusal, text, write_rows, write_tokenizer
+from calibration_text import USER, VOCABULARY, ids, load_token_ids, plan, refusal, text, write_rows, write_tokenizer
 
-from hcsmoe_hub.calibration.text import load_token_ids
 from hcsmoe_hub.events import Event, Warned
 
 pytestmark = pytest.mark.usefixtures("no_network", "short_wait")

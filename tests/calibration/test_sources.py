@@ -7,14 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calibration_text import VOCABULARY, ids, plan, refusal, save, text, write_rows, write_texts, write_tokenizer
+from calibration_text import (
+    VOCABULARY,
+    ids,
+    load_token_ids,
+    plan,
+    refusal,
+    save,
+    text,
+    write_rows,
+    write_texts,
+    write_tokenizer,
+)
 from tiny_models import build
 from torch import Tensor
 
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, convert
 from hcsmoe_hub.calibration.plan import CalibrationPlan
 from hcsmoe_hub.calibration.sources import dataset_name, parse_sources
-from hcsmoe_hub.calibration.text import load_token_ids
 from hcsmoe_hub.calibration.token_ids import fingerprint
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.events import Event, Warned
@@ -64,10 +74,10 @@ def test_shares_decide_how_many_sequences_each_source_gives(
 
 def test_every_beginning_of_a_mixture_has_its_shares(prose: Path, code: Path) -> None:
     chosen = plan(f"{prose}=0.5,{code}=0.3,bundled=0.2", samples=100)
-    domains = chosen.domains(100)
-    assert Counter(domains) == {"prose.jsonl": 50, "code.jsonl": 30, "bundled": 20}
-    assert domains[:10] == chosen.domains(10)
-    assert Counter(domains[:10]) == {"prose.jsonl": 5, "code.jsonl": 3, "bundled": 2}
+    order = chosen.order(100)
+    assert Counter(order) == {0: 50, 1: 30, 2: 20}
+    assert order[:10] == chosen.order(10)
+    assert Counter(order[:10]) == {0: 5, 1: 3, 2: 2}
 
 
 def test_a_mixture_holds_the_sequences_of_each_source_alone(tokenizer: Path, prose: Path, code: Path) -> None:

@@ -13,6 +13,7 @@ from calibration_text import (
     VOCABULARY,
     Load,
     ids,
+    load_token_ids,
     plan,
     refusal,
     text,
@@ -20,8 +21,6 @@ from calibration_text import (
     write_texts,
     write_tokenizer,
 )
-
-from hcsmoe_hub.calibration.text import load_token_ids
 
 pytestmark = pytest.mark.usefixtures("no_network", "short_wait")
 

@@ -15,11 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from calibration_text import EOS, WORDS, Load, ids, plan, refusal, text, write_texts
+from calibration_text import EOS, WORDS, Load, ids, load_token_ids, plan, refusal, text, write_texts
 from places import EXAMPLE
 
 from hcsmoe_hub.calibration.plan import plan_calibration
-from hcsmoe_hub.calibration.text import load_token_ids
 from hcsmoe_hub.options import CalibrationOptions
 
 pytestmark = pytest.mark.usefixtures("no_network", "short_wait")

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calibration_text import VOCABULARY, Load, plan, refusal, save
+from calibration_text import VOCABULARY, Load, load_token_ids, plan, refusal, save
 
 from hcsmoe_hub.calibration.plan import plan_calibration
-from hcsmoe_hub.calibration.text import load_token_ids
 from hcsmoe_hub.calibration.token_ids import fingerprint
 from hcsmoe_hub.options import CalibrationOptions
 
