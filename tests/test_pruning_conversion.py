@@ -5,6 +5,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import build, differing, options, read_config, read_tensors, refuse, same_bits, token_ids
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from hcsmoe_hub import MethodOptions, convert
 from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.methods.pruning import DroppedEnergy, ScaledResidual
+from hcsmoe_hub.observation.statistics_file import StatisticsFile
 from hcsmoe_hub.options import Preset, Saliency
 from hcsmoe_hub.report import ConversionReport, LayerReport
 
@@ -101,6 +104,51 @@ def test_pruning_no_expert_keeps_every_tensor(source: Path, tmp_path: Path, sali
     report = prune(source, 8, saliency)
     assert differing(read_tensors(tmp_path / "result"), read_tensors(source)) == []
     assert all((layer.output_error, layer.router.top_k_agreement) == (0.0, 1.0) for layer in report.layers)
+
+
+# Scores of whole subsets
+
+SUBSET_LOSSES = {Saliency.GRAM: DroppedEnergy, Saliency.OMP: ScaledResidual}
+
+
+def stored(source: Path, folder: Path) -> StatisticsFile:
+    """Statistics of the same run."""
+    convert(source, options(source, 4, statistics=folder / "statistics", output=folder / "collected"))
+    return StatisticsFile(folder / "statistics")
+
+
+@pytest.mark.parametrize("saliency", SUBSET_LOSSES)
+@pytest.mark.parametrize("model_type", ["mixtral", "llama4_text"])
+def test_the_subset_that_loses_least_by_the_products_of_outputs_stays(
+    tmp_path: Path, saliency: Saliency, model_type: str
+) -> None:
+    is_llama = model_type == "llama4_text"
+    shapes = {"num_local_experts": 8, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1} if is_llama else {}
+    source = build(tmp_path / "model", model_type, **shapes)
+    report, file = prune(source, 3, saliency), stored(source, tmp_path)
+    subsets = np.array(list(combinations(range(8), 3)))
+    for layer in report.layers:
+        gram_EE = file.layer(layer.layer).gram_EE
+        assert gram_EE is not None
+        losses = SUBSET_LOSSES[saliency](gram_EE.numpy()).of(subsets)
+        assert tuple(kept(layer)) == tuple(subsets[losses.argmin()])
+
+
+@pytest.mark.parametrize("saliency", [*SUBSET_LOSSES, Saliency.MAN, Saliency.TOTAL_MASS])
+def test_protected_experts_stay_whatever_the_score(source: Path, saliency: Saliency) -> None:
+    first = kept(prune(source, 3, saliency).layers[0])
+    dropped = next(expert for expert in range(8) if expert not in first)
+    layer = prune(source, 3, saliency, protect=((0, dropped),)).layers[0]
+    assert dropped in kept(layer)
+    assert len(kept(layer)) == 3
+
+
+def test_weights_and_norms_rank_experts_as_observed(source: Path, tmp_path: Path) -> None:
+    file = stored(source, tmp_path)
+    for saliency, name in ((Saliency.MAN, "norm_E"), (Saliency.TOTAL_MASS, "mass_E")):
+        for layer in prune(source, 3, saliency).layers:
+            score_E = getattr(file.layer(layer.layer), name)
+            assert kept(layer) == sorted(score_E.argsort(descending=True)[:3].tolist())
 
 
 # The reconstruction error

@@ -138,10 +138,7 @@ class ShardWriter:
         planned = self._tensors[name]
         assert name in self._missing[planned.shard], f"{name} was written before"
         assert (tensor.dtype, tensor.shape) == (planned.dtype, planned.shape), (name, tensor.dtype, tensor.shape)
-        content = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
-        file, buffer, position = self._file(planned.shard), memoryview(content.data), 0
-        while position < planned.nbytes:
-            position += os.pwrite(file, buffer[position:], planned.offset + position)
+        _write_at(self._file(planned.shard), planned, tensor)
         with self._lock:
             self.bytes_written += planned.nbytes
             self._missing[planned.shard].remove(name)
@@ -186,6 +183,31 @@ class ShardWriter:
         for shard in self._layout.files:
             (self._folder / shard).unlink(missing_ok=True)
             (self._folder / (shard + INCOMPLETE)).unlink(missing_ok=True)
+
+
+def _write_at(file: int, planned: StoredTensor, tensor: Tensor) -> None:
+    """Writes the bytes of a tensor to their position in an open shard."""
+    content = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+    buffer, position = memoryview(content.data), 0
+    while position < planned.nbytes:
+        position += os.pwrite(file, buffer[position:], planned.offset + position)
+
+
+def overwrite_tensor(folder: Path, planned: StoredTensor, tensor: Tensor) -> None:
+    """Writes a tensor over its earlier values in a finished shard, before the index marks the weights as complete.
+
+    Args:
+        folder: Folder of the shard.
+        planned: Its position.
+        tensor: Its new values, of the same dtype and shape.
+    """
+    assert (tensor.dtype, tensor.shape) == (planned.dtype, planned.shape), (planned.name, tensor.dtype, tensor.shape)
+    file = os.open(folder / planned.shard, os.O_WRONLY)
+    try:
+        _write_at(file, planned, tensor)
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def is_occupied(folder: Path) -> bool:
