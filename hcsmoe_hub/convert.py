@@ -1,4 +1,4 @@
-"""The whole story: calibrate, observe, convert (cluster, merge or prune, refit), finish, push.
+"""The whole story: calibrate, observe, convert (cluster, merge or prune, refit), measure, finish, push.
 
 Importing this module is cheap; torch and transformers are imported when a conversion begins.
 """
@@ -12,15 +12,18 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hcsmoe_hub.errors import OutputError
-from hcsmoe_hub.events import Event, Listener, Stage, StageFinished, StageStarted, Warned, ignore
+from hcsmoe_hub.events import Event, Listener, Stage, StageAdvanced, StageFinished, StageStarted, Warned, ignore
 from hcsmoe_hub.options import ConvertOptions
-from hcsmoe_hub.report import FIGURE_FILE, ConversionReport
+from hcsmoe_hub.report import FIGURE_FILE, ConversionReport, ModelRefitReport
 
 if TYPE_CHECKING:
     from hcsmoe_hub.calibration.calibration_set import CalibrationSet
     from hcsmoe_hub.checkpoint.source import Source
+    from hcsmoe_hub.pipeline.held_out import HeldOut
+    from hcsmoe_hub.pipeline.run import Converted
     from hcsmoe_hub.planning.conversion_plan import ConversionPlan
     from hcsmoe_hub.publishing.delivery import Delivery
+    from hcsmoe_hub.result.make_report import Outcome
 
 
 def convert(
@@ -113,7 +116,7 @@ def execute(plan: "ConversionPlan", *, token: str | None = None, listener: Liste
     log = _Log(listener, plan.warnings)
     with ExitStack() as stack:
         calibration = _calibrate(plan, log)
-        making = describe_making(plan, None if calibration is None else calibration.token_ids, log.emit)
+        making = describe_making(plan, calibration, log.emit)
         delivery = _open_delivery(plan, making, token=token, listener=listener)
         plan = _observe(plan, calibration, stack, log)
         claim = stack.enter_context(claim_output(plan))
@@ -151,12 +154,16 @@ class _Log:
 
 def _calibrate(plan: "ConversionPlan", log: _Log) -> "CalibrationSet | None":
     """Reads the calibration set; ``None`` if statistics take its place."""
+    from hcsmoe_hub.pipeline.refit_model import check_text
     from hcsmoe_hub.pipeline.run import load_tokens
 
     if plan.statistics is not None:
         return None
     with log.timed(Stage.CALIBRATION, 1):
-        return load_tokens(plan, log.emit)
+        found = load_tokens(plan, log.emit)
+    if plan.trains_model:
+        check_text(plan, found)
+    return found
 
 
 def _open_delivery(
@@ -193,24 +200,62 @@ def _convert(
     log: _Log,
 ) -> "tuple[ConversionReport, Source]":
     """Converts with a final plan: from its statistics if it has some, otherwise on calibration tokens."""
+    from hcsmoe_hub.machine.device import peak_memory, resolve_device
     from hcsmoe_hub.pipeline.run import run
     from hcsmoe_hub.result.figure import draw
     from hcsmoe_hub.result.folder import open_writer, write_result
     from hcsmoe_hub.result.make_report import make_report
     from hcsmoe_hub.result.verify import check_structure
 
-    with open_writer(plan, delivery) as writer:
+    # What will change again is sent when it no longer does.
+    with open_writer(plan, None if plan.trains_model else delivery) as writer:
         with log.timed(Stage.CONVERT, len(plan.model.skeleton.layers)):
-            layers, pictures, peak = run(plan, writer, calibration, log.emit)
-        report = make_report(plan, making, layers, warnings=log.warnings, seconds=log.seconds, peak=peak)
-        if pictures:
-            draw(pictures, plan.output / FIGURE_FILE, title=plan.model.source.name)
+            converted = run(plan, writer, calibration, log.emit)
+        trained = None
+        if plan.trains_model and calibration is not None:
+            trained, held_out = _train(plan, calibration, delivery, log)
+            converted = replace(converted, held_out=held_out)
+        outcome = _measure(plan, calibration, converted, log)
+        peak = peak_memory(resolve_device(plan.options.device))
+        report = make_report(plan, making, outcome, warnings=log.warnings, seconds=log.seconds, peak=peak)
+        report = replace(report, refit_model=trained)
+        if converted.pictures:
+            draw(converted.pictures, plan.output / FIGURE_FILE, title=plan.model.source.name)
         write_result(plan, writer, report)
         if delivery is not None:
             delivery.wait_for_space()
         with log.timed(Stage.VERIFY, 1):
             result = check_structure(plan.output, sent={} if delivery is None else delivery.sent).source
     return report, result
+
+
+def _measure(
+    plan: "ConversionPlan", calibration: "CalibrationSet | None", converted: "Converted", log: _Log
+) -> "Outcome":
+    """Measures what a conversion cost on the held-out sequences that have run through its layers."""
+    from hcsmoe_hub.pipeline.held_out import NOT_FINITE, why_not_measured
+    from hcsmoe_hub.result.make_report import Outcome
+
+    held_out, reason, measured = converted.held_out, why_not_measured(plan, calibration), None
+    if held_out is not None:
+        with log.timed(Stage.MEASURE, len(held_out.domains)):
+            measured = held_out.measure(lambda: log.emit(StageAdvanced(Stage.MEASURE)))
+        reason = NOT_FINITE if measured is None else None
+    return Outcome(layers=converted.layers, measured=measured, not_measured=reason)
+
+
+def _train(
+    plan: "ConversionPlan", calibration: "CalibrationSet", delivery: "Delivery | None", log: _Log
+) -> "tuple[ModelRefitReport, HeldOut | None]":
+    """Trains the whole reduced model, and sends its shards; it has no config yet."""
+    from hcsmoe_hub.pipeline.refit_model import refit_model, training_steps
+
+    with log.timed(Stage.REFIT, training_steps(calibration)):
+        found = refit_model(plan, calibration, log.emit)
+    if delivery is not None:
+        for shard in plan.shards.files:
+            delivery.take(plan.output / shard)
+    return found
 
 
 def _finish(plan: "ConversionPlan", emit: Listener) -> Path | None:

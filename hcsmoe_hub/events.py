@@ -12,6 +12,8 @@ class Stage(StrEnum):
     CALIBRATION = "calibration"
     OBSERVE = "observe"
     CONVERT = "convert"
+    MEASURE = "measure"
+    REFIT = "refit"
     VERIFY = "verify"
     EVALUATE = "evaluate"
     PUSH = "push"
@@ -19,7 +21,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StageStarted:
-    """A stage begins; ``total`` counts its steps (decoder layers while converting)."""
+    """A stage begins; ``total`` counts its steps: decoder layers while converting, sequences while measuring."""
 
     stage: Stage
     total: int

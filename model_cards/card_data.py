@@ -9,7 +9,7 @@ from hcsmoe_hub.evaluation.measures import Checkpoint, Measures
 from hcsmoe_hub.machine.units import format_plural
 from hcsmoe_hub.options import Layout, Method
 from hcsmoe_hub.recipe.recipe import Recipe
-from hcsmoe_hub.report import ConversionReport, LayerReport, RefitReport, SourceRecord
+from hcsmoe_hub.report import ConversionReport, LayerReport, ModelRefitReport, RefitReport, SourceRecord
 from hcsmoe_hub.result.source_card import Inherited
 
 
@@ -116,6 +116,12 @@ class CardData:
     def refits(self) -> Sequence[RefitReport]:
         """The refits that were kept, one per layer that has one."""
         return [layer.refit for layer in self.layers if layer.refit is not None and layer.refit.is_kept]
+
+    @property
+    def training(self) -> ModelRefitReport | None:
+        """What training the whole model did; ``None`` if there was none, or it was dropped."""
+        found = self.report.refit_model
+        return found if found is not None and found.is_kept else None
 
     @property
     def is_fitted(self) -> bool:

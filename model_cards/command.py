@@ -14,6 +14,7 @@ from hcsmoe_hub.options import (
     DEFAULT_SEQUENCE_LENGTH,
     CalibrationOptions,
     Dtype,
+    FormerRefit,
     MethodOptions,
     Preset,
     Refit,
@@ -75,6 +76,10 @@ def _method_words(recorded: Recipe) -> Iterator[str]:
     """Options of the method, from the preset that needs the fewest: those that the others do not imply."""
     values = {field.name: getattr(recorded, field.name) for field in fields(recorded)}
     asked = {name: value for name, value in values.items() if value not in (None, ())}
+    # The command is one of the version that wrote the report; the refit of today stands for its refit until then.
+    former = asked["refit"] if isinstance(asked.get("refit"), FormerRefit) else None
+    if former is not None:
+        asked["refit"] = Refit.BLOCK
     try:
         recipe = resolve(MethodOptions(**({"preset": Preset.HC_SMOE} | asked)))
         found = [given for preset in Preset if (given := _fewest(preset, asked, recipe)) is not None]
@@ -82,6 +87,8 @@ def _method_words(recorded: Recipe) -> Iterator[str]:
         shortest = min(
             (_without_preset(given, recipe) for given in found), key=lambda given: (len(given), "preset" not in given)
         )
+        if former is not None:
+            shortest = {**shortest, "refit": former}
         for name, value in shortest.items():
             yield f"--{name.replace('_', '-')} {shlex.quote(_text(name, value))}"
     except (PlanError, ValueError, TypeError) as error:

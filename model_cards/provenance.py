@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from hcsmoe_hub.calibration.token_ids import holds_token_ids
-from hcsmoe_hub.machine.units import format_bytes, format_percent, format_plural, format_range
+from hcsmoe_hub.machine.units import format_bytes, format_list, format_percent, format_plural, format_range
 from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.model_cards.quality import NOTHING, Table
 from hcsmoe_hub.options import Layout
@@ -102,6 +102,17 @@ def refit_gain(card: CardData) -> Gain:
     return Gain(
         kept=len(kept), tried=tried, before=format_percent(before), after=format_percent(after), work=_work(kept)
     )
+
+
+def training_gain(card: CardData) -> str:
+    """How near the base model its logits brought the result, domain by domain: ``from 0.42 to 0.38 nats per token``."""
+    assert card.training is not None, "only a training that was kept is described"
+    changes = [
+        (domain.domain, f"from {domain.kl_before:.3g} to {domain.kl_after:.3g}") for domain in card.training.domains
+    ]
+    if len(changes) == 1:
+        return f"{changes[0][1]} nats per token"
+    return format_list([f"{change} nats per token in {name}" for name, change in changes])
 
 
 def _work(refits: Sequence[RefitReport]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hcsmoe_hub.evaluation.measures import Agreement, Choices, LoopRow, Loops, Perplexity, Tasks
 from hcsmoe_hub.machine.units import format_list, format_percent
 from hcsmoe_hub.model_cards.card_data import Base, CardData, name_of
+from hcsmoe_hub.report import Measured
 
 BASE, THIS, NOTHING, OVERALL = "base", "this model", "-", "all"
 # Metrics of lm-eval that are shares of questions answered right.
@@ -54,6 +55,31 @@ def perplexity_table(measure: Perplexity, base: Base) -> Table:
             figures = (f"{theirs['perplexity']:.3f}", figures[1], f"{ratio:.3f}")
         rows.append((domain, f"{row['tokens']:,}", *figures))
     return _table(("domain", "tokens", base_title(measure, base), THIS, "ratio"), rows, has_base=bool(other))
+
+
+def cost_table(measured: Measured) -> Table:
+    """What the conversion cost on held-out text, by domain."""
+    titles = ("domain", "tokens", BASE, THIS, "ratio", "KL", "same top token")
+    named = [*measured["domains"].items()] if len(measured["domains"]) > 1 else []
+    rows = [
+        (
+            domain,
+            f"{row['tokens']:,}",
+            f"{row['perplexity_before']:.3f}",
+            f"{row['perplexity_after']:.3f}",
+            f"{row['ratio']:.3f}",
+            f"{row['kl']:.4f}",
+            format_percent(row["top1_agreement"]),
+        )
+        for domain, row in [*named, (OVERALL, measured["overall"])]
+    ]
+    return Table(titles, rows)
+
+
+def domain_ratios(measured: Measured) -> str:
+    """The ratio of each domain, the worst first: ``french 1.37, prose 1.21``."""
+    rows = sorted(measured["domains"].items(), key=lambda item: -item[1]["ratio"])
+    return ", ".join(f"{domain} {row['ratio']:.2f}" for domain, row in rows)
 
 
 def choices_table(measure: Choices, base: Base) -> Table:

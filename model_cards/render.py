@@ -21,7 +21,7 @@ from hcsmoe_hub.model_cards.command import convert_command, evaluate_command
 from hcsmoe_hub.model_cards.metadata import front_matter
 from hcsmoe_hub.model_cards.papers import papers
 from hcsmoe_hub.model_cards.usage import usage
-from hcsmoe_hub.options import Refit
+from hcsmoe_hub.options import FormerRefit, Refit
 from hcsmoe_hub.recipe.words import BUDGETS, PROPAGATIONS, REFITS, SALIENCIES, grouping, merging, routing
 
 TEMPLATE = "card.md.jinja"
@@ -120,7 +120,7 @@ def _refit(card: CardData) -> str:
     """What was refitted, and where."""
     kept, choice = card.refits, card.recipe.refit or Refit.NONE
     # The first round of least squares is that of the down projections alone.
-    if choice is Refit.EXPERTS and all(refit.rounds is not None and refit.rounds <= 1 for refit in kept):
+    if choice is FormerRefit.EXPERTS and all(refit.rounds is not None and refit.rounds <= 1 for refit in kept):
         choice = Refit.DOWN
     where = "" if len(kept) == len(card.changed) else f" in {len(kept)} of {format_plural(len(card.changed), 'layer')}"
     return REFITS[choice].card.format(where=where)

@@ -17,6 +17,8 @@ from hcsmoe_hub.model_cards.metadata import benchmark_entries, license_link
 from hcsmoe_hub.model_cards.render import render_body
 from hcsmoe_hub.report import BENCHMARK_FILE, CARD_FILE
 
+# The kind of measure that a conversion takes itself.
+HELD_OUT_TEXT = "held-out text"
 KEEP, END = "<!-- hcsmoe:keep -->", "<!-- /hcsmoe:keep -->"
 INVITATION = "\n<!-- What you write between these two lines stays when the card is written again. -->\n"
 _KEPT = re.compile(f"{re.escape(KEEP)}(.*?){re.escape(END)}", re.DOTALL)
@@ -30,7 +32,7 @@ class WrittenCard:
     Attributes:
         path: The README.md.
         repo_id: Repository that its commands name, ``None`` if they name the folder.
-        measures: Kinds of measures that it shows.
+        measures: Kinds of measures that it shows; ``held-out text`` for what the conversion itself measured.
         kept_sections: Sections of an earlier card that were kept.
         warnings: What to look at before publishing.
     """
@@ -72,7 +74,7 @@ def write_card(folder: str | Path, repo_id: str | None = None, *, overwrite: boo
     return WrittenCard(
         path=path,
         repo_id=card.repo_id,
-        measures=list(card.measures),
+        measures=[*([HELD_OUT_TEXT] if card.report.measured is not None else []), *card.measures],
         kept_sections=len(kept),
         warnings=[*warnings, *_doubts(card)],
     )

@@ -218,10 +218,10 @@ def eager(case: Case) -> Seen:
     return Seen(tokens_TH, index_TK, weight_TK, block_TH, outputs_ETH)
 
 
-def probe(case: Case) -> tuple[CalibrationObserver, list[Tensor]]:
+def probe(case: Case, *, with_gram: bool = False) -> tuple[CalibrationObserver, list[Tensor]]:
     """Runs the block under observation; returns the observer and the block's outputs."""
     use_probe(case.model)
-    observer = CalibrationObserver(ExpertStatistics.empty(E))
+    observer = CalibrationObserver(ExpertStatistics.empty(E, with_gram=with_gram))
     with experts_of(case.experts).observing(case.block, observer):
         outputs = case.run()
     return observer, outputs

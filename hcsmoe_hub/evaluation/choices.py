@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from hcsmoe_hub.evaluation.records import ChoiceItem
 from hcsmoe_hub.evaluation.scorer import Request, Scorer
-from hcsmoe_hub.evaluation.tally import DomainTally, by_domain, proportion_error
 from hcsmoe_hub.evaluation.tokens import Tokens
+from hcsmoe_hub.methods.quality.tally import DomainTally, by_domain, proportion_error
 
 # Token ids before a choice, and token ids of the choice.
 Pair = tuple[tuple[int, ...], tuple[int, ...]]

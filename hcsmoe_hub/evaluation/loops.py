@@ -6,8 +6,8 @@ from typing import Any
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.evaluation.records import TextRecord
 from hcsmoe_hub.evaluation.scorer import Scorer
-from hcsmoe_hub.evaluation.tally import DomainTally, by_domain, proportion_error
 from hcsmoe_hub.evaluation.tokens import Tokens
+from hcsmoe_hub.methods.quality.tally import DomainTally, by_domain, proportion_error
 
 PROMPT_TOKENS, CONTINUATION_TOKENS = 32, 128
 # Minimum tokens of a phrase, and minimum repetitions of it in a loop.

@@ -3,20 +3,18 @@
 S positions, V vocabulary.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hcsmoe_hub.evaluation.agreement import Agreement
 from hcsmoe_hub.evaluation.records import TextRecord
 from hcsmoe_hub.evaluation.scorer import Request, Scorer
-from hcsmoe_hub.evaluation.tally import DomainTally, by_domain
 from hcsmoe_hub.evaluation.tokens import Tokens
+from hcsmoe_hub.methods.quality.agreement import Agreement
+from hcsmoe_hub.methods.quality.perplexity import Perplexity
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,32 +45,6 @@ def cut_windows(records: Sequence[TextRecord], tokens: Tokens, *, window: int) -
         ids = [tokens.first, *tokens.encode(record.text)]
         windows += [Window(record.domain, ids[begin : begin + window + 1]) for begin in range(0, len(ids) - 1, window)]
     return windows
-
-
-def token_losses(logits_SV: Tensor, targets_S: Tensor) -> Tensor:
-    """Negative log-likelihood of each target in nats, ``[S]`` float64."""
-    return F.cross_entropy(logits_SV.float(), targets_S, reduction="none").double()
-
-
-@dataclass(slots=True)
-class Perplexity:
-    """``exp(sum of negative log-likelihoods / number of tokens)``, overall and per domain."""
-
-    losses: DomainTally = field(default_factory=DomainTally)
-
-    def add(self, domain: str | None, logits_SV: Tensor, targets_S: Tensor) -> None:
-        """Adds the predictions of one window."""
-        self.losses.add(domain, float(token_losses(logits_SV, targets_S).sum()), len(targets_S))
-
-    def figures(self) -> dict[str, Any]:
-        """``{"overall": {"perplexity", "nll", "tokens"}, "domains": {...}}``; nll in nats per token."""
-        table = by_domain(nll=self.losses)
-
-        def row(found: dict[str, Any]) -> dict[str, Any]:
-            return {"perplexity": math.exp(found["nll"]), "nll": found["nll"], "tokens": found["count"]}
-
-        domains = {domain: row(found) for domain, found in table["domains"].items()}
-        return {"overall": row(table["overall"]), "domains": domains}
 
 
 def measure_text(

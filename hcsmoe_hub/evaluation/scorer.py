@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hcsmoe_hub.evaluation.checkpoint import Checkpoint
+from hcsmoe_hub.model.head import head
 from hcsmoe_hub.model.skeleton import Skeleton
 
 
@@ -110,40 +111,3 @@ class Scorer(ABC):
             if not running:
                 break
         return added
-
-
-class _Decoded:
-    """A decoder output with hidden states only; models pass its other attributes on, and accept ``None`` for them."""
-
-    def __init__(self, hidden_BSH: Tensor) -> None:
-        self.last_hidden_state = hidden_BSH
-
-    def __getitem__(self, index: int) -> Tensor:
-        assert index == 0, "the states come first"
-        return self.last_hidden_state
-
-    def __getattr__(self, name: str) -> None:
-        return None
-
-
-def head(skeleton: Skeleton, hidden_SH: Tensor) -> Tensor:
-    """Applies what a causal language model does after its decoder: the head, and any scaling or capping.
-
-    Args:
-        skeleton: A skeleton of which at least the head is loaded.
-        hidden_SH: ``[S, H]`` states after the last norm.
-
-    Returns:
-        ``[S, V]`` logits on the device of the head.
-    """
-    decoder, weight = skeleton.decoder, skeleton.module.get_output_embeddings().weight
-    hidden_BSH = hidden_SH[None].to(weight.device)
-    found = _Decoded(hidden_BSH)
-    # The model's own forward runs with its decoder skipped, so that every step after the decoder is applied.
-    vars(decoder)["forward"] = lambda *args, **kwargs: found
-    try:
-        ids_BS = torch.zeros(hidden_BSH.shape[:2], dtype=torch.long, device=weight.device)
-        logits_SV: Tensor = skeleton.module(input_ids=ids_BS, use_cache=False).logits[0]
-    finally:
-        del vars(decoder)["forward"]
-    return logits_SV

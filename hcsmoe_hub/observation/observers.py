@@ -32,9 +32,12 @@ class RoutedObserver:
     """Runs the experts that the router chose, and remembers the choice and the result.
 
     Attributes:
+        remembers: Whether anything is remembered; a layer that only runs has no use for it.
         top_k: One ``[T, K]`` int16 tensor per micro-batch, on the CPU; -1 where the router chose no expert.
         outputs: One ``[T, H]`` tensor per micro-batch, on the CPU: the router-weighted sum of expert outputs.
     """
+
+    remembers = True
 
     def __init__(self) -> None:
         self.top_k: list[Tensor] = []
@@ -49,19 +52,20 @@ class RoutedObserver:
             if len(token):
                 weight_N1 = weight_TK[token, slot, None].float()
                 routed_NH = self._routed(experts, expert, tokens_TH, hidden_TI, token, weight_N1)
-                self._on_routed(expert, routed_NH)
+                self._on_routed(expert, token, slot, routed_NH, weight_N1)
                 output_TH.index_add_(0, token, routed_NH)
         output_TH = output_TH.to(tokens_TH.dtype)
-        self.top_k.append(chosen_TK.to("cpu", torch.int16))
-        self.outputs.append(output_TH.to("cpu"))
+        if self.remembers:
+            self.top_k.append(chosen_TK.to("cpu", torch.int16))
+            self.outputs.append(output_TH.to("cpu"))
         return output_TH
 
     def _all_tokens(self, experts: Experts, expert: int, tokens_TH: Tensor) -> Tensor | None:
         """Hidden activation of all tokens, if it is computed anyway."""
         return None
 
-    def _on_routed(self, expert: int, routed_NH: Tensor) -> None:
-        """Sees the router-weighted outputs of one expert."""
+    def _on_routed(self, expert: int, token: Tensor, slot: Tensor, routed_NH: Tensor, weight_N1: Tensor) -> None:
+        """Sees the router-weighted outputs of one expert, where they belong and what they were weighted with."""
 
     def _routed(
         self,
@@ -169,25 +173,48 @@ class SubsetObserver(RoutedObserver):
 
 
 class CalibrationObserver(RoutedObserver):
-    """Also runs every expert on every token, and accumulates what clustering and merging need."""
+    """Also accumulates what clustering, merging and pruning need.
 
-    def __init__(self, statistics: ExpertStatistics) -> None:
+    Args:
+        statistics: Where it is accumulated.
+        with_outputs: Whether to run every expert on every token for its mean output.
+    """
+
+    def __init__(self, statistics: ExpertStatistics, *, with_outputs: bool = True) -> None:
         super().__init__()
+        self._with_outputs = with_outputs
         self.statistics = statistics
+        self._scales_input = False
+        # What every choice of the micro-batch at work adds to the output, if products of them are wanted.
+        self._routed_TKH: Tensor | None = None
 
     def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        self._scales_input = experts.scales_input
+        if self.statistics.gram_EE is not None:
+            shape = (*index_TK.shape, tokens_TH.shape[-1])
+            self._routed_TKH = torch.zeros(shape, dtype=torch.float32, device=tokens_TH.device)
         output_TH = super().__call__(experts, tokens_TH, index_TK, weight_TK)
         self.statistics.count(self.top_k[-1])
+        if self._routed_TKH is not None:
+            self.statistics.add_products(self.top_k[-1], self._routed_TKH)
+            self._routed_TKH = None
         return output_TH
 
-    def _all_tokens(self, experts: Experts, expert: int, tokens_TH: Tensor) -> Tensor:
+    def _all_tokens(self, experts: Experts, expert: int, tokens_TH: Tensor) -> Tensor | None:
+        if not self._with_outputs:
+            return None
         hidden_TI = experts.hidden(expert, tokens_TH)
         features = hidden_TI if experts.is_affine else experts.project(expert, hidden_TI)
         self.statistics.add_features(expert, features)
         return hidden_TI
 
-    def _on_routed(self, expert: int, routed_NH: Tensor) -> None:
+    def _on_routed(self, expert: int, token: Tensor, slot: Tensor, routed_NH: Tensor, weight_N1: Tensor) -> None:
         self.statistics.add_saliency(expert, routed_NH)
+        norm_N, weight_N = routed_NH.norm(dim=-1), weight_N1[:, 0]
+        # Only a weight on the output can be taken back.
+        self.statistics.add_weights(expert, weight_N, norm_N if self._scales_input else norm_N / weight_N.abs())
+        if self._routed_TKH is not None:
+            self._routed_TKH[token, slot] = routed_NH
 
 
 def mean_outputs(experts: Experts, statistics: ExpertStatistics) -> Tensor:

@@ -22,6 +22,10 @@ class ExpertStatistics:
         saliency_E: Sum over routed tokens of ``weight * ||E_i(x)||``, float64 (REAP's numerator).
         probability_E: Sum over all tokens of the softmax of the router logits, float64.
         logits_gram_EE: Sum over all tokens of the products of two experts' router logits, float64.
+        mass_E: Sum over routed tokens of the router weight, float64.
+        norm_E: Sum over routed tokens of ``||E_i(x)||``, float64; of ``||E_i(gx)||`` where the weight scales the input.
+        gram_EE: Sum over the tokens routed to both of the products of two experts' router-weighted outputs, float64;
+            ``None`` where it is not accumulated.
         tokens: Number of tokens seen.
     """
 
@@ -30,17 +34,28 @@ class ExpertStatistics:
     saliency_E: Tensor
     probability_E: Tensor
     logits_gram_EE: Tensor
+    mass_E: Tensor
+    norm_E: Tensor
+    gram_EE: Tensor | None
     tokens: int = 0
 
     @classmethod
-    def empty(cls, experts: int) -> "ExpertStatistics":
-        """Statistics before the first token; the feature size is known with the first features."""
+    def empty(cls, experts: int, *, with_gram: bool = False) -> "ExpertStatistics":
+        """Statistics before the first token; the feature size is known with the first features.
+
+        Args:
+            experts: E.
+            with_gram: Whether to accumulate ``gram_EE``.
+        """
         return cls(
             features_EF=torch.zeros(experts, 0, dtype=torch.float64),
             usage_E=torch.zeros(experts, dtype=torch.int64),
             saliency_E=torch.zeros(experts, dtype=torch.float64),
             probability_E=torch.zeros(experts, dtype=torch.float64),
             logits_gram_EE=torch.zeros(experts, experts, dtype=torch.float64),
+            mass_E=torch.zeros(experts, dtype=torch.float64),
+            norm_E=torch.zeros(experts, dtype=torch.float64),
+            gram_EE=torch.zeros(experts, experts, dtype=torch.float64) if with_gram else None,
         )
 
     def count(self, top_k_TK: Tensor) -> None:
@@ -59,6 +74,24 @@ class ExpertStatistics:
     def add_saliency(self, expert: int, routed_NH: Tensor) -> None:
         """Adds the norms of one expert's router-weighted outputs ``[N, H]``."""
         self.saliency_E[expert] += routed_NH.norm(dim=-1).sum(dtype=torch.float64).cpu()
+
+    def add_weights(self, expert: int, weight_N: Tensor, norm_N: Tensor) -> None:
+        """Adds the router weights of the N tokens routed to one expert, and the norms of its outputs there."""
+        self.mass_E[expert] += weight_N.sum(dtype=torch.float64).cpu()
+        self.norm_E[expert] += norm_N.sum(dtype=torch.float64).cpu()
+
+    def add_products(self, chosen_TK: Tensor, routed_TKH: Tensor) -> None:
+        """Adds the products of the router-weighted outputs that come together in a token.
+
+        Args:
+            chosen_TK: Experts that the router chose; -1 for none.
+            routed_TKH: What each choice adds to the routed output, float32; 0 for no choice.
+        """
+        assert self.gram_EE is not None, "these statistics were begun with a Gram matrix"
+        experts, index_TK = len(self.usage_E), chosen_TK.clamp(min=0).long().cpu()
+        products_TKK = torch.bmm(routed_TKH, routed_TKH.mT).double().cpu()
+        pair_TKK = index_TK[:, :, None] * experts + index_TK[:, None, :]
+        self.gram_EE.view(-1).index_add_(0, pair_TKK.flatten(), products_TKK.flatten())
 
     def add_logits(self, logits_TE: Tensor) -> None:
         """Adds the raw router logits of one micro-batch, before any scoring function or bias."""
@@ -88,22 +121,31 @@ class LayerStatistics:
         usage_E: How often the router chose each expert, int64.
         routing_score_E: Mean over all tokens of the softmax of the router logits, float64 (S-prune's score).
         saliency_E: Mean over the tokens routed to an expert of ``weight * ||E_i(x)||``, float64; 0 where none was.
-        outputs_EH: Mean output of every expert over all tokens, float32 (HC-SMoE, eq. 4).
+        outputs_EH: Mean output of every expert over all tokens, float32 (HC-SMoE, eq. 4); ``None`` where nothing asked
+            for it.
         logits_gram_EE: Products of two experts' router logits summed over all tokens, float64.
         sample: Inputs of the block for a sample of the tokens, as one sequence; ``None`` where a block cannot be run on
             single tokens.
+        mass_E: Sum over the tokens routed to an expert of its router weight, float64; this and what follows is ``None``
+            in files of earlier versions.
+        norm_E: Mean over the tokens routed to an expert of ``||E_i(x)||``, float64; 0 where none was.
+        gram_EE: Products ``sum_x <g_i E_i(x), g_j E_j(x)>`` of two experts' router-weighted outputs over the tokens
+            routed to both, float64; ``None`` also where nothing asked for it.
     """
 
     tokens: int
     usage_E: Tensor
     routing_score_E: Tensor
     saliency_E: Tensor
-    outputs_EH: Tensor
+    outputs_EH: Tensor | None
     logits_gram_EE: Tensor
     sample: Call | None
+    mass_E: Tensor | None = None
+    norm_E: Tensor | None = None
+    gram_EE: Tensor | None = None
 
     @classmethod
-    def of(cls, sums: ExpertStatistics, outputs_EH: Tensor, sample: Call | None) -> "LayerStatistics":
+    def of(cls, sums: ExpertStatistics, outputs_EH: Tensor | None, sample: Call | None) -> "LayerStatistics":
         """Finishes the sums over all tokens."""
         return cls(
             tokens=sums.tokens,
@@ -113,6 +155,9 @@ class LayerStatistics:
             outputs_EH=outputs_EH,
             logits_gram_EE=sums.logits_gram_EE,
             sample=sample,
+            mass_E=sums.mass_E,
+            norm_E=sums.norm_E / sums.usage_E.clamp(min=1),
+            gram_EE=sums.gram_EE,
         )
 
 

@@ -22,12 +22,22 @@ from hcsmoe_hub.checkpoint.writer import INCOMPLETE
 from hcsmoe_hub.errors import CalibrationError, OutputError, PlanError
 from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.observation.statistics import Call, LayerStatistics
-from hcsmoe_hub.options import CalibrationOptions
+from hcsmoe_hub.options import CalibrationOptions, Saliency
+from hcsmoe_hub.recipe.recipe import Recipe
 
 FORMAT, VERSION = "hcsmoe-statistics", 1
 CONTENT = "statistics.json"
 _FIELDS = ("usage_E", "routing_score_E", "saliency_E", "outputs_EH", "logits_gram_EE")
+# What files of earlier versions do not have.
+_LATER_FIELDS = ("mass_E", "norm_E", "gram_EE")
 _DESCRIBED = {"fingerprint", "source", "options", "plan", "calibration", "layers"}
+# Which of them a choice of experts to keep is made by.
+_NEEDED: Mapping[Saliency, str] = {
+    Saliency.MAN: "norm_E",
+    Saliency.TOTAL_MASS: "mass_E",
+    Saliency.GRAM: "gram_EE",
+    Saliency.OMP: "gram_EE",
+}
 _INPUT, _NAMED_INPUT = "input.", "named_input."
 
 
@@ -51,7 +61,7 @@ class StatisticsWriter:
 
     def add(self, layer: int, statistics: LayerStatistics) -> None:
         """Writes one MoE layer."""
-        tensors = {name: getattr(statistics, name) for name in _FIELDS}
+        tensors = {name: getattr(statistics, name) for name in (*_FIELDS, *_LATER_FIELDS)}
         assert statistics.sample is not None, "the plan refuses a statistics file for blocks without a sample"
         for number, value in enumerate(statistics.sample.args):
             tensors[f"{_INPUT}{number}"] = value
@@ -158,6 +168,7 @@ class StatisticsFile:
         try:
             tensors = load(self._read(f"layer-{layer}.safetensors"))
             fields = {name: tensors[name] for name in _FIELDS}
+            fields |= {name: tensors[name] for name in _LATER_FIELDS if name in tensors}
         except (safetensors.SafetensorError, KeyError) as error:
             raise self._broken(f"layer {layer} is damaged ({error})") from error
         # An input that was None is not in the file.
@@ -182,6 +193,20 @@ class StatisticsFile:
     def feature_tokens(self) -> int:
         """Tokens that were kept of every layer, at most."""
         return int(self.content["options"]["feature_tokens"])
+
+    def check_scores(self, recipe: Recipe) -> None:
+        """Checks that the file holds what a recipe keeps experts by.
+
+        Raises:
+            PlanError: If an earlier version wrote it, which did not observe that.
+        """
+        field = None if recipe.saliency is None else _NEEDED.get(recipe.saliency)
+        if field is not None and getattr(self.layer(self.content["layers"][0]), field) is None:
+            raise PlanError(
+                f"{self.path} was collected by an earlier version, which did not observe what "
+                f"`saliency='{recipe.saliency}'` ranks experts by.",
+                hint="name another file to collect statistics again, or use `saliency='reap'`",
+            )
 
     def check(self, model: SourceModel, options: CalibrationOptions) -> None:
         """Checks that the statistics are those of a source and of the calibration that was asked for, if any was.

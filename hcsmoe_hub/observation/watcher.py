@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hcsmoe_hub.model.router import router_weight, watch_logits
 from hcsmoe_hub.observation.observers import CalibrationObserver, mean_outputs
-from hcsmoe_hub.observation.overflow import not_finite
+from hcsmoe_hub.observation.overflow import are_finite, not_finite
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
 from hcsmoe_hub.observation.statistics import Call, ExpertStatistics, LayerStatistics, sample_tokens
 
@@ -39,26 +39,36 @@ class BlockWatcher:
 
     Args:
         block: The block to watch.
-        experts: N, the experts that its router chooses from.
         feature_tokens: Tokens to keep of its inputs.
         seed: Of the choice of those tokens.
         domains: Domain of each sequence.
+        with_outputs: Whether to run every expert on every token for its mean output.
+        with_gram: Whether to accumulate the products of the experts' router-weighted outputs.
     """
 
     def __init__(
-        self, block: RunnableBlock, *, experts: int, feature_tokens: int, seed: int, domains: Sequence[str]
+        self,
+        block: RunnableBlock,
+        *,
+        feature_tokens: int,
+        seed: int,
+        domains: Sequence[str],
+        with_outputs: bool = True,
+        with_gram: bool = False,
     ) -> None:
         self._block = block
-        self._count = experts
         self._feature_tokens = feature_tokens
         self._seed = seed
         self._domains = domains
+        self._with_outputs = with_outputs
+        self._with_gram = with_gram
         self._observer = self._fresh_observer()
         self._calls: list[Call] = []
         self._inputs: list[Tensor] = []
 
     def _fresh_observer(self) -> CalibrationObserver:
-        return CalibrationObserver(ExpertStatistics.empty(self._count))
+        statistics = ExpertStatistics.empty(self._block.experts.num_experts, with_gram=self._with_gram)
+        return CalibrationObserver(statistics, with_outputs=self._with_outputs)
 
     @contextmanager
     def watching(self, inputs: Call) -> Iterator[None]:
@@ -98,8 +108,8 @@ class BlockWatcher:
                 overflow.
         """
         sums, layer = self._observer.statistics, self._block.block.layer
-        outputs_EH = mean_outputs(self._block.experts, sums)
-        if not outputs_EH.isfinite().all():
+        outputs_EH = mean_outputs(self._block.experts, sums) if self._with_outputs else None
+        if not self._is_sound(outputs_EH):
             skeleton = self._block.skeleton
             raise not_finite(
                 f"layer {layer}: the outputs of its experts are",
@@ -116,6 +126,13 @@ class BlockWatcher:
             outputs=self._observer.outputs,
             domains=self._domains,
         )
+
+    def _is_sound(self, outputs_EH: Tensor | None) -> bool:
+        """Whether the experts return finite numbers; those that did not run, whether their weights are finite."""
+        if outputs_EH is not None:
+            return bool(outputs_EH.isfinite().all())
+        weights = self._block.experts.module.parameters()
+        return all(are_finite(values) for values in (*self._observer.outputs, *weights))
 
 
 @contextmanager

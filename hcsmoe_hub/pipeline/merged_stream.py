@@ -1,13 +1,11 @@
-"""The hidden states of the reduced model next to those of the source: what its layers will see, and are fitted on.
+"""The inputs that a layer will see in the reduced model, and the outputs that are wanted from its experts there.
 
-B sequences of S tokens, T = B * S tokens, H hidden size.
+T tokens of the calibration sequences, H hidden size.
 """
 
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from typing import Any
 
 import torch
@@ -15,8 +13,8 @@ from torch import Tensor
 
 from hcsmoe_hub.events import Listener, Warned
 from hcsmoe_hub.layer.context import LayerContext
-from hcsmoe_hub.model.experts import Experts, Observer
-from hcsmoe_hub.model.microbatch import MicroBatcher, join, select
+from hcsmoe_hub.model.experts import Experts
+from hcsmoe_hub.model.microbatch import MicroBatcher, select
 from hcsmoe_hub.observation.observers import RoutedObserver
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
 from hcsmoe_hub.observation.statistics import Call
@@ -30,68 +28,33 @@ MAX_ROUNDING = 1.0
 
 
 class MergedStream:
-    """The second of two sets of hidden states that the model's own forward carries along.
-
-    Every calibration sequence is in the model's batch twice, so whatever the model does between its layers it does to
-    both: rows 0 to B - 1 are the source's, rows B to 2B - 1 the reduced model's. Until the first converted layer both
-    are the same and nothing is computed twice.
-
-    In every layer, ``split`` comes first, then ``wanted`` if its MoE block is converted, then ``advance`` and ``join``.
+    """Finds what the blocks of a model are fitted to where that is what they will see in the reduced model.
 
     Args:
-        batcher: Cuts the B sequences into micro-batches.
+        batcher: Cuts the calibration sequences into micro-batches.
         emit: Called with warnings.
         compensates: Whether what blocks are fitted to makes up for what earlier layers have changed; the fit of a
             router does not look at outputs.
-
-    Attributes:
-        sequences: B.
     """
 
     def __init__(self, batcher: MicroBatcher, emit: Listener, *, compensates: bool) -> None:
         self._batcher = batcher
         self._emit = emit
         self._compensates = compensates
-        self.sequences = batcher.sequences
-        self._rows = 2 * batcher.sequences
-        self._is_apart = False
         self._has_warned = False
-
-    def double(self, token_ids: Tensor, lengths: Set[int]) -> Tensor:
-        """The batch ``[2B, S]`` of both streams; a few rows more where there would be as many rows as tokens.
-
-        Args:
-            token_ids: ``[B, S]``.
-            lengths: Tokens per sequence in any of the layers.
-        """
-        self._rows = next(rows for rows in count(2 * len(token_ids)) if rows not in lengths)
-        extra = self._rows - 2 * len(token_ids)
-        return torch.cat([token_ids, token_ids, *[token_ids[:1]] * extra])
-
-    def split(self, inputs: Call) -> tuple[Call, Call]:
-        """A layer's inputs in the source and in the reduced model, from those of both."""
-        first, second = slice(0, self.sequences), slice(self.sequences, 2 * self.sequences)
-        source, reduced = (
-            Call(select(inputs.args, rows, self._rows), select(dict(inputs.kwargs), rows, self._rows))
-            for rows in (first, second)
-        )
-        return source, reduced
-
-    def join(self, output: Any, reduced: Any) -> Any:
-        """The output of a layer for both, from its outputs in the source and in the reduced model."""
-        extra = self._rows - 2 * self.sequences
-        return join([output, reduced, *[select(output, slice(0, 1), self.sequences)] * extra])
+        self._silent: Any = None
+        self._gain: float | None = None
 
     def wanted(
         self, layer: StreamedLayer, context: LayerContext, *, inputs: Call, output: Any, seen: Observation
     ) -> Observation:
         """What a block is fitted to.
 
-        Its inputs are those of the reduced model. Its wanted routed outputs are ``Y + (H - H') / g``: Y is what the
-        source's experts return on these inputs, H' what leaves the source's layer then, and H what leaves it in the
-        source; g is what the layer multiplies the routed output by before it is added to everything else. A block that
-        returns them makes up for all that the layers before it have changed. Where the layer does anything but add,
-        they are the outputs in the source.
+        Its inputs are those of the reduced model. Its wanted routed outputs are ``(H - S) / g``: H is what leaves the
+        layer in the source, and S what leaves it on the inputs of the reduced model if its experts return nothing; g
+        is what the layer multiplies the routed output by before it is added to everything else. A block that returns
+        them makes up for all that the layers before it have changed. Where the layer does anything but add, they are
+        the outputs in the source. No expert runs for any of this.
 
         Args:
             layer: The layer, which has run on the source's inputs.
@@ -100,108 +63,95 @@ class MergedStream:
             output: What it returned in the source.
             seen: What was observed of it in the source; statistics and choices stay those.
         """
-        if not self._is_apart:
-            return seen
-        gain = self._gain(layer, context.source, inputs) if self._compensates else None
         moe, experts = context.source.moe, context.source.experts
-        observer, calls = RoutedObserver(), list[Call]()
+        is_whole = context.block.is_whole_layer
+        calls, silence = list[Call](), _Noise(0.0)
 
         def restart() -> None:
-            nonlocal observer
             calls.clear()
-            observer = RoutedObserver()
-            experts.observe(moe, observer)
+            silence.tokens.clear()
 
-        with remembering_calls(moe, calls), experts.observing(moe, observer):
-            found = layer.run(inputs, restart)
-        wanted = seen.outputs
-        if gain is not None:
-            wanted = _compensate(_hidden(output), _hidden(found), observer.outputs, gain)
-        elif self._compensates and not self._has_warned:
+        with remembering_calls(moe, calls), experts.observing(moe, silence):
+            self._silent = layer.run(inputs, restart)
+        silent = _hidden(self._silent)
+        wanted, self._gain = seen.outputs, None
+        if self._compensates:
+            self._gain = self._find_gain(layer, context.source, inputs=inputs, silent=silent)
+            if self._gain is None:
+                self._warn(layer.index)
+            else:
+                wanted = _missing(
+                    _hidden(output), silent, self._gain, tokens=silence.tokens, dtype=seen.outputs[0].dtype
+                )
+        return replace(seen, calls=[inputs] if is_whole else calls, outputs=wanted)
+
+    def advance(self, reduced: RunnableBlock, calls: list[Call]) -> Any:
+        """The output of the layer that ``wanted`` has seen, in the reduced model.
+
+        Where the layer only adds what its experts return to everything else, only they run: ``S + g Y``.
+
+        Args:
+            reduced: Its block in the result.
+            calls: Inputs of the block in the reduced model.
+
+        Returns:
+            The output; ``None`` if the layer has to run.
+        """
+        silent, self._silent = self._silent, None
+        if silent is None or self._gain is None:
+            return None
+        hidden = _hidden(silent)
+        routed_TH = torch.cat(reduced.rerun(calls, RoutedObserver).outputs).to(hidden.device)
+        found = (hidden.float() + self._gain * routed_TH.float().view_as(hidden)).to(hidden.dtype)
+        return found if isinstance(silent, Tensor) else type(silent)((found, *silent[1:]))
+
+    def _warn(self, layer: int) -> None:
+        """Warns of the first layer that does more than add."""
+        if not self._has_warned:
             self._has_warned = True
             self._emit(
                 Warned(
-                    f"layer {layer.index}: more than a sum lies between its experts and what leaves the layer, so "
-                    "what earlier layers have changed is not made up for."
+                    f"layer {layer}: more than a sum lies between its experts and what leaves the layer, so what "
+                    "earlier layers have changed is not made up for."
                 )
             )
-        return replace(seen, calls=calls, outputs=wanted)
 
-    def advance(
-        self,
-        layer: StreamedLayer,
-        context: LayerContext | None,
-        *,
-        inputs: Call,
-        output: Any,
-        changed: Mapping[str, Tensor],
-    ) -> Any:
-        """Takes the reduced model's hidden states through a layer.
-
-        Args:
-            layer: The layer; the weights of its experts need not be in memory any more.
-            context: The same for its MoE block; ``None`` if it has none.
-            inputs: Its inputs in the reduced model.
-            output: What it returned in the source.
-            changed: Tensors of the block in the result, by parameter name.
-
-        Returns:
-            What it returns in the reduced model.
-        """
-        if context is None:
-            return layer.run(inputs) if self._is_apart else output
-        self._is_apart = True
-        with context.reduced(changed) as reduced, _in_place_of(context.source, reduced):
-            moe, experts = reduced.moe, reduced.experts
-
-            def restart() -> None:
-                experts.observe(moe, RoutedObserver())
-
-            with experts.observing(moe, RoutedObserver()):
-                return layer.run(inputs, restart)
-
-    def _gain(self, layer: StreamedLayer, block: RunnableBlock, inputs: Call) -> float | None:
+    def _find_gain(self, layer: StreamedLayer, block: RunnableBlock, *, inputs: Call, silent: Tensor) -> float | None:
         """What a layer multiplies the routed output by before it adds it; ``None`` if it does anything else.
 
-        It runs on one micro-batch, its experts replaced first by nothing and then by noise.
+        It runs on one micro-batch, its experts replaced by noise.
         """
-        rows = min(self._batcher.batch, self.sequences)
-        batcher = MicroBatcher(rows, rows, self._batcher.device)
+        sequences = self._batcher.sequences
+        rows = min(self._batcher.batch, sequences)
         args, kwargs = inputs.args, dict(inputs.kwargs)
-        if rows < self.sequences:
-            args, kwargs = (select(values, slice(0, rows), self.sequences) for values in (args, kwargs))
-        moe, experts = block.moe, block.experts
-
-        def run(observer: Observer) -> Tensor:
-            forward = partial(type(layer.module).forward, layer.module)
-            with experts.observing(moe, observer):
-                return _hidden(batcher.wrap(forward, lambda: None)(*args, **kwargs))
-
-        silent = run(_Noise(0.0))
-        noise = _Noise(float(silent.float().abs().median()) or 1.0)
-        return find_gain(run(noise), silent, noise.values_TH)
-
-
-@contextmanager
-def _in_place_of(source: RunnableBlock, reduced: RunnableBlock) -> Iterator[None]:
-    """Lets a layer of the source run with the reduced block, inside a ``with`` block."""
-    owner, _, name = source.block.path.rpartition(".")
-    parent, before = source.skeleton.module.get_submodule(owner), source.moe
-    setattr(parent, name, reduced.moe)
-    try:
-        yield
-    finally:
-        setattr(parent, name, before)
+        if rows < sequences:
+            args, kwargs = (select(values, slice(0, rows), sequences) for values in (args, kwargs))
+        expected = silent[:rows]
+        noise = _Noise(float(expected.float().abs().median()) or 1.0)
+        forward = partial(type(layer.module).forward, layer.module)
+        batcher = MicroBatcher(rows, rows, self._batcher.device)
+        with block.experts.observing(block.moe, noise):
+            loud = _hidden(batcher.wrap(forward, lambda: None)(*args, **kwargs))
+        return find_gain(loud, expected, noise.values_TH)
 
 
 class _Noise:
-    """Returns seeded noise in place of the routed output, its size different from token to token."""
+    """Returns seeded noise in place of the routed output, its size different from token to token; of size 0, zeros.
+
+    Attributes:
+        tokens: Tokens of each micro-batch.
+        values_TH: What was returned for the last one.
+    """
 
     def __init__(self, size: float) -> None:
         self._size = size
+        self.tokens: list[int] = []
         self.values_TH = torch.empty(0)
 
     def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        self.tokens.append(len(tokens_TH))
+        if not self._size:
+            return torch.zeros_like(tokens_TH)
         generator = torch.Generator().manual_seed(0)
         size_T = torch.tensor(PROBE_SIZES).repeat(-(-len(tokens_TH) // len(PROBE_SIZES)))[: len(tokens_TH)]
         values_TH = self._size * size_T[:, None] * torch.randn(tokens_TH.shape, generator=generator)
@@ -234,13 +184,14 @@ def _hidden(output: Any) -> Tensor:
     return hidden
 
 
-def _compensate(original: Tensor, output: Tensor, routed: list[Tensor], gain: float) -> list[Tensor]:
-    """``routed + (original - output) / gain``, computed in float32 and rounded once, one ``[T, H]`` per micro-batch."""
-    wanted, start = [], 0
-    original_TH, output_TH = original.flatten(0, -2), output.flatten(0, -2)
-    for routed_TH in routed:
-        rows = slice(start, start + len(routed_TH))
-        missing_TH = (original_TH[rows].float() - output_TH[rows].float()) / gain
-        wanted.append((routed_TH.float() + missing_TH).to(routed_TH.dtype))
+def _missing(
+    original: Tensor, silent: Tensor, gain: float, *, tokens: Sequence[int], dtype: torch.dtype
+) -> list[Tensor]:
+    """``(original - silent) / gain``, computed in float32 and rounded once, one ``[T, H]`` per micro-batch."""
+    missing, start = [], 0
+    original_TH, silent_TH = original.flatten(0, -2), silent.flatten(0, -2)
+    for count in tokens:
+        rows = slice(start, start + count)
+        missing.append(((original_TH[rows].float() - silent_TH[rows].float()) / gain).to(dtype))
         start = rows.stop
-    return wanted
+    return missing

@@ -1,7 +1,8 @@
 """The ways through a checkpoint: observe, observe and convert at once, or convert from statistics."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.layer.reducer import LayerReducer, rerun_on_sample
 from hcsmoe_hub.layer.stored_experts import StoredExperts
 from hcsmoe_hub.machine.allocator import return_freed_memory
-from hcsmoe_hub.model.blocks import MoEBlock
 from hcsmoe_hub.model.expert_kinds import use_probe
 from hcsmoe_hub.model.layer_loader import LayerLoader, free
 from hcsmoe_hub.model.microbatch import MicroBatcher
@@ -21,8 +21,11 @@ from hcsmoe_hub.observation.statistics import Call
 from hcsmoe_hub.observation.statistics_file import StatisticsFile, StatisticsWriter
 from hcsmoe_hub.observation.watcher import BlockWatcher, Observation
 from hcsmoe_hub.pipeline.merged_stream import MergedStream
+from hcsmoe_hub.pipeline.reduced_layer import RunLayer, reduced_layer, run_routed
 from hcsmoe_hub.pipeline.stream import StreamedLayer
+from hcsmoe_hub.pipeline.streams import Part, Streams
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
+from hcsmoe_hub.report import LayerReport
 
 
 class ResultWriter:
@@ -61,6 +64,39 @@ class ResultWriter:
             self._emit(StageAdvanced(Stage.CONVERT, f"layer {layer}", self._writer.bytes_written))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Work:
+    """What layers are converted with.
+
+    Attributes:
+        plan: What to do.
+        batcher: Cuts the calibration sequences into micro-batches, and knows the device.
+        reducer: Converts a block.
+        writer: Takes what changed.
+    """
+
+    plan: ConversionPlan
+    batcher: MicroBatcher
+    reducer: LayerReducer
+    writer: ResultWriter
+
+    def context(self, layer: int, originals: Mapping[str, Tensor]) -> LayerContext | None:
+        """A decoder layer whose weights are in memory; ``None`` if it has no MoE block.
+
+        Args:
+            layer: Its index.
+            originals: Its router tensors as stored, by parameter name.
+        """
+        block = find_block(self.plan, layer, self.batcher)
+        return None if block is None else LayerContext(source=block, result=self.plan.reduced, originals=originals)
+
+    def differs(self, report: LayerReport) -> bool:
+        """Whether a converted layer computes anything else than before."""
+        before, after = self.plan.model.settings, self.plan.settings
+        is_routed_alike = replace(after, experts=before.experts) == before
+        return report.experts < len(report.labels) or not is_routed_alike
+
+
 class ObservingPass:
     """Observes every MoE block of the model and keeps its statistics.
 
@@ -84,21 +120,17 @@ class ObservingPass:
         self._batcher = batcher
         self._statistics = statistics
         self._domains = domains
-        self._blocks = {block.layer: block for block in plan.model.blocks}
-
-    def block(self, layer: int) -> RunnableBlock | None:
-        """The MoE block of a decoder layer of the source, if it has one."""
-        block = self._blocks.get(layer)
-        return None if block is None else _runnable(self._plan, block, self._batcher)
 
     def observe(self, layer: StreamedLayer, inputs: Call, block: RunnableBlock) -> tuple[Any, Observation]:
         """Runs a layer over the calibration set; returns its output, and what was observed of its MoE block."""
         watcher = BlockWatcher(
             block,
-            experts=self._plan.model.settings.experts,
             feature_tokens=self._plan.feature_tokens,
             seed=self._plan.calibration.seed,
             domains=self._domains,
+            # A file of statistics serves every method.
+            with_outputs=self._plan.recipe.needs_mean_outputs or self._statistics is not None,
+            with_gram=self._plan.recipe.needs_gram or self._statistics is not None,
         )
         with watcher.watching(inputs):
             output = layer.run(inputs, watcher.restart)
@@ -109,87 +141,144 @@ class ObservingPass:
 
     def visit(self, layer: StreamedLayer, inputs: Call) -> Any:
         """All that happens to a decoder layer while it is in memory: it runs, and its MoE block is observed."""
-        block = self.block(layer.index)
+        block = find_block(self._plan, layer.index, self._batcher)
         return layer.run(inputs) if block is None else self.observe(layer, inputs, block)[0]
 
 
+class Observe(Protocol):
+    """Finds out what there is to know of the MoE block of a layer.
+
+    Returns the layer's output, ``None`` where it did not run, and what was observed of its block.
+    """
+
+    def __call__(self, layer: StreamedLayer, inputs: Call | None, context: LayerContext) -> tuple[Any, Observation]: ...
+
+
 class ConvertingPass:
-    """Observes and converts every layer while it is in memory.
+    """Observes and converts every layer while it is in memory, and takes all sets of hidden states through it.
 
     Args:
-        plan: What to do.
-        observing: Observes a block.
-        reducer: Converts a block.
-        writer: Takes what changed.
-        merged: The reduced model's hidden states; ``None`` if its layers are fitted on the source's.
+        work: What layers are converted with.
+        batcher: Cuts the held-out sequences into micro-batches.
+        observe: Observes a block, or recalls what an earlier pass has observed.
+        streams: The sets of hidden states.
+        merged: Finds what blocks are fitted to in the reduced model; ``None`` if they are fitted to the source's.
     """
 
     def __init__(
         self,
-        plan: ConversionPlan,
-        observing: ObservingPass,
-        reducer: LayerReducer,
+        work: Work,
+        batcher: MicroBatcher,
+        observe: Observe,
         *,
-        writer: ResultWriter,
+        streams: Streams,
         merged: MergedStream | None,
     ) -> None:
-        self._plan = plan
-        self._observing = observing
-        self._reducer = reducer
-        self._writer = writer
+        _use_probe(work.plan)
+        self._work = work
+        self._batcher = batcher
+        self._observe = observe
+        self._streams = streams
         self._merged = merged
+        self._is_apart = False
 
     def visit(self, layer: StreamedLayer, inputs: Call) -> Any:
         """All that happens to a decoder layer while it is in memory: run, observe, convert, write."""
-        merged, changed, context = self._merged, dict[str, Tensor](), None
-        own, reduced = (inputs, None) if merged is None else merged.split(inputs)
-        block = self._observing.block(layer.index)
-        if block is None:
-            output = layer.run(own)
-        else:
-            output, seen = self._observing.observe(layer, own, block)
-            context = LayerContext(source=block, result=self._plan.reduced, originals=layer.originals)
-            fitted = seen
-            if merged is not None and reduced is not None:
-                fitted = merged.wanted(layer, context, inputs=reduced, output=output, seen=seen)
-            changed = self._reducer.reduce(context, seen, fitted=fitted)
-        self._writer.write(layer.index, changed)
-        if merged is not None and reduced is not None:
-            output = merged.join(output, merged.advance(layer, context, inputs=reduced, output=output, changed=changed))
-        return output
+        found = self._streams.split(inputs)
+        if layer.index >= self._work.plan.model.skeleton.depth:
+            # What an MTP head costs is not measured: it predicts other tokens.
+            found = {part: call for part, call in found.items() if not part.is_measured}
+        context = self._work.context(layer.index, layer.originals)
+        outputs = self._run_plain(layer, found) if context is None else self._convert(layer, found, context)
+        return self._streams.join(outputs)
+
+    def _run_plain(self, layer: StreamedLayer, found: Mapping[Part, Call]) -> dict[Part, Any]:
+        """Runs a layer that has no experts, the same in both models."""
+        outputs = self._run(layer, found, StreamedLayer.run, is_reduced=False)
+        self._work.writer.write(layer.index, {})
+        return outputs | self._reduced(layer, found, outputs, StreamedLayer.run)
+
+    def _convert(self, layer: StreamedLayer, found: Mapping[Part, Call], context: LayerContext) -> dict[Part, Any]:
+        """Converts a layer between its run in the source and that in the reduced model."""
+        output, seen = self._observe(layer, found.get(Part.SOURCE), context)
+        outputs: dict[Part, Any] = {} if output is None else {Part.SOURCE: output}
+        if Part.MEASURED in found:
+            outputs |= self._run(
+                layer,
+                {Part.MEASURED: found[Part.MEASURED]},
+                lambda at, call: run_routed(at, context.source, call),
+                is_reduced=False,
+            )
+        fitted = seen
+        if self._merged is not None and self._is_apart:
+            fitted = self._merged.wanted(layer, context, inputs=found[Part.REDUCED], output=output, seen=seen)
+        changed = self._work.reducer.reduce(context, seen, fitted=fitted)
+        self._work.writer.write(layer.index, changed)
+        report = self._work.reducer.reports[-1]
+        self._is_apart |= self._work.differs(report)
+        if not self._is_apart or not any(part.is_reduced for part in found):
+            return outputs | self._reduced(layer, found, outputs, StreamedLayer.run)
+        with reduced_layer(context, changed, report.labels) as reduced:
+            if self._merged is not None and reduced.block is not None:
+                advanced = self._merged.advance(reduced.block, fitted.calls)
+                if advanced is not None:
+                    outputs[Part.REDUCED] = advanced
+            left = {part: call for part, call in found.items() if part not in outputs}
+            return outputs | self._reduced(layer, left, outputs, reduced.run)
+
+    def _reduced(
+        self, layer: StreamedLayer, found: Mapping[Part, Call], outputs: Mapping[Part, Any], run: RunLayer
+    ) -> dict[Part, Any]:
+        """The outputs in the reduced model; until the first layer that differs, they are those in the source."""
+        if self._is_apart:
+            return self._run(layer, found, run, is_reduced=True)
+        return {part: outputs[part.original] for part in found if part.is_reduced}
+
+    def _run(
+        self, layer: StreamedLayer, found: Mapping[Part, Call], run: RunLayer, *, is_reduced: bool
+    ) -> dict[Part, Any]:
+        """Runs the sets of one model through a layer."""
+        held_out = replace(layer, batcher=self._batcher)
+        return {
+            part: run(held_out if part.is_measured else layer, call)
+            for part, call in found.items()
+            if part.is_reduced is is_reduced
+        }
 
 
-def convert_from_statistics(
-    plan: ConversionPlan,
-    statistics: StatisticsFile,
-    loader: LayerLoader,
-    *,
-    reducer: LayerReducer,
-    writer: ResultWriter,
-    batcher: MicroBatcher,
-) -> None:
-    """Converts every layer without running the model: reads weights only.
+def observing(observer: ObservingPass) -> Observe:
+    """Observes every block while its layer runs over the calibration sequences."""
+
+    def observe(layer: StreamedLayer, inputs: Call | None, context: LayerContext) -> tuple[Any, Observation]:
+        assert inputs is not None, "there are calibration sequences to observe on"
+        return observer.observe(layer, inputs, context.source)
+
+    return observe
+
+
+def recalling(statistics: StatisticsFile) -> Observe:
+    """Recalls what was observed of every block; layers do not run over calibration sequences."""
+    return lambda layer, inputs, context: (None, _recall(statistics, context))
+
+
+def convert_from_statistics(work: Work, statistics: StatisticsFile, loader: LayerLoader, layers: Iterable[int]) -> None:
+    """Converts layers without running the model: reads weights only.
 
     Args:
-        plan: What to do.
+        work: What layers are converted with.
         statistics: What an earlier run observed.
         loader: Brings the weights of a layer.
-        reducer: Converts a block.
-        writer: Takes what changed.
-        batcher: Knows the device.
+        layers: Their indices.
     """
-    _use_probe(plan)
-    blocks = {block.layer: block for block in plan.model.blocks}
+    _use_probe(work.plan)
     with torch.no_grad():
-        for layer, module in enumerate(plan.model.skeleton.layers):
-            originals, changed = loader.load(layer), {}
-            if layer in blocks:
-                source = _runnable(plan, blocks[layer], batcher)
-                context = LayerContext(source=source, result=plan.reduced, originals=originals)
+        for layer in layers:
+            changed, context = {}, work.context(layer, loader.take(layer))
+            if context is not None:
                 seen = _recall(statistics, context)
-                changed = reducer.reduce(context, seen, fitted=seen)
-            writer.write(layer, changed)
-            free(module)
+                changed = work.reducer.reduce(context, seen, fitted=seen)
+            work.writer.write(layer, changed)
+            free(work.plan.model.skeleton.layers[layer])
             return_freed_memory()
 
 
@@ -203,8 +292,10 @@ def _recall(statistics: StatisticsFile, layer: LayerContext) -> Observation:
     return seen
 
 
-def _runnable(plan: ConversionPlan, block: MoEBlock, batcher: MicroBatcher) -> RunnableBlock:
-    return RunnableBlock(skeleton=plan.model.skeleton, block=block, batcher=batcher)
+def find_block(plan: ConversionPlan, layer: int, batcher: MicroBatcher) -> RunnableBlock | None:
+    """The MoE block of a decoder layer of the source, if it has one."""
+    found = [block for block in plan.model.blocks if block.layer == layer]
+    return RunnableBlock(skeleton=plan.model.skeleton, block=found[0], batcher=batcher) if found else None
 
 
 def _use_probe(plan: ConversionPlan) -> None:

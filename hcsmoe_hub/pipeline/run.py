@@ -1,11 +1,13 @@
 """Runs a plan: calibration tokens in, converted layers out."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hcsmoe_hub.calibration.calibration_set import CalibrationSet
@@ -20,16 +22,28 @@ from hcsmoe_hub.layer.picture import LayerPicture
 from hcsmoe_hub.layer.reducer import LayerReducer
 from hcsmoe_hub.layer.stored_experts import StoredExperts
 from hcsmoe_hub.machine.allocator import mapping_large_tensors
-from hcsmoe_hub.machine.device import peak_memory, resolve_device
+from hcsmoe_hub.machine.device import resolve_device
 from hcsmoe_hub.model.layer_loader import LayerLoader
 from hcsmoe_hub.model.microbatch import MicroBatcher
 from hcsmoe_hub.model.transformers_seam import sequential_loading
 from hcsmoe_hub.observation.statistics import Call
 from hcsmoe_hub.observation.statistics_file import open_statistics
 from hcsmoe_hub.options import CalibrationOptions, default_samples
+from hcsmoe_hub.pipeline.held_out import HeldOut, why_not_measured
 from hcsmoe_hub.pipeline.merged_stream import MergedStream
-from hcsmoe_hub.pipeline.passes import ConvertingPass, ObservingPass, ResultWriter, convert_from_statistics
+from hcsmoe_hub.pipeline.passes import (
+    ConvertingPass,
+    Observe,
+    ObservingPass,
+    ResultWriter,
+    Work,
+    convert_from_statistics,
+    observing,
+    recalling,
+)
+from hcsmoe_hub.pipeline.self_text import sample_from_source
 from hcsmoe_hub.pipeline.stream import StreamedLayer, lengths, make_batcher, stream
+from hcsmoe_hub.pipeline.streams import Streams
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.make import make_plan
 from hcsmoe_hub.report import LayerReport
@@ -47,7 +61,10 @@ def load_tokens(plan: ConversionPlan, emit: Listener) -> CalibrationSet:
     for file in plan.sidecars:
         source.fetch(file)
     vocab_size = plan.model.skeleton.text_config.vocab_size
-    loaded = load_calibration(plan.calibration, tokenizer_folder=folder, vocab_size=vocab_size, emit=emit)
+    sample = partial(sample_from_source, plan)
+    loaded = load_calibration(
+        plan.calibration, tokenizer_folder=folder, vocab_size=vocab_size, sample=sample, emit=emit
+    )
     found, planned = len(loaded.token_ids), plan.calibration.sequences
     # What is wanted for a fit is more than many texts have; short of the usual number it deserves a second look.
     usual = default_samples(plan.calibration.sequence_length, fits=False)
@@ -71,17 +88,17 @@ def observe(plan: ConversionPlan, calibration: CalibrationSet, path: Path, emit:
     token_ids = calibration.token_ids
     batcher = _batcher(plan, token_ids)
     with open_statistics(path) as statistics, _reader(plan, plan.observing_order, emit) as reader:
-        observing = ObservingPass(plan, batcher, statistics, domains=calibration.domains)
+        observer = ObservingPass(plan, batcher, statistics, domains=calibration.domains)
 
         def visit(layer: StreamedLayer, inputs: Call) -> Any:
-            output = observing.visit(layer, inputs)
+            output = observer.visit(layer, inputs)
             emit(StageAdvanced(Stage.OBSERVE, f"layer {layer.index}"))
             return output
 
         with _loader(plan, reader, batcher) as loader:
             loader.load(None)
             stream(plan.model.skeleton, loader, visit, token_ids, batcher=batcher)
-        describe(statistics, plan, token_ids)
+        describe(statistics, plan, calibration)
     options = replace(plan.options, statistics=path, calibration=CalibrationOptions())
     return replace(
         make_plan(plan.model.source, options, on_device=plan.on_device), options=plan.options, output=plan.output
@@ -138,56 +155,143 @@ def _copy(
         writer.write(tensor.name, values)
 
 
-def run(
-    plan: ConversionPlan, writer: ShardWriter, calibration: CalibrationSet | None, emit: Listener
-) -> tuple[list[LayerReport], list[LayerPicture], dict[str, int]]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Converted:
+    """What a run leaves besides the weights.
+
+    Attributes:
+        layers: A report per MoE layer.
+        pictures: A picture per MoE layer, if the plan asks for a figure.
+        held_out: Held-out sequences after their way through both models; ``None`` where nothing is measured.
+    """
+
+    layers: list[LayerReport]
+    pictures: list[LayerPicture]
+    held_out: HeldOut | None
+
+
+def run(plan: ConversionPlan, writer: ShardWriter, calibration: CalibrationSet | None, emit: Listener) -> Converted:
     """Converts every layer.
 
     Args:
         plan: A final plan.
         writer: Takes the weights of the result.
-        calibration: What the model runs on; ``None`` where the plan has statistics.
+        calibration: What the model runs on; ``None`` where the plan has statistics of an earlier run.
         emit: Called with progress and warnings.
-
-    Returns:
-        A report per MoE layer, a picture per MoE layer if the plan asks for a figure, and the peak memory in bytes.
     """
     device = resolve_device(plan.options.device)
-    batcher = MicroBatcher(1, 1, device) if calibration is None else _batcher(plan, calibration.token_ids)
+    batcher = MicroBatcher(1, 1, device)
+    if calibration is not None and plan.statistics is None:
+        batcher = _batcher(plan, calibration.token_ids)
     stored = _stored_experts(plan)
-    reducer, results = LayerReducer(plan, emit, stored), ResultWriter(plan, writer, emit, stored)
+    work = Work(
+        plan=plan,
+        batcher=batcher,
+        reducer=LayerReducer(plan, emit, stored),
+        writer=ResultWriter(plan, writer, emit, stored),
+    )
 
     def on_read(tensor: LogicalTensor, parts: Mapping[str, Tensor], values: Tensor) -> None:
         stored.remember(tensor, parts)
         _copy(plan, writer, tensor, parts, values)
 
-    with ExitStack() as stack:
-        reader = stack.enter_context(_reader(plan, plan.reading_order, emit))
-        loader = stack.enter_context(_loader(plan, reader, batcher, on_read))
+    with (
+        _reader(plan, plan.reading_order, emit) as reader,
+        _loader(plan, reader, batcher, on_read) as loader,
+    ):
         loader.load(None)
-        results.write(None, {})
-        if plan.statistics is not None:
-            convert_from_statistics(plan, plan.statistics, loader, reducer=reducer, writer=results, batcher=batcher)
-        else:
-            assert calibration is not None, "without statistics there are tokens"
-            token_ids = calibration.token_ids
-            path = plan.options.statistics
-            statistics = None if path is None else stack.enter_context(open_statistics(path))
-            merged = None
-            if plan.recipe.propagates:
-                merged = MergedStream(batcher, emit, compensates=plan.recipe.refits)
-            observing = ObservingPass(plan, batcher, statistics, domains=calibration.domains)
-            converting = ConvertingPass(plan, observing, reducer, writer=results, merged=merged)
-            batch = token_ids
-            if merged is not None:
-                batch = merged.double(token_ids, lengths(plan.model.skeleton, token_ids))
-            stream(plan.model.skeleton, loader, converting.visit, batch, batcher=batcher)
-            if statistics is not None:
-                describe(statistics, plan, token_ids)
+        work.writer.write(None, {})
+        held_out = _convert_layers(work, loader, calibration, emit)
         for tensor in map(plan.model.tensors.__getitem__, plan.account.unread):
             if tensor.name in plan.account.decoded:
                 writer.write(tensor.name, read_logical(tensor, reader)[1])
                 continue
             for part in tensor.parts.values():
                 writer.write(part.name, reader.read(part))
-    return reducer.reports, reducer.pictures, peak_memory(device)
+    return Converted(layers=work.reducer.reports, pictures=work.reducer.pictures, held_out=held_out)
+
+
+def _convert_layers(
+    work: Work, loader: LayerLoader, calibration: CalibrationSet | None, emit: Listener
+) -> HeldOut | None:
+    """Converts every layer while the calibration set, held-out sequences, or neither run through them."""
+    plan, layers = work.plan, range(len(work.plan.model.skeleton.layers))
+    measured_ids = torch.empty(0, 0, dtype=torch.int64)
+    if calibration is not None:
+        # A model that is trained as a whole afterwards is measured when that is done.
+        is_measured = why_not_measured(plan, calibration) is None and not plan.trains_model
+        measured_ids = calibration.measured_ids if is_measured else calibration.measured_ids[:0]
+    if plan.statistics is not None:
+        observe, hidden = recalling(plan.statistics), None
+        if len(measured_ids):
+            hidden = _stream(work, loader, observe, _held_out_streams(plan, measured_ids), merged=None)
+            # An MTP head is converted after the layers that the sequences run through.
+            layers = layers[plan.model.skeleton.depth :]
+        convert_from_statistics(work, plan.statistics, loader, layers)
+    else:
+        assert calibration is not None, "without statistics there are tokens"
+        hidden = _observe_and_convert(work, loader, calibration, measured_ids, emit)
+    if hidden is None:
+        return None
+    assert calibration is not None, "only a calibration set has held-out sequences"
+    return HeldOut(
+        skeleton=plan.model.skeleton,
+        device=work.batcher.device,
+        ids_MS=measured_ids,
+        domains=calibration.measured_domains,
+        source_MSH=hidden[0],
+        result_MSH=hidden[1],
+    )
+
+
+def _observe_and_convert(
+    work: Work, loader: LayerLoader, calibration: CalibrationSet, measured_ids: Tensor, emit: Listener
+) -> tuple[Tensor, Tensor] | None:
+    """Converts every layer while all sequences run through it; returns as ``_stream``."""
+    plan, token_ids = work.plan, calibration.token_ids
+    path = plan.options.statistics
+    merged = None
+    if plan.recipe.propagates:
+        merged = MergedStream(work.batcher, emit, compensates=plan.recipe.refits)
+    streams = Streams(
+        token_ids,
+        measured_ids,
+        doubles=plan.recipe.propagates,
+        lengths=lengths(plan.model.skeleton, token_ids),
+    )
+    with nullcontext() if path is None else open_statistics(path) as statistics:
+        observer = ObservingPass(plan, work.batcher, statistics, domains=calibration.domains)
+        hidden = _stream(work, loader, observing(observer), streams, merged=merged)
+        if statistics is not None:
+            describe(statistics, plan, calibration)
+    return hidden
+
+
+def _held_out_streams(plan: ConversionPlan, measured_ids: Tensor) -> Streams:
+    """The sets of hidden states where nothing but the held-out sequences runs."""
+    token_lengths = lengths(plan.model.skeleton, measured_ids)
+    return Streams(measured_ids[:0], measured_ids, doubles=False, lengths=token_lengths)
+
+
+def _stream(
+    work: Work, loader: LayerLoader, observe: Observe, streams: Streams, *, merged: MergedStream | None
+) -> tuple[Tensor, Tensor] | None:
+    """Runs the model over all sets of hidden states.
+
+    Returns:
+        The hidden states of the held-out sequences after the last norm of the source and of the result, ``[M, S, H]``
+        each; ``None`` without such sequences.
+    """
+    plan = work.plan
+    held_out = _batcher(plan, streams.measured_ids) if len(streams.measured_ids) else work.batcher
+    converting = ConvertingPass(work, held_out, observe, streams=streams, merged=merged)
+    hidden_RSH = stream(
+        plan.model.skeleton,
+        loader,
+        converting.visit,
+        streams.batch,
+        batcher=work.batcher,
+        # An MTP head does not run on the held-out sequences.
+        with_head=plan.statistics is None,
+    )
+    return streams.measured(hidden_RSH) if len(streams.measured_ids) else None

@@ -83,8 +83,16 @@ def lengths(skeleton: Skeleton, token_ids: Tensor) -> set[int]:
     return {length} if skeleton.mtp is None else {length, length - 1}
 
 
-def stream(skeleton: Skeleton, loader: LayerLoader, visit: Visit, token_ids: Tensor, *, batcher: MicroBatcher) -> None:
-    """Runs all calibration tokens through the decoder, layer by layer, and at last through its MTP head.
+def stream(
+    skeleton: Skeleton,
+    loader: LayerLoader,
+    visit: Visit,
+    token_ids: Tensor,
+    *,
+    batcher: MicroBatcher,
+    with_head: bool = True,
+) -> Tensor:
+    """Runs all tokens through the decoder, layer by layer, and at last through its MTP head.
 
     Args:
         skeleton: The model; only what lies outside its layers is loaded.
@@ -92,14 +100,19 @@ def stream(skeleton: Skeleton, loader: LayerLoader, visit: Visit, token_ids: Ten
         visit: Called for every layer while its weights are in memory.
         token_ids: ``[B, S]`` int64.
         batcher: Cuts the sequences into micro-batches.
+        with_head: Whether an MTP head runs, if there is one.
+
+    Returns:
+        The hidden states after the decoder's last norm, ``[B, S, H]``.
     """
     skeleton.module.tie_weights()
     for index, module in enumerate(skeleton.layers):
         vars(module)["forward"] = partial(_forward, index, module, loader, visit, batcher)
     with torch.no_grad():
-        output = skeleton.decoder(input_ids=token_ids, use_cache=False)
-        if skeleton.mtp is not None:
-            _stream_head(skeleton, loader, visit, token_ids, output.last_hidden_state, batcher=batcher)
+        hidden_BSH: Tensor = skeleton.decoder(input_ids=token_ids, use_cache=False).last_hidden_state
+        if skeleton.mtp is not None and with_head:
+            _stream_head(skeleton, loader, visit, token_ids, hidden_BSH, batcher=batcher)
+    return hidden_BSH
 
 
 def _forward(
@@ -145,7 +158,7 @@ def _stream_head(
     index = skeleton.mtp.layer
     module, embedding = skeleton.layers[index], skeleton.module.get_input_embeddings()
     originals = loader.take(index)
-    # Both streams of hidden states go in at once, where there are two.
+    # All sets of hidden states go in at once, where there are several.
     rows = MicroBatcher(len(token_ids), batcher.batch, batcher.device)
     inputs = rows.wrap(partial(enter, module), lambda: None)(embedding(token_ids[:, 1:]), hidden_BSH[:, :-1])
     layer = StreamedLayer(index=index, module=module, originals=originals, loader=loader, batcher=batcher)

@@ -4,6 +4,7 @@ from typing import Any
 
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.report.schema import SCHEMA_VERSION, ConversionReport, LayerReport, MethodRecord
+from hcsmoe_hub.report.texts import Measured
 from hcsmoe_hub.report.validate import conform, parse_json
 
 # JSON allows numbers that no float can hold.
@@ -95,6 +96,8 @@ def _check(report: ConversionReport) -> None:
     """
     if not report.layers:
         raise ValueError("layers is empty")
+    if report.measured is not None:
+        _check_measured(report.measured)
     for number, layer in enumerate(report.layers):
         where = f"layers[{number}]"
         clusters = len(layer.dominant)
@@ -110,6 +113,19 @@ def _check(report: ConversionReport) -> None:
         _check_numbers(layer, where)
         if layer.tree is not None:
             _check_tree(layer.tree, len(layer.labels), f"{where}.tree")
+
+
+def _check_measured(measured: Measured) -> None:
+    rows = {"overall": measured["overall"], **{f"domains.{name}": row for name, row in measured["domains"].items()}}
+    for name, row in rows.items():
+        where = f"measured.{name}"
+        if row["tokens"] < 1:
+            raise ValueError(f"{where}.tokens is {row['tokens']}, so nothing was measured")
+        figures = (row["perplexity_before"], row["perplexity_after"], row["ratio"])
+        if not all(0 < figure < _GREATEST for figure in figures):
+            raise ValueError(f"{where} has a perplexity or a ratio that is not a positive number")
+        if not 0 <= row["top1_agreement"] <= 1:
+            raise ValueError(f"{where}.top1_agreement is {row['top1_agreement']}, not between 0 and 1")
 
 
 def _check_numbers(layer: LayerReport, where: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any, NotRequired
 # Pydantic takes those of Python itself from 3.12 on.
 from typing_extensions import TypedDict
 
+from hcsmoe_hub.report.texts import CalibrationRecord, Measured
+
 SCHEMA_VERSION = 2
 
 Words = str | list[str] | None
@@ -62,7 +64,8 @@ class SourceRecord(TypedDict):
 class MethodRecord(TypedDict):
     """Every choice in force, by the names of ``MethodOptions``; null where the others leave nothing to choose.
 
-    ``dtype`` is how the weights of a quantised source are written; absent or null in early reports: in bfloat16.
+    ``refit_passes`` is absent in early reports. ``dtype`` is how the weights of a quantised source are written; absent
+    or null in early reports: in bfloat16.
     """
 
     method: str
@@ -82,40 +85,12 @@ class MethodRecord(TypedDict):
     align: str | None
     saliency: str | None
     refit: str | None
+    refit_passes: NotRequired[int | None]
     router: str | None
     propagate: str | None
     layout: str
     dtype: NotRequired[str | None]
     seed: int
-
-
-class CalibrationSource(TypedDict):
-    """One of several sources of calibration text; ``sha256`` is that of a file's bytes, null for anything else."""
-
-    dataset: str
-    share: float
-    sequences: int
-    tokens: int
-    domain: str
-    sha256: str | None
-
-
-class CalibrationRecord(TypedDict):
-    """What the experts were observed on; ``sha256`` is that of the token ids, little-endian int64.
-
-    ``sources`` is there if there are several. The order of their sequences follows from their shares.
-    """
-
-    dataset: str
-    sequences: int
-    sequence_length: int
-    tokens: int
-    seed: int
-    text_column: str | None
-    feature_tokens: int
-    sha256: str
-    dataset_sha256: str | None
-    sources: NotRequired[list[CalibrationSource]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,18 +112,28 @@ class RouterReport:
     top_k_agreement_before: float | None = None
 
 
+class ErrorChange(TypedDict):
+    """A relative error before and after a refit."""
+
+    before: float
+    after: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefitReport:
     """What refitting one layer did to its error on held-out calibration text.
 
     Attributes:
-        is_kept: Whether it lowered the held-out error; otherwise it was dropped.
+        is_kept: Whether it lowered the held-out error, of every domain; otherwise it was dropped.
         error_before: Relative error of the routed output on held-out calibration tokens without it.
         error_after: The same with it.
         fitted_tokens: Tokens that it was fitted to; ``None`` in early reports.
         held_out_tokens: Tokens that it was judged by; ``None`` in early reports.
         rounds: Rounds of least squares that were kept; ``None`` in early reports.
         steps: Steps of gradient descent within the block that were kept.
+        strength: Share of the fitted change that was kept, 0 to 1: how far the weights went from the start to the fit;
+            ``None`` in early reports and where the fit was dropped.
+        domains: The errors by domain of the calibration text; empty in early reports and where domains are unknown.
     """
 
     is_kept: bool
@@ -158,6 +143,49 @@ class RefitReport:
     held_out_tokens: int | None
     rounds: int | None
     steps: int = 0
+    strength: float | None = None
+    domains: dict[str, ErrorChange] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainDivergence:
+    """How far the next-token distributions of a result are from its source's on held-out calibration text of a domain.
+
+    Attributes:
+        domain: The domain; empty where it is unknown.
+        kl_before: Mean KL divergence per token before the whole model was trained, in nats.
+        kl_after: The same afterwards; equal to ``kl_before`` where the training was dropped.
+    """
+
+    domain: str
+    kl_before: float
+    kl_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRefitReport:
+    """What training the whole reduced model on the logits of its source did.
+
+    Attributes:
+        is_kept: Whether it brought the result nearer to the source in every domain of held-out calibration text;
+            otherwise it was dropped.
+        steps: Steps of gradient descent that were kept, 0 if none were.
+        rate: Largest step of the last attempt, as a share of the root mean square of each tensor.
+        fitted_tokens: Calibration tokens that it was trained on.
+        visited_tokens: The same, counted as often as they were seen.
+        held_out_tokens: Calibration tokens that it was judged by.
+        domains: What it did in each domain.
+        seconds: Time that it took, loading included.
+    """
+
+    is_kept: bool
+    steps: int
+    rate: float
+    fitted_tokens: int
+    visited_tokens: int
+    held_out_tokens: int
+    domains: list[DomainDivergence]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +296,8 @@ class ConversionReport:
         weights_bytes: Bytes of all stored tensors, before and after.
         method: Every choice in force.
         calibration: What the experts were observed on.
+        measured: What the conversion cost; ``None`` if that was not measured, as in early reports.
+        not_measured: Why it was not measured; ``None`` if it was, and in early reports.
         layers: The MoE layers.
         dropped_tensors: Reasons by the names of the source's tensors that were left out.
         left_files: Reasons by the names of the source's files that were not copied; empty in early reports.
@@ -275,6 +305,8 @@ class ConversionReport:
         timings_seconds: Seconds by stage.
         peak_memory_bytes: Peak of the process, and of every accelerator.
         versions: Python and the libraries.
+        refit_model: What the training of the whole model did after its layers were converted, which is what ``layers``
+            describe; ``None`` without one, or where nothing was merged or pruned.
         schema_version: Version of the format.
         pushed: Where the result is on the Hub; not part of ``hcsmoe.json``, which is pushed itself.
     """
@@ -287,6 +319,8 @@ class ConversionReport:
     weights_bytes: Change
     method: MethodRecord
     calibration: CalibrationRecord
+    measured: Measured | None = None
+    not_measured: str | None = None
     layers: list[LayerReport]
     dropped_tensors: dict[str, str]
     left_files: dict[str, str] = field(default_factory=dict)
@@ -294,6 +328,7 @@ class ConversionReport:
     timings_seconds: dict[str, float]
     peak_memory_bytes: dict[str, int]
     versions: dict[str, str]
+    refit_model: ModelRefitReport | None = None
     schema_version: int = SCHEMA_VERSION
     pushed: Pushed | None = None
 
@@ -301,4 +336,6 @@ class ConversionReport:
         """The content of ``hcsmoe.json`` as JSON values, ``schema_version`` first."""
         content = asdict(replace(self, pushed=None))
         del content["pushed"]
+        if self.refit_model is None:
+            del content["refit_model"]
         return {"schema_version": content.pop("schema_version"), **content}

@@ -122,12 +122,12 @@ def _label_experts(axis: "Axis", order: Sequence[int], *, is_named: bool) -> Non
     axis.set_tick_params(length=0, labelsize=7 if len(order) <= 10 else 6)
 
 
-def _label_heights(axes: "Axes") -> None:
+def _label_heights(axes: "Axes", picture: LayerPicture) -> None:
     """Labels a vertical axis of distances with full numbers: a common factor above it would overlap the heading."""
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0) if picture.is_loss else StrMethodFormatter("{x:.4g}"))
 
 
 def _draw_usage(axes: "Axes", picture: LayerPicture, *, is_named: bool) -> None:
@@ -193,7 +193,7 @@ def _draw_tree(axes: "Axes", picture: LayerPicture, tree: NDArray[Any], *, is_na
     bottom = low - 0.25 * (high - low) if high / 3 < low < high else 0.0
     axes.set_xlim(-0.5, len(order) - 0.5)
     axes.set_ylim(bottom, bottom + ((high - bottom) * 1.05 or 1.0))
-    _label_heights(axes)
+    _label_heights(axes, picture)
     _label_experts(axes.xaxis, order, is_named=is_named)
     axes.xaxis.set_tick_params(pad=STRIP * 72 + 2)
     axes.spines["bottom"].set_visible(False)
@@ -227,6 +227,7 @@ def _caption(layers: Sequence[LayerPicture], shown: Sequence[LayerPicture]) -> s
     """The caption: which layers are shown, and the meaning of order, colours, shades and lines."""
     is_merged = any(picture.is_merged for picture in shown)
     has_distances, has_tree = _panels(shown)
+    is_loss = any(picture.is_loss for picture in shown)
     cuts = [cut_height(picture.dendrogram, picture.labels) for picture in shown if picture.dendrogram is not None]
     parts = {
         f"{len(shown)} of {len(layers)} layers": len(shown) < len(layers),
@@ -235,7 +236,9 @@ def _caption(layers: Sequence[LayerPicture], shown: Sequence[LayerPicture]) -> s
         "most used expert first": not is_merged and not has_tree,
         "blue: kept": not is_merged,
         "grey: pruned": any(DROPPED in picture.labels for picture in shown),
-        "light: close": has_distances,
+        "light: close": has_distances and not is_loss,
+        "light: little lost by a merge": has_distances and is_loss,
+        "heights: share of the layer's output energy lost": has_tree and is_loss,
         "dashed line: cut": any(cut is not None for cut in cuts),
     }
     text = " · ".join(part for part, is_true in parts.items() if is_true)
@@ -262,7 +265,8 @@ def _rows(shown: Sequence[LayerPicture], start: float) -> tuple[float, Callable[
     wide = room / (2 if has_tree else 1)
     middle, right = left + wide + 0.3, WIDTH - MARGIN - wide
     headings = {"Tokens routed": left}
-    headings |= {"Distances": middle} if has_distances else {}
+    what = "Loss by merging" if any(picture.is_loss for picture in shown) else "Distances"
+    headings |= {what: middle} if has_distances else {}
     headings |= {"Dendrogram": right} if has_tree else {}
 
     def draw_rows(page: _Page) -> None:
@@ -280,7 +284,7 @@ def _rows(shown: Sequence[LayerPicture], start: float) -> tuple[float, Callable[
                 image = _draw_distances(axes, picture, picture.distances_EE, is_named=is_named)
                 scale = page.panel(middle + height + 0.08, top, 0.07, height)
                 page.figure.colorbar(image, cax=scale).outline.set_linewidth(0.4)
-                _label_heights(scale)
+                _label_heights(scale, picture)
             if picture.dendrogram is not None:
                 _draw_tree(page.panel(right, top, wide, height), picture, picture.dendrogram, is_named=is_named)
 

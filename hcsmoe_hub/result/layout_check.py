@@ -26,6 +26,18 @@ def layout_of(model: SourceModel) -> Layout:
     return Layout.FULL if is_full else Layout.REDUCED
 
 
+def is_trained(model: SourceModel) -> bool:
+    """Whether routers, experts and norms of a result were trained on its source's logits.
+
+    Raises:
+        VerificationError: If there is a report that cannot be read.
+    """
+    if REPORT_FILE not in model.source.files():
+        return False
+    trained = _read_claims(model).refit_model
+    return trained is not None and trained.is_kept
+
+
 def _read_claims(model: SourceModel) -> ConversionReport:
     """Reads the report of a checkpoint.
 

@@ -1,12 +1,12 @@
 """Puts together the report of a conversion: what was converted, how, and what came out."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
-
+from hcsmoe_hub.calibration.calibration_set import CalibrationSet
 from hcsmoe_hub.calibration.plan import CalibrationPlan
 from hcsmoe_hub.calibration.sources import dataset_digest, dataset_name, source_digest
 from hcsmoe_hub.calibration.token_ids import fingerprint as token_fingerprint
@@ -17,16 +17,39 @@ from hcsmoe_hub.machine.versions import installed_versions, tool
 from hcsmoe_hub.observation.statistics_file import StatisticsWriter, fingerprint
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.sizes import active_parameter_counts, parameter_counts, weight_bytes
-from hcsmoe_hub.report import CalibrationRecord, CalibrationSource, ConversionReport, LayerReport, strip_paths
+from hcsmoe_hub.report import (
+    CalibrationDomain,
+    CalibrationRecord,
+    CalibrationSource,
+    ConversionReport,
+    LayerReport,
+    Measured,
+    strip_paths,
+)
 from hcsmoe_hub.result.source_card import inherit_from
 
 
-def describe_making(plan: ConversionPlan, token_ids: Tensor | None, emit: Listener) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came out of a conversion.
+
+    Attributes:
+        layers: One report per MoE layer.
+        measured: What it cost; ``None`` if that was not measured.
+        not_measured: Why it was not measured; ``None`` if it was.
+    """
+
+    layers: list[LayerReport]
+    measured: Measured | None
+    not_measured: str | None
+
+
+def describe_making(plan: ConversionPlan, calibration: CalibrationSet | None, emit: Listener) -> dict[str, Any]:
     """The part of a report that is known before the conversion, and that two conversions with the same result share.
 
     Args:
         plan: The conversion.
-        token_ids: ``[B, S]`` int64; ``None`` where the plan has statistics.
+        calibration: What the model is run on; ``None`` where the plan has statistics.
         emit: Receives a warning if the card of the source cannot be read.
     """
     source, before, after = plan.model.source, plan.model.settings, plan.settings
@@ -42,7 +65,7 @@ def describe_making(plan: ConversionPlan, token_ids: Tensor | None, emit: Listen
             **plan.model.layer_counts,
         },
         "method": plan.method,
-        "calibration": calibration_record(plan, token_ids),
+        "calibration": calibration_record(plan, calibration),
     }
 
 
@@ -58,7 +81,7 @@ def _inherited(source: Source, emit: Listener) -> dict[str, Any]:
 def make_report(
     plan: ConversionPlan,
     making: Mapping[str, Any],
-    layers: list[LayerReport],
+    outcome: Outcome,
     *,
     warnings: list[str],
     seconds: dict[str, float],
@@ -69,7 +92,7 @@ def make_report(
     Args:
         plan: The conversion.
         making: What was known before, from ``describe_making``.
-        layers: One report per MoE layer.
+        outcome: What came out.
         warnings: Warnings of the run; paths on this machine are shortened to names.
         seconds: Time of each stage.
         peak: Peak memory in bytes, by device.
@@ -82,7 +105,9 @@ def make_report(
         parameters=parameter_counts(plan),
         active_parameters=active_parameter_counts(plan),
         weights_bytes=weight_bytes(plan),
-        layers=layers,
+        measured=outcome.measured,
+        not_measured=outcome.not_measured,
+        layers=outcome.layers,
         dropped_tensors=plan.account.dropped,
         left_files=plan.left_files,
         warnings=[strip_paths(message, names) for message in warnings],
@@ -92,18 +117,18 @@ def make_report(
     )
 
 
-def calibration_record(plan: ConversionPlan, token_ids: Tensor | None) -> CalibrationRecord:
+def calibration_record(plan: ConversionPlan, calibration: CalibrationSet | None) -> CalibrationRecord:
     """What the model was run on, as reports record it; taken from the plan's statistics if it has some.
 
     Args:
         plan: The conversion.
-        token_ids: ``[B, S]`` int64, ``None`` where statistics took their place.
+        calibration: The loaded set, ``None`` where statistics took its place.
     """
     if plan.statistics is not None:
         recorded: CalibrationRecord = plan.statistics.content["calibration"]
         return recorded
-    assert token_ids is not None, "without statistics the model runs"
-    sequences, length = token_ids.shape
+    assert calibration is not None, "without statistics the model runs"
+    sequences, length = calibration.token_ids.shape
     record: CalibrationRecord = {
         "dataset": dataset_name(plan.calibration.dataset),
         "sequences": sequences,
@@ -112,26 +137,43 @@ def calibration_record(plan: ConversionPlan, token_ids: Tensor | None) -> Calibr
         "seed": plan.calibration.seed,
         "text_column": plan.calibration.text_column,
         "feature_tokens": plan.feature_tokens,
-        "sha256": token_fingerprint(token_ids),
+        "sha256": token_fingerprint(calibration.token_ids),
         "dataset_sha256": dataset_digest(plan.calibration.dataset),
+        "domains": _domain_records(calibration),
     }
     if len(plan.calibration.sources) > 1:
-        record["sources"] = _source_records(plan.calibration, sequences)
+        record["sources"] = _source_records(plan.calibration, calibration)
     return record
 
 
-def _source_records(calibration: CalibrationPlan, sequences: int) -> list[CalibrationSource]:
+def _domain_records(calibration: CalibrationSet) -> list[CalibrationDomain]:
+    """The domains of a calibration set, in the order in which they appear."""
+    counts, measured = Counter(calibration.domains), Counter(calibration.measured_domains)
+    length = calibration.token_ids.shape[1]
+    return [
+        {
+            "domain": domain,
+            "sequences": count,
+            "tokens": count * length,
+            "measured_tokens": measured[domain] * length,
+        }
+        for domain, count in counts.items()
+    ]
+
+
+def _source_records(plan: CalibrationPlan, calibration: CalibrationSet) -> list[CalibrationSource]:
     """What each source contributed to a calibration set of several."""
+    counts = Counter(calibration.sources)
     return [
         {
             "dataset": source.name,
             "share": source.share,
-            "sequences": count,
-            "tokens": count * calibration.sequence_length,
+            "sequences": counts[index],
+            "tokens": counts[index] * plan.sequence_length,
             "domain": source.domain,
             "sha256": source_digest(source),
         }
-        for source, count in zip(calibration.sources, calibration.counts(sequences), strict=True)
+        for index, source in enumerate(plan.sources)
     ]
 
 
@@ -151,7 +193,7 @@ def describe_source(source: Source) -> dict[str, Any]:
     return {"path": source.name, "revision": None, "fingerprint": source.fingerprint(source.tensors.values())}
 
 
-def describe(writer: StatisticsWriter, plan: ConversionPlan, token_ids: Tensor) -> None:
+def describe(writer: StatisticsWriter, plan: ConversionPlan, calibration: CalibrationSet) -> None:
     """Writes what the statistics of a run were collected on."""
     name = {"dataset": dataset_name(plan.calibration.dataset)}
     writer.describe(
@@ -160,7 +202,7 @@ def describe(writer: StatisticsWriter, plan: ConversionPlan, token_ids: Tensor) 
             "source": plan.model.source.repo_id or plan.model.source.name,
             "options": {**asdict(plan.options.calibration), **name},
             "plan": {**asdict(plan.calibration), **name},
-            "calibration": calibration_record(plan, token_ids),
+            "calibration": calibration_record(plan, calibration),
             "layers": [block.layer for block in plan.model.blocks],
             "mtp_layers": [block.layer for block in plan.model.blocks[len(plan.model.decoder_blocks) :]],
         }

@@ -79,7 +79,7 @@ def reload(folder: Path, tokens: int, *, run_code: bool) -> dict[str, Any]:
             "experts_implementation": None,
             **spread,
         }
-        model, info = _load(folder, source, how, run_code=run_code)
+        model, info = load_whole(folder, source, how, run_code=run_code)
         _begin(Step.RUN)
         # Qwen3-Omni thinks with one model, which generates text, and speaks with another.
         model = getattr(model, "thinker", model)
@@ -98,7 +98,7 @@ def reload(folder: Path, tokens: int, *, run_code: bool) -> dict[str, Any]:
     }
 
 
-def _load(folder: Path, source: LocalSource, how: dict[str, Any], *, run_code: bool) -> tuple[Any, dict[str, Any]]:
+def load_whole(folder: Path, source: LocalSource, how: dict[str, Any], *, run_code: bool) -> tuple[Any, dict[str, Any]]:
     """The model of a checkpoint, and what transformers says of its names.
 
     Args:

@@ -21,10 +21,11 @@ from hcsmoe_hub.checkpoint.writer import INCOMPLETE, UNFINISHED
 from hcsmoe_hub.errors import VerificationError
 from hcsmoe_hub.model.raw_config import loading_problem
 from hcsmoe_hub.model.source_model import SourceModel, read_model
+from hcsmoe_hub.model.trained import trained_keys
 from hcsmoe_hub.observation.overflow import overflow_hint, overflow_in
 from hcsmoe_hub.options import Layout
 from hcsmoe_hub.planning.tensor_fates import MtpRule, take_account
-from hcsmoe_hub.result.layout_check import check_code, check_report, experts_per_layer, layout_of
+from hcsmoe_hub.result.layout_check import check_code, check_report, experts_per_layer, is_trained, layout_of
 from hcsmoe_hub.result.reload import GENERATION_FILE, Step
 
 GENERATED_TOKENS = 8
@@ -163,7 +164,9 @@ def _compare(model: SourceModel, against: Source) -> int:
     account = take_account(original, model.skeleton.state, layout=layout, mtp=rule, keep_format=keeps_format)
     dropped = set(original.parts_of(account.dropped))
     is_complete = is_unmerged and keeps_format
-    copied = sorted(against.tensors.keys() - dropped if is_complete else original.parts_of(account.copied))
+    changed = set(trained_keys(original)) if is_trained(model) else set()
+    kept = against.tensors.keys() - dropped if is_complete else original.parts_of(account.copied)
+    copied = sorted(set(kept) - changed)
     with TensorReader(model.source) as ours, TensorReader(against) as theirs:
         for name in copied:
             found, expected = model.source.tensors.get(name), against.tensors[name]

@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.evaluation.choices import best, choice_pairs, mean_log_likelihoods, measure_choices
 from hcsmoe_hub.evaluation.records import read_choices
-from hcsmoe_hub.evaluation.tally import proportion_error
 from hcsmoe_hub.evaluation.tokens import Tokens
+from hcsmoe_hub.methods.quality.tally import proportion_error
 
 
 def nothing():

@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hcsmoe_hub.checkpoint.source import LocalSource
-from hcsmoe_hub.evaluation.agreement import Agreement, divergence
 from hcsmoe_hub.evaluation.checkpoint import Checkpoint
 from hcsmoe_hub.evaluation.perplexity import cut_windows, measure_text
 from hcsmoe_hub.evaluation.records import read_texts
 from hcsmoe_hub.evaluation.scorers import LoadedScorer, StreamedScorer
 from hcsmoe_hub.evaluation.tokens import Tokens
+from hcsmoe_hub.methods.quality.agreement import Agreement, divergence
 
 CPU = torch.device("cpu")
 WINDOW = 16

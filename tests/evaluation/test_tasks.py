@@ -9,9 +9,9 @@ from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.evaluation.choices import choice_pairs, mean_log_likelihoods
 from hcsmoe_hub.evaluation.records import read_choices
-from hcsmoe_hub.evaluation.tally import proportion_error
 from hcsmoe_hub.evaluation.tasks import GROUPS, find_tasks, measure_tasks
 from hcsmoe_hub.evaluation.tokens import Tokens
+from hcsmoe_hub.methods.quality.tally import proportion_error
 
 TASK = """\
 task: {name}

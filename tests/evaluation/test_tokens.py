@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibration_text import FIRST, VOCABULARY, plan, refusal, text, write_texts, write_tokenizer
+from calibration_text import FIRST, VOCABULARY, load_token_ids, plan, refusal, text, write_texts, write_tokenizer
 from tiny_models import build
 
-from hcsmoe_hub.calibration.text import load_token_ids
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.evaluation.evaluate import evaluate

@@ -33,9 +33,9 @@ from hcsmoe_hub.recipe.resolve import resolve
 
 OPTIONS = [
     *PRESETS.values(),
-    MethodOptions(preset=Preset.REAP, refit=Refit.BLOCKS),
-    MethodOptions(preset=Preset.REAP, router=RouterPolicy.FIT, refit=Refit.EXPERTS, propagate=Propagate.MERGED),
-    MethodOptions(preset=Preset.HC_SMOE, refit=Refit.EXPERTS, router=RouterPolicy.FIT),
+    MethodOptions(preset=Preset.REAP, refit=Refit.BLOCK, refit_passes=3),
+    MethodOptions(preset=Preset.REAP, router=RouterPolicy.FIT, refit=Refit.BLOCK, propagate=Propagate.MERGED),
+    MethodOptions(preset=Preset.HC_SMOE, refit=Refit.BLOCK, router=RouterPolicy.FIT),
     MethodOptions(preset=Preset.REAP, saliency=Saliency.FREQUENCY, protect=((None, 2), (3, 1)), seed=7),
     MethodOptions(clustering=Clustering.SINGLE_SHOT, similarity=(Similarity.ROUTER_LOGITS, Similarity.WEIGHT)),
     MethodOptions(layout=Layout.MAPPED, budget=Budget.M_SMOE, layers=(0, 1, 3), max_cluster_size=3),
@@ -51,7 +51,7 @@ OPTIONS = [
 ]
 
 COMMANDS = {
-    Preset.REFIT: "",
+    Preset.HC_REFIT: "",
     Preset.HC_SMOE: "--preset hc-smoe",
     Preset.M_SMOE: "--preset m-smoe",
     Preset.REAP: "--preset reap",
@@ -84,7 +84,7 @@ def test_typing_the_command_resolves_to_the_method_in_force(
 @pytest.mark.parametrize(("preset", "words"), COMMANDS.items(), ids=lambda value: str(value)[:20])
 def test_a_preset_needs_few_words(make_folder: Any, preset: Preset, words: str) -> None:
     method = resolve(PRESETS[preset]).as_dict()
-    sequences = 256 if preset is Preset.REFIT else 128
+    sequences = 256 if preset is Preset.HC_REFIT else 128
     command = convert_command(facts_of(make_folder({"method": method, "calibration": {"sequences": sequences}})))
     assert " ".join(words_of(command)).split("--experts 4")[1].strip() == words
 

@@ -55,6 +55,14 @@ def cases(make_folder: Any, evaluated: Any, report: Any, measures: Any) -> Any:
         "calibration": {"dataset": "calib.jsonl"},
         "warnings": ["calib.jsonl fills 20 of 32 calibration sequences."],
     }
+    row = {"tokens": 8184, "perplexity_before": 11.25, "perplexity_after": 13.95, "ratio": 1.24, "kl": 0.1875}
+    row |= {"top1_agreement": 0.815}
+    parts = {"code": (1.19, 13.3875), "prose": (1.29, 14.5125)}
+    domains = {
+        name: {**row, "tokens": 4092, "ratio": ratio, "perplexity_after": after}
+        for name, (ratio, after) in parts.items()
+    }
+    figures = {"sequences": 16, "sequence_length": 512, "sha256": "0" * 64, "overall": row, "domains": domains}
     mapped = resolve(MethodOptions(layout=Layout.MAPPED, budget=Budget.FREQUENCY)).as_dict()
     refit = json.loads((GOLDEN / "report-refit.json").read_text("utf-8"))
     return {
@@ -67,10 +75,22 @@ def cases(make_folder: Any, evaluated: Any, report: Any, measures: Any) -> Any:
         "pruned": lambda: make_folder({"method": pruned}, base=dropped),
         "mapped": lambda: make_folder({"method": mapped}, config={"num_local_experts": 8}, base=tied),
         "refit": lambda: make_folder(base=refit),
+        "held-out": lambda: make_folder({"measured": figures}),
     }
 
 
-CASES = ("unmeasured", "evaluated", "license-other", "no-license", "gated", "local", "pruned", "mapped", "refit")
+CASES = (
+    "unmeasured",
+    "evaluated",
+    "license-other",
+    "no-license",
+    "gated",
+    "local",
+    "pruned",
+    "mapped",
+    "refit",
+    "held-out",
+)
 
 
 @pytest.mark.parametrize("case", CASES)

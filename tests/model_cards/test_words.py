@@ -112,9 +112,16 @@ def refit(*, before: float, after: float, rounds: int, steps: int = 0) -> Any:
     return {**errors, "fitted_tokens": 896, "held_out_tokens": 128, "rounds": rounds, "steps": steps}
 
 
+def former_method(preset: options.Preset, refit: options.FormerRefit) -> dict[str, Any]:
+    """The method of a report that an earlier version wrote."""
+    method = resolve(MethodOptions(preset=preset)).as_dict() | {"refit": str(refit)}
+    del method["refit_passes"]
+    return method
+
+
 def test_a_refit_is_described_with_its_work_and_its_errors(make_folder: Any, report: Any) -> None:
     kept = [refit(before=0.4, after=0.3, rounds=rounds) for rounds in (1, 7, 3)]
-    method = resolve(MethodOptions(preset=options.Preset.HC_SMOE, refit=options.Refit.EXPERTS)).as_dict()
+    method = former_method(options.Preset.HC_SMOE, options.FormerRefit.EXPERTS)
     folder = make_folder({"method": method}, base=refitted(report, *kept, refit(before=0.4, after=0.4, rounds=0)))
     text = card(folder)
     assert "kept in 3 of 4 layers, after 1 to 7 rounds of least squares." in text
@@ -125,7 +132,7 @@ def test_a_refit_is_described_with_its_work_and_its_errors(make_folder: Any, rep
 
 
 def test_one_round_fits_the_down_projections_alone(make_folder: Any, report: Any) -> None:
-    method = resolve(MethodOptions(preset=options.Preset.HC_SMOE, refit=options.Refit.EXPERTS)).as_dict()
+    method = former_method(options.Preset.HC_SMOE, options.FormerRefit.EXPERTS)
     once = refitted(report, *[refit(before=0.4, after=0.3, rounds=1)] * 4)
     assert "The down projections of the experts were then refitted" in paragraph(
         make_folder({"method": method}, base=once)
@@ -134,7 +141,7 @@ def test_one_round_fits_the_down_projections_alone(make_folder: Any, report: Any
 
 def test_a_refit_that_was_dropped_everywhere_is_not_claimed(make_folder: Any, report: Any) -> None:
     dropped = [refit(before=0.4, after=0.4, rounds=0)] * 4
-    method = resolve(MethodOptions(preset=options.Preset.REAP, refit=options.Refit.EXPERTS)).as_dict()
+    method = former_method(options.Preset.REAP, options.FormerRefit.EXPERTS)
     text = card(make_folder({"method": method}, base=refitted(report, *dropped)))
     assert "tried in 4 layers and dropped" in text
     assert "fitted to" not in text
@@ -142,7 +149,7 @@ def test_a_refit_that_was_dropped_everywhere_is_not_claimed(make_folder: Any, re
 
 
 def test_gradient_descent_within_layers_is_not_passed_over(make_folder: Any, report: Any) -> None:
-    method = resolve(MethodOptions(preset=options.Preset.HC_SMOE, refit=options.Refit.BLOCKS)).as_dict()
+    method = former_method(options.Preset.HC_SMOE, options.FormerRefit.BLOCKS)
     kept = [refit(before=0.4, after=0.3, rounds=2, steps=400)] * 4
     folder = make_folder({"method": method}, base=refitted(report, *kept))
     assert "after 2 rounds of least squares and 400 steps of gradient descent." in card(folder)
@@ -170,3 +177,28 @@ def test_warnings_are_not_endless(make_folder: Any) -> None:
     text = card(make_folder({"warnings": [f"layer {number}: x" for number in range(20)]}))
     assert "- layer 9: x\n- and 10 more in `hcsmoe.json`" in text
     assert "layer 10: x" not in text
+
+
+def trained(*, kept: bool) -> Any:
+    domains = [
+        {"domain": "prose", "kl_before": 0.4237, "kl_after": 0.3764 if kept else 0.4237},
+        {"domain": "code", "kl_before": 0.25, "kl_after": 0.2 if kept else 0.25},
+    ]
+    counts = {"fitted_tokens": 114688, "visited_tokens": 229376, "held_out_tokens": 8192}
+    return {"is_kept": kept, "steps": 224 if kept else 0, "rate": 0.003, **counts, "domains": domains, "seconds": 30.0}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_card_says_that_the_whole_model_was_trained_if_it_was(make_folder: Any, report: Any, kept: bool) -> None:
+    method = resolve(MethodOptions(preset=options.Preset.HC_SMOE, refit=options.Refit.MODEL)).as_dict()
+    layers = refitted(report, *[refit(before=0.4, after=0.3, rounds=2, steps=400)] * 4)
+    text = paragraph(make_folder({"method": method, "refit_model": trained(kept=kept)}, base=layers))
+    claim = (
+        "Then the routers, the experts and the norms of the whole reduced model were trained on the base model's "
+        "logits, with 224 steps of gradient descent on 114.69 K tokens of the calibration text. On held-out "
+        "calibration text, the KL divergence from the base model fell from 0.424 to 0.376 nats per token in prose and "
+        "from 0.25 to 0.2 nats per token in code."
+    )
+    assert (claim in text) is kept
+    assert ("The model as a whole was not trained." in text) is not kept
+    assert "All other weights are the base model's." in text

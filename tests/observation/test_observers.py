@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hcsmoe_hub.methods.merging.neurons import Neurons
+from hcsmoe_hub.methods.refit.grouped import ExpertMatrices
 from hcsmoe_hub.model.experts import Experts, Observer
 from hcsmoe_hub.observation.observers import (
     ROW_MULTIPLE,
@@ -50,6 +51,9 @@ class Plain(Experts):
 
     def neurons(self, rows: Mapping[str, Tensor]) -> Neurons:
         raise AssertionError("observers run experts and look at no neurons")
+
+    def matrices(self, rows: Mapping[str, Tensor]) -> ExpertMatrices:
+        raise AssertionError("observers run experts and look at no matrices")
 
     def observe(self, block: Any, observer: Observer) -> None:
         raise AssertionError("observers are called by these tests themselves")

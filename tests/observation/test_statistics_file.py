@@ -112,6 +112,8 @@ METHODS: dict[str, MethodOptions] = {
     "logits": MethodOptions(similarity=(Similarity.ROUTER_LOGITS, Similarity.EXPERT_OUTPUT)),
     "fuzzy": MethodOptions(clustering=Clustering.FUZZY),
     "reap": MethodOptions(preset=Preset.REAP),
+    "gram": MethodOptions(preset=Preset.REAP, saliency=Saliency.GRAM),
+    "man": MethodOptions(preset=Preset.REAP, saliency=Saliency.MAN),
     "reconstruction": MethodOptions(preset=Preset.REAP, saliency=Saliency.RECONSTRUCTION),
     "mapped": MethodOptions(layout=Layout.MAPPED),
     "budget": MethodOptions(layout=Layout.FULL, budget=Budget.FREQUENCY),
@@ -277,6 +279,31 @@ def test_what_is_no_statistics_file_is_refused_and_stays(folder: Path, damage: s
     DAMAGES[damage](folder / "statistics")
     error = refuse(folder / "model", CalibrationError, reusing(folder))
     assert f"{folder / 'statistics'} is not a statistics file of hcsmoe: " in error.message
+
+
+def as_before(members: dict[str, bytes]) -> None:
+    """Takes out what earlier versions did not observe."""
+    for name in [name for name in members if name.startswith("layer-")]:
+        tensors = load(members[name])
+        members[name] = save({key: tensors[key] for key in tensors.keys() - {"mass_E", "norm_E", "gram_EE"}})
+
+
+def test_a_file_of_an_earlier_version_serves_the_scores_that_it_holds(folder: Path) -> None:
+    method = MethodOptions(preset=Preset.REAP)
+    expected = convert(folder / "model", reusing(folder, method=method))
+    shutil.rmtree(folder / "result")
+    rewrite(folder / "statistics", as_before)
+    found = convert(folder / "model", reusing(folder, method=method))
+    assert [layer.labels for layer in found.layers] == [layer.labels for layer in expected.layers]
+
+
+@pytest.mark.parametrize("saliency", [Saliency.GRAM, Saliency.OMP, Saliency.MAN, Saliency.TOTAL_MASS])
+def test_a_file_of_an_earlier_version_is_refused_for_what_it_does_not_hold(folder: Path, saliency: Saliency) -> None:
+    rewrite(folder / "statistics", as_before)
+    asked = reusing(folder, method=MethodOptions(preset=Preset.REAP, saliency=saliency))
+    error = refuse(folder / "model", PlanError, asked)
+    assert f"was collected by an earlier version, which did not observe what `saliency='{saliency}'`" in error.message
+    assert error.hint == "name another file to collect statistics again, or use `saliency='reap'`"
 
 
 @pytest.mark.parametrize("version", [0, 2, None, "1"])

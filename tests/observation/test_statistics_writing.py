@@ -30,6 +30,9 @@ def layer_statistics(seed: int) -> LayerStatistics:
             # A view, as blocks are often given: what is stored must not depend on it.
             {"residual": torch.randn(1, 8, 5, generator=numbers).transpose(1, 2)},
         ),
+        mass_E=torch.rand(6, generator=numbers, dtype=torch.float64),
+        norm_E=torch.rand(6, generator=numbers, dtype=torch.float64),
+        gram_EE=torch.randn(6, 6, generator=numbers, dtype=torch.float64),
     )
 
 
@@ -54,6 +57,7 @@ def tensors_of(statistics: LayerStatistics) -> list[torch.Tensor]:
     sample = statistics.sample
     assert sample is not None
     own = [statistics.usage_E, statistics.routing_score_E, statistics.saliency_E]
+    own += [value for value in (statistics.mass_E, statistics.norm_E, statistics.gram_EE) if value is not None]
     return [*own, statistics.outputs_EH, statistics.logits_gram_EE, *sample.args, *sample.kwargs.values()]
 
 
@@ -67,7 +71,7 @@ def test_every_tensor_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert found.sample is not None
         assert found.sample.kwargs.keys() == {"residual"}
         pairs = list(zip(tensors_of(found), tensors_of(expected), strict=True))
-        assert len(pairs) == 8
+        assert len(pairs) == 11
         assert all(same_bits(one, other.contiguous()) for one, other in pairs)
     assert [usage.tolist() for usage in file.usage().values()] == [layer.usage_E.tolist() for layer in layers]
 
