@@ -2,9 +2,10 @@
 
 Run: python benchmarks/known_models.py [--json FILE] [--folder REPO_ID=FOLDER ...]
 
-Every model is planned with the default preset and with ``reap``, which keeps the same experts and refits nothing. No
-weight is read. ``--folder`` plans a model from a local copy of its repository instead of the Hub. Arithmetic is
-counted, not measured; divide it by the sustained throughput of your hardware for a time.
+Every model is planned with the default preset and with ``reap``, which prunes and refits nothing. No weight is read.
+Layers are computed in bfloat16; on a CPU without instructions for it they are in float32, and take about twice the
+memory. ``--folder`` plans a model from a local copy of its repository instead of the Hub. Arithmetic is counted, not
+measured; divide it by the sustained throughput of your hardware for a time.
 """
 
 import argparse
@@ -12,11 +13,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hcsmoe_hub import ConvertOptions, MethodOptions, plan
+import torch
+
+from hcsmoe_hub import ConvertOptions, MethodOptions, Preset
 from hcsmoe_hub.checkpoint.config_json import quantization_method
+from hcsmoe_hub.hub.open import open_source
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.estimate import estimate_needs
+from hcsmoe_hub.planning.make import make_plan
 from hcsmoe_hub.planning.sizes import active_parameter_counts, parameter_counts, weight_bytes
+from hcsmoe_hub.recipe.presets import DEFAULT_PRESET
 
 # Experts to keep: three quarters or half, and what lets DeepSeek-V2-Lite and Qwen3-30B-A3B fit 24 GB.
 KEPT: dict[str, tuple[int, ...]] = {
@@ -26,12 +32,13 @@ KEPT: dict[str, tuple[int, ...]] = {
     "deepseek-ai/DeepSeek-V2-Lite": (48, 40, 32),
     "allenai/OLMoE-1B-7B-0924": (48, 32),
 }
-PRESETS = ("refit", "reap")
+PRESETS = (DEFAULT_PRESET, Preset.REAP)
 
 
-def planned(source: str, experts: int, preset: str) -> ConversionPlan:
-    """A conversion on a CPU with the calibration that ``convert`` uses by default."""
-    return plan(source, ConvertOptions(experts=experts, method=MethodOptions(preset=preset), device="cpu"))
+def planned(source: str, experts: int, preset: Preset) -> ConversionPlan:
+    """A conversion on a CPU that computes in bfloat16, with the calibration that ``convert`` uses by default."""
+    options = ConvertOptions(experts=experts, method=MethodOptions(preset=preset), device="cpu")
+    return make_plan(open_source(source), options, compute=torch.bfloat16)
 
 
 def counted(source: str, experts: int) -> dict[str, Any]:

@@ -1,268 +1,259 @@
-"""Measures the quality of results of different recipes: perplexity, choices, agreement with the source, loops.
+"""Measures what recipes do to models: perplexity, choices, agreement with the source, loops, and what they cost.
 
-Run: python benchmarks/quality.py --model FOLDER [FOLDER ...] --calibration FILE --text FILE --choices FILE
-     [--keep 0.5 0.75] [--samples N] [--length N] [--records N] [--loops N] [--seeds 42 43] [--only WORD ...]
-     [--json FILE]
+Run: python benchmarks/quality.py --model [NAME=]FOLDER ... --calibration TEXT ... --text FILE --choices FILE
+     --json FILE [--keep 0.5 0.75] [--recipes NAME ...] [--seeds 42 43 44] [--samples N] [--records N] [--loops N]
+     [--absent]
+     python benchmarks/quality.py --tables --json FILE ... [--figure FILE]
 
 Every recipe converts every model once per seed, on the same calibration text; a seed changes which documents are drawn
-and every random choice of the method. All figures come from ``hcsmoe_hub.evaluation``, as those of ``hcsmoe evaluate``
-do. ``--records`` takes that many evenly spaced records of each file. Rows that ``--json`` already holds for the same
-settings are not measured again.
+and every random choice of the method. Models run as in ``hcsmoe evaluate``, once per conversion. Intervals are 95 %, by
+bootstrap over records, and all comparisons are paired: same records, same questions. CPU time is that of the conversion
+alone, without the measure of quality at its end, in a process with one thread that has loaded all libraries; HC-SMoE is
+timed on as many sequences as each recipe takes, for comparison.
+
+``--calibration`` takes what ``hcsmoe convert --calibration`` takes; several texts are compared with each other.
+``--absent`` leaves each domain of the calibration file out in turn, and measures on that domain. Rows that ``--json``
+already holds for the same settings are not measured again. ``--tables`` prints what was measured as Markdown;
+``--figure`` draws quality against CPU time.
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, MethodOptions, Preset, convert
-from hcsmoe_hub.evaluation.evaluate import evaluate
-from hcsmoe_hub.evaluation.options import EvaluateOptions
+import numpy as np
+from quality_recipes import ABSENT, RECIPES, REFERENCE
+from quality_rows import reference_time
+from quality_scores import HeldOut, Scores
+from quality_statistics import change, ratio
+from quality_store import Key, Store
+from quality_tables import document
+
 from hcsmoe_hub.hub.open import open_source
 from hcsmoe_hub.model.source_model import read_model
-from hcsmoe_hub.options import (
-    Align,
-    Clustering,
-    Distance,
-    Dominant,
-    Layout,
-    Merge,
-    Propagate,
-    Refit,
-    RouterPolicy,
-    Saliency,
-)
-
-SALIENT = MethodOptions(
-    clustering=Clustering.SINGLE_SHOT,
-    distance=Distance.EUCLIDEAN,
-    dominant=Dominant.SALIENCY,
-    align=Align.ACTIVATION,
-    merge=Merge.SALIENCY,
-)
-RECONSTRUCTION = MethodOptions(preset=Preset.REAP, saliency=Saliency.RECONSTRUCTION)
-REFIT = MethodOptions(preset=Preset.REFIT)
-# Published methods; the first two keep all router rows, as the papers do.
-BASELINES: Mapping[str, MethodOptions] = {
-    "HC-SMoE, full router": MethodOptions(preset=Preset.HC_SMOE, layout=Layout.FULL),
-    "M-SMoE, full router": MethodOptions(preset=Preset.M_SMOE, layout=Layout.FULL),
-    "HC-SMoE": MethodOptions(preset=Preset.HC_SMOE),
-    "random groups": MethodOptions(clustering=Clustering.RANDOM),
-    "F-prune": MethodOptions(preset=Preset.REAP, saliency=Saliency.FREQUENCY),
-    "S-prune": MethodOptions(preset=Preset.REAP, saliency=Saliency.ROUTING_SCORE),
-    "REAP": MethodOptions(preset=Preset.REAP),
-    "reconstruction": RECONSTRUCTION,
-}
-RECIPES: Mapping[str, MethodOptions] = {
-    **BASELINES,
-    "HC-SMoE, router fit": MethodOptions(preset=Preset.HC_SMOE, router=RouterPolicy.FIT),
-    "HC-SMoE, aligned": MethodOptions(align=Align.ACTIVATION),
-    "around salient experts": SALIENT,
-    "REAP + down": replace(REFIT, refit=Refit.DOWN),
-    "HC-SMoE, aligned + experts": MethodOptions(align=Align.ACTIVATION, refit=Refit.EXPERTS),
-    "around salient experts + experts": replace(SALIENT, refit=Refit.EXPERTS),
-    "reconstruction + experts": replace(RECONSTRUCTION, refit=Refit.EXPERTS),
-    "REAP, router fit + experts": replace(REFIT, refit=Refit.EXPERTS, router=RouterPolicy.FIT),
-    "REAP + experts, original states": replace(REFIT, refit=Refit.EXPERTS, propagate=Propagate.ORIGINAL),
-    "REAP + experts, merged states": replace(REFIT, refit=Refit.EXPERTS, propagate=Propagate.MERGED),
-    "refit (default)": REFIT,
-    "refit, blocks": replace(REFIT, refit=Refit.BLOCKS),
-}
+from hcsmoe_hub.report import REPORT_FILE
 
 
-HEAD = """| recipe | perplexity ratio | choices | top-1 agreement | loops | output error | seconds |
-|---|---|---|---|---|---|---|"""
+class Model(NamedTuple):
+    """A model to reduce.
+
+    Attributes:
+        name: Its name in the tables.
+        folder: Its checkpoint.
+        experts: Experts of its layers.
+    """
+
+    name: str
+    folder: Path
+    experts: int
 
 
-def thinned(file: Path, records: int | None, folder: Path) -> Path:
-    """A file with evenly spaced lines of another; the other file itself for all lines."""
-    lines = file.read_text("utf-8").splitlines()
-    if records is None or records >= len(lines):
-        return file
-    chosen = [lines[number * len(lines) // records] for number in range(records)]
-    target = folder / file.name
-    target.write_text("\n".join(chosen) + "\n", "utf-8")
-    return target
+def converted(model: Model, key: Key, text: str, output: Path, sequences: int | None = None) -> dict[str, Any]:
+    """Converts in a process of its own.
+
+    Args:
+        model: The source.
+        key: Names the recipe, the seed and the number of experts.
+        text: Calibration text.
+        output: Folder of the result.
+        sequences: Number of calibration sequences, ``None`` for the recipe's own.
+
+    Returns:
+        Costs, number and length of the calibration sequences, and the mean output error of the layers; or ``refused``.
+    """
+    recipe = RECIPES[key.recipe]
+    request = {
+        "source": str(model.folder),
+        "output": str(output),
+        "experts": key.experts,
+        "method": {**recipe.choices, "seed": key.seed},
+        "calibration": {"dataset": text, "samples": sequences, "seed": key.seed},
+        "text": recipe.text,
+    }
+    command = [sys.executable, "-P", str(Path(__file__).with_name("quality_convert.py"))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, input=json.dumps(request), env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "refused" in figures:
+        return figures
+    report = json.loads((output / REPORT_FILE).read_text("utf-8"))
+    found = {name: report["calibration"][name] for name in ("sequences", "sequence_length")}
+    return figures | found | {"output_error": statistics.fmean(layer["output_error"] for layer in report["layers"])}
 
 
-def measure(model: Path, experts: int, method: MethodOptions, wanted: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Converts and evaluates; a refusal becomes the row's only figure."""
-    with tempfile.TemporaryDirectory() as scratch:
-        options = ConvertOptions(
-            experts=experts,
-            method=replace(method, seed=seed),
-            calibration=CalibrationOptions(
-                dataset=str(wanted.calibration), samples=wanted.samples, sequence_length=wanted.length, seed=seed
-            ),
-            output=Path(scratch) / "result",
-        )
-        start = time.perf_counter()
-        try:
-            report = convert(model, options)
-        except HcsmoeError as error:
-            return {"refused": error.message}
-        seconds = time.perf_counter() - start
-        assert options.output is not None
-        alone = evaluated(options.output, wanted)
-        compared = EvaluateOptions(perplexity=wanted.text, output=Path(scratch) / "agreement.json")
-        agreement = evaluate(options.output, replace(compared, base=model))[0]["measures"]["agreement"]
-    before = evaluated(model, wanted)
+def compared(result: Scores, source: Scores, domains: list[str]) -> dict[str, Any]:
+    """Figures of a result beside those of its source."""
+    names = np.array(domains)
+    masks = {name: names == name for name in sorted(set(domains))}
+    is_judged = len(result.right) > 1
     return {
-        "perplexity": alone["perplexity"],
-        "ratio": alone["perplexity"] / before["perplexity"],
-        "base_perplexity": before["perplexity"],
-        "accuracy": alone["accuracy"],
-        "base_accuracy": before["accuracy"],
-        "top_1_agreement": agreement["model"]["overall"]["top1_agreement"],
-        "loop_rate": alone["loop_rate"],
-        "base_loop_rate": before["loop_rate"],
-        "output_error": statistics.fmean(layer.output_error for layer in report.layers),
-        "seconds": round(seconds, 1),
+        "ratio": ratio(result.losses, source.losses, source.tokens),
+        "domains": {
+            name: ratio(result.losses[mask], source.losses[mask], source.tokens[mask]) for name, mask in masks.items()
+        },
+        "accuracy": float(result.right.mean()) if is_judged else None,
+        "accuracy_change": change(result.right, source.right) if is_judged else None,
+        "top_1_agreement": float(result.matches(source).sum() / source.tokens.sum()),
+        "loop_rate": result.loop_rate,
     }
 
 
-def evaluated(model: Path, wanted: argparse.Namespace) -> dict[str, float | None]:
-    """Figures of one model alone; measured once per source, since they do not depend on the recipe."""
-    if model not in wanted.known:
+class Bench:
+    """Measures row after row.
+
+    Args:
+        wanted: The command line.
+        store: Where rows go.
+    """
+
+    def __init__(self, wanted: argparse.Namespace, store: Store) -> None:
+        self._wanted, self._store = wanted, store
+        self._sources: dict[tuple[str, str], tuple[HeldOut, Scores]] = {}
+
+    def source(self, model: Model, only: str) -> tuple[HeldOut, Scores]:
+        """Held-out text of all domains, or of one, and what the source does on it."""
+        if (model.name, only) not in self._sources:
+            wanted = self._wanted
+            if only:
+                found = HeldOut(wanted.text, None, count=wanted.records, only=only)
+            else:
+                found = HeldOut(wanted.text, wanted.choices, count=wanted.records, loops=wanted.loops)
+            scores = found.score(model.folder)
+            self._sources[model.name, only] = found, scores
+            key = Key(model.name, model.experts, "source", 0, "")
+            if not only and key not in self._store.rows:
+                figures = {
+                    "perplexity": float(np.exp(scores.losses.sum() / scores.tokens.sum())),
+                    "accuracy": float(scores.right.mean()) if len(scores.right) else None,
+                    "loop_rate": scores.loop_rate,
+                }
+                arrays = {"losses": scores.losses, "tokens": scores.tokens, "right": scores.right}
+                self._store.add(key, figures, arrays | {"domains": np.array(found.domains)})
+        return self._sources[model.name, only]
+
+    def measure(self, model: Model, key: Key, text: str) -> None:
+        """Converts, scores and stores, unless the row is there."""
+        if key in self._store.rows:
+            return
+        # The row of the source holds what all others are compared with.
+        self.source(model, "")
         with tempfile.TemporaryDirectory() as scratch:
-            asked = EvaluateOptions(
-                perplexity=wanted.text,
-                choices=wanted.choices,
-                generate=wanted.loops,
-                output=Path(scratch) / "figures.json",
-            )
-            measures = evaluate(model, asked)[0]["measures"]
-        figures = {
-            "perplexity": measures["perplexity"]["model"]["overall"]["perplexity"],
-            "accuracy": measures["choices"]["model"]["overall"]["accuracy"],
-            "loop_rate": measures["loops"]["model"]["overall"]["loop_rate"] if wanted.loops else None,
-        }
-        if model not in wanted.model:
-            return figures
-        wanted.known[model] = figures
-    known: dict[str, float | None] = wanted.known[model]
-    return known
+            output = Path(scratch) / "result"
+            figures = converted(model, key, text, output, self._wanted.samples)
+            if "refused" in figures:
+                self._store.add(key, figures, {})
+                print(f"{' '.join(map(str, key))}: refused: {figures['refused']}", flush=True)
+                return
+            held_out, source = self.source(model, key.absent)
+            scores = held_out.score(output)
+        figures |= compared(scores, source, held_out.domains)
+        arrays = {"losses": scores.losses, "matches": scores.matches(source), "right": scores.right}
+        self._store.add(key, figures, arrays)
+        shown = f"ratio {figures['ratio'].ratio:.4f}, {figures['cpu_seconds']:.1f} CPU s"
+        print(f"{' '.join(map(str, key))}: {shown}", flush=True)
+        if not key.absent:
+            self._time_reference(model, key, text, figures["sequences"])
+
+    def _time_reference(self, model: Model, key: Key, text: str, sequences: int) -> None:
+        """Times the reference on as many sequences, unless that is known."""
+        if reference_time(self._store, key, sequences) is not None:
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            reference = key._replace(recipe=REFERENCE)
+            figures = converted(model, reference, text, Path(scratch) / "result", sequences)
+        self._store.add(key._replace(recipe=f"time/{sequences}"), figures, {})
+
+
+def rows(wanted: argparse.Namespace, model: Model, folder: Path) -> Iterator[tuple[Key, str]]:
+    """Every row that is asked for, and its calibration text; filtered files go to a folder."""
+    for experts in (round(model.experts * share) for share in wanted.keep):
+        for text in wanted.calibration:
+            place, name = Path(text), label(text)
+            absent = domains_of(place) if wanted.absent else [""]
+            for seed in wanted.seeds:
+                for recipe in wanted.recipes:
+                    for domain in absent:
+                        key = Key(model.name, experts, recipe, seed, name, domain)
+                        yield key, str(without(place, domain, folder)) if domain else text
+
+
+def label(text: str) -> str:
+    """Calibration text as tables show it: files without their folders."""
+    named = (part.partition("=") for part in text.split(","))
+    return ",".join((Path(name).name if Path(name).exists() else name) + sign + share for name, sign, share in named)
+
+
+def domains_of(file: Path) -> list[str]:
+    """Domains of the records of a file, in the order of their names."""
+    return sorted({json.loads(line)["domain"] for line in file.read_text("utf-8").splitlines()})
+
+
+def without(file: Path, domain: str, folder: Path) -> Path:
+    """A file with the records of all domains but one."""
+    target = folder / f"without-{domain}.jsonl"
+    lines = file.read_text("utf-8").splitlines(keepends=True)
+    target.write_text("".join(line for line in lines if json.loads(line)["domain"] != domain), "utf-8")
+    return target
+
+
+def opened(named: str) -> Model:
+    """A model by its folder, or by ``NAME=FOLDER``."""
+    name, _, folder = named.rpartition("=")
+    path = Path(folder)
+    return Model(name or path.name, path, read_model(open_source(str(path))).settings.experts)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--model", type=Path, nargs="+", required=True)
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--choices", type=Path, required=True)
+    parser.add_argument("--model", nargs="+", default=[], help="folders of checkpoints, or NAME=FOLDER")
+    parser.add_argument("--calibration", nargs="+", help="calibration text; several are compared")
+    parser.add_argument("--text", type=Path, help="held-out text")
+    parser.add_argument("--choices", type=Path, help="multiple-choice questions")
+    parser.add_argument("--json", type=Path, nargs="+", required=True, help="where the rows are kept")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.5], help="shares of the experts to keep")
-    parser.add_argument("--samples", type=int, help="calibration sequences, by default those of convert")
-    parser.add_argument("--length", type=int, help="tokens per calibration sequence, by default those of convert")
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), help="recipes to measure; all by default")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--samples", type=int, help="calibration sequences; by default those of convert")
     parser.add_argument("--records", type=int, help="records of each file; all by default")
     parser.add_argument("--loops", type=int, default=0, help="prompts to continue greedily, for the rate of loops")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
-    parser.add_argument("--only", nargs="+", default=list(RECIPES), choices=list(RECIPES), help="recipes to measure")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--recorded", action="store_true", help="measure nothing, show what --json holds")
-    return parser.parse_args(namespace=argparse.Namespace(known={}))
+    parser.add_argument("--absent", action="store_true", help="leave each domain out of calibration in turn")
+    parser.add_argument("--tables", action="store_true", help="measure nothing, print what --json holds")
+    parser.add_argument("--figure", type=Path, help="with --tables: image of quality against CPU time")
+    wanted = parser.parse_args()
+    lacks = [name for name in ("model", "calibration", "text", "choices") if not getattr(wanted, name)]
+    if not wanted.tables and (lacks or len(wanted.json) > 1):
+        parser.error(f"needs one --json, and: {', '.join(f'--{name}' for name in lacks)}")
+    wanted.recipes = wanted.recipes or list(ABSENT if wanted.absent else RECIPES)
+    return wanted
 
 
 def main() -> None:
     wanted = parse()
-    record = Record(wanted)
-    with tempfile.TemporaryDirectory() as folder:
-        wanted.text = thinned(wanted.text, wanted.records, Path(folder))
-        wanted.choices = thinned(wanted.choices, wanted.records, Path(folder))
-        for model in wanted.model:
-            before = read_model(open_source(str(model))).settings.experts
-            for experts in (round(before * share) for share in wanted.keep):
-                print(f"\n#### {model.name}, {before} to {experts} experts\n\n{HEAD}")
-                ratios = dict[str, float]()
-                for name in wanted.only:
-                    runs = []
-                    for seed in wanted.seeds:
-                        found = record.run(model.name, experts, name, seed)
-                        if found is None and wanted.recorded:
-                            continue
-                        if found is None:
-                            found = measure(model, experts, RECIPES[name], wanted, seed)
-                            record.add(model.name, experts, name, seed, found)
-                        runs.append(found)
-                    if runs and not ratios:
-                        print(source_line(runs))
-                    if runs:
-                        print(line(name, runs), flush=True)
-                        ratios |= ratio_of(name, runs)
-                print(leaves(ratios))
+    if wanted.tables:
+        stores = [Store(file) for file in wanted.json]
+        print("\n\n".join(document(stores)))
+        if wanted.figure:
+            # Matplotlib is an extra.
+            from quality_figure import draw
 
-
-class Record:
-    """The measured rows, saved one by one so that an interrupted benchmark can resume."""
-
-    def __init__(self, wanted: argparse.Namespace) -> None:
-        self._file: Path | None = wanted.json
-        settings = {key: getattr(wanted, key) for key in ("samples", "length", "records", "loops")}
-        files = {name: getattr(wanted, name).name for name in ("calibration", "text", "choices")}
-        self._content: dict[str, Any] = {"settings": settings | files, "rows": []}
-        if self._file is not None and self._file.exists():
-            found = json.loads(self._file.read_text("utf-8"))
-            if found["settings"] != self._content["settings"]:
-                raise SystemExit(f"{self._file} was measured with {found['settings']}; choose another --json file.")
-            self._content = found
-
-    def run(self, model: str, experts: int, recipe: str, seed: int) -> dict[str, Any] | None:
-        """A row's figures, if they are known."""
-        key = {"model": model, "experts": experts, "recipe": recipe, "seed": seed}
-        return next((row["figures"] for row in self._content["rows"] if row.items() >= key.items()), None)
-
-    def add(self, model: str, experts: int, recipe: str, seed: int, figures: dict[str, Any]) -> None:
-        """Stores a row's figures."""
-        row = {"model": model, "experts": experts, "recipe": recipe, "seed": seed, "figures": figures}
-        self._content["rows"].append(row)
-        if self._file is not None:
-            self._file.write_text(json.dumps(self._content, indent=1) + "\n", "utf-8")
-
-
-def line(name: str, runs: list[dict[str, Any]]) -> str:
-    """One row of the table: means over the seeds, and the spread of the ratio if there are several."""
-    refused = [run["refused"] for run in runs if "refused" in run]
-    if refused:
-        return f"| {name} | refused: {refused[0]} | | | | | |"
-    ratios = [run["ratio"] for run in runs]
-    spread = f" ({min(ratios):.3f} to {max(ratios):.3f})" if len(ratios) > 1 else ""
-    shares = (share(runs, key) for key in ("accuracy", "top_1_agreement", "loop_rate", "output_error"))
-    seconds = statistics.fmean(run["seconds"] for run in runs)
-    return f"| {name} | {statistics.fmean(ratios):.3f}{spread} | {' | '.join(shares)} | {seconds:.1f} |"
-
-
-def source_line(runs: list[dict[str, Any]]) -> str:
-    """The source itself, as every row measures it."""
-    known = [run for run in runs if "ratio" in run]
-    figures = (share(known, key) for key in ("base_accuracy", "base_loop_rate")) if known else ("", "")
-    return "| the source | 1 | {} | 100.0 % | {} | | |".format(*figures)
-
-
-def ratio_of(name: str, runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean ratio of a recipe over the seeds, by its name; empty if it was refused."""
-    ratios = [run["ratio"] for run in runs if "ratio" in run]
-    return {name: statistics.fmean(ratios)} if ratios else {}
-
-
-def leaves(ratios: Mapping[str, float]) -> str:
-    """Excess perplexity (ratio minus one) of the refits relative to the best baseline."""
-    baselines = {name: ratios[name] for name in BASELINES if name in ratios}
-    fits = [name for name in ratios if name.startswith("refit")]
-    if not baselines or not fits:
-        return ""
-    best = min(baselines, key=baselines.__getitem__)
-    shares = [f"{name} leaves {(ratios[name] - 1) / (baselines[best] - 1):.2f}" for name in fits]
-    return f"\nOf the excess of the best baseline, {best}: {', '.join(shares)}."
-
-
-def share(runs: list[dict[str, Any]], key: str) -> str:
-    """Mean of a share over the seeds, in percent."""
-    known = [run[key] for run in runs if run[key] is not None]
-    return f"{100 * statistics.fmean(known):.1f} %" if known else ""
+            draw(stores, wanted.figure)
+        return
+    files = {name: getattr(wanted, name).name for name in ("text", "choices")}
+    settings = {name: getattr(wanted, name) for name in ("samples", "records", "loops")}
+    bench = Bench(wanted, Store(wanted.json[0], settings | files))
+    for model in map(opened, wanted.model):
+        with tempfile.TemporaryDirectory() as folder:
+            for key, text in rows(wanted, model, Path(folder)):
+                bench.measure(model, key, text)
 
 
 if __name__ == "__main__":

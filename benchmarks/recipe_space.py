@@ -5,7 +5,7 @@ requests into the same one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain, combinations, islice
 from math import prod
 from typing import Any
@@ -37,15 +37,14 @@ from hcsmoe_hub.options import (
 )
 from hcsmoe_hub.planning.refusals import check_recipe
 from hcsmoe_hub.recipe.recipe import Recipe
-from hcsmoe_hub.recipe.resolve import resolve
+from hcsmoe_hub.recipe.resolve import _DECISIONS, resolve
 
 SIMILARITIES = tuple(chain.from_iterable(combinations(Similarity, size + 1) for size in range(len(Similarity))))
-# In the order in which resolve decides: whether a value would be idle depends on those before it alone.
-DOMAINS: Mapping[str, tuple[Any, ...]] = {
+_DOMAINS: Mapping[str, tuple[Any, ...]] = {
     "method": tuple(Method),
+    "protect": ((), ((None, 1),)),
     "layout": tuple(Layout),
     "budget": tuple(Budget),
-    "protect": ((), ((None, 1),)),
     "clustering": (None, *Clustering),
     "similarity": (None, *SIMILARITIES),
     "distance": (None, *Distance),
@@ -58,9 +57,17 @@ DOMAINS: Mapping[str, tuple[Any, ...]] = {
     "align": (None, *Align),
     "saliency": (None, *Saliency),
     "refit": (None, *Refit),
+    "refit_passes": (None, 1, 2),
     "router": (None, *RouterPolicy),
     "propagate": (None, *Propagate),
     "dominant": (None, *Dominant),
+}
+_OPTIONS = {field.name for field in fields(MethodOptions)}
+# Whether a value would be idle depends only on the choices before it, so what resolve decides comes in its order, after
+# what it takes as given.
+_ORDER = ("method", "protect", *_DECISIONS)
+DOMAINS: Mapping[str, tuple[Any, ...]] = {
+    name: _DOMAINS[name] for name in sorted(_OPTIONS & _DOMAINS.keys(), key=_ORDER.index)
 }
 NAMES = tuple(DOMAINS)
 # No limit is a choice; elsewhere None means the default.

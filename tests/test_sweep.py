@@ -1,11 +1,11 @@
 """Every combination of the method options ends in a checkpoint or in a refusal with a reason; no choice is ignored."""
 
 import importlib
-from collections.abc import Iterator
 from dataclasses import fields
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ from tiny_models import build, options, token_ids
 from hcsmoe_hub import MethodOptions, convert
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.hub.open import open_source
-from hcsmoe_hub.layer import refit_block as blocks
 from hcsmoe_hub.options import Method, Preset
+from hcsmoe_hub.recipe import resolve as resolving
 from hcsmoe_hub.recipe.recipe import Recipe
 from hcsmoe_hub.recipe.resolve import resolve
 
@@ -53,13 +53,6 @@ class Case:
         return found
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _few_steps() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK_STEPS", 5)
-        yield
-
-
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("sweep"))
@@ -77,6 +70,25 @@ def draw(seed: int, requests: int) -> list[dict[str, Any]]:
 
 def test_every_choice_of_the_method_is_swept_but_preset_layers_and_seed() -> None:
     assert {field.name for field in fields(MethodOptions)} - {"preset", "layers", "seed"} == set(recipe_space.NAMES)
+
+
+def words_in(annotation: Any) -> set[StrEnum]:
+    """The words that an option takes, by its type."""
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return set(annotation)
+    return {word for part in get_args(annotation) for word in words_in(part)}
+
+
+def test_every_word_of_a_choice_is_swept() -> None:
+    types = get_type_hints(MethodOptions)
+    words = {word for name in recipe_space.NAMES for word in words_in(types[name])}
+    swept = [value for domain in recipe_space.DOMAINS.values() for value in domain]
+    assert words - {word for value in swept for word in (value if isinstance(value, tuple) else [value])} == set()
+
+
+def test_options_are_decided_in_the_order_in_which_they_are_swept() -> None:
+    undecided = [name for name in recipe_space.NAMES if name not in resolving._DECISIONS]
+    assert (*undecided, *resolving._DECISIONS) == recipe_space.NAMES
 
 
 def test_a_choice_may_be_left_out_where_the_published_method_has_no_default_of_its_own() -> None:
