@@ -45,7 +45,7 @@ def card(
         raise SourceError(f"there is no folder {path}.", hint="pass the folder that 'hcsmoe convert' wrote")
     with collector_paused():
         prepare_libraries()
-        from hcsmoe_hub.model_cards import write_card
+        from hcsmoe_hub.model_cards import HELD_OUT_TEXT, write_card
     written = write_card(path, repo_id, overwrite=overwrite)
     for message in written.warnings:
         sink.warn(message)
@@ -57,8 +57,9 @@ def card(
         "warnings": written.warnings,
     }
     sink.result(document, human=_summary(document, check_mark=sink.check_mark), brief=str(written.path))
-    if not written.measures:
-        sink.hint("measure it with 'hcsmoe evaluate', then write the card again")
+    # What the conversion itself measured says nothing of text of another kind.
+    if set(written.measures) <= {HELD_OUT_TEXT}:
+        sink.hint("measure it with 'hcsmoe evaluate' on text of your own, then write the card again")
 
 
 def _summary(document: Document, *, check_mark: str) -> RenderableType:

@@ -8,9 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hcsmoe_hub.cli.dendrogram import dendrogram, is_cut
-from hcsmoe_hub.cli.summary import UNCHANGED, calibration_line, effort
+from hcsmoe_hub.cli.summary import UNCHANGED, calibration_line, cost, effort
 from hcsmoe_hub.cli.tables import section
 from hcsmoe_hub.machine.units import format_mean, format_percent, format_plural
+from hcsmoe_hub.options import Linkage
 from hcsmoe_hub.recipe.read import read_recipe
 from hcsmoe_hub.recipe.words import method_line
 from hcsmoe_hub.report import ConversionReport, LayerReport, RefitReport
@@ -32,13 +33,28 @@ def overview(report: ConversionReport) -> RenderableType:
         ("made from", f"{origin} by {tool['name']} {tool['version']}"),
         ("method", method_line(read_recipe(report.method))),
         ("calibration", calibration_line(report.calibration)),
+        *((label, f"{value} {meaning}") for label, value, meaning in cost(report.as_dict()["measured"])),
     ]
-    return Group(Text("conversion", style="bold"), section(rows, indent=2), Text(), _layer_table(report.layers))
+    table = _layer_table(report.layers, is_loss=measures_loss(report))
+    return Group(Text("conversion", style="bold"), section(rows, indent=2), Text(), table)
 
 
-def _layer_table(layers: Sequence[LayerReport]) -> Table:
+def measures_loss(report: ConversionReport) -> bool:
+    """Whether heights are shares of a layer's output energy that merges lost."""
+    return report.method["linkage"] == Linkage.LOSS
+
+
+def _layer_table(layers: Sequence[LayerReport], *, is_loss: bool) -> Table:
     is_reduced = any(layer.router.policy != UNCHANGED for layer in layers)
-    titles = ["LAYER", "EXPERTS", "SILHOUETTE", "DUNN", "OUTPUT ERROR", "DEAD", "MERGE HEIGHTS"]
+    titles = [
+        "LAYER",
+        "EXPERTS",
+        "SILHOUETTE",
+        "DUNN",
+        "OUTPUT ERROR",
+        "DEAD",
+        "LOST BY MERGES" if is_loss else "MERGE HEIGHTS",
+    ]
     if is_reduced:
         titles.insert(5, "TOP-K AGREEMENT")
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -53,7 +69,7 @@ def _layer_table(layers: Sequence[LayerReport]) -> Table:
             format_percent(layer.output_error),
             *([format_percent(layer.router.top_k_agreement)] if is_reduced else []),
             str(len(layer.dead_experts)),
-            _heights(layer),
+            _lost(layer) if is_loss else _heights(layer),
         )
     if len(layers) > 1:
         table.add_row(
@@ -79,26 +95,32 @@ def _heights(layer: LayerReport) -> str:
     return f"{min(heights):.3g} to {max(heights):.3g}" if heights else NOTHING
 
 
-def detail(layer: LayerReport, *, width: int, is_ascii: bool) -> RenderableType:
+def _lost(layer: LayerReport) -> str:
+    """What all merges of a layer together lost of its output energy."""
+    return format_percent(sum(layer.merge_heights)) if layer.merge_heights else NOTHING
+
+
+def detail(layer: LayerReport, *, width: int, is_ascii: bool, is_loss: bool) -> RenderableType:
     """One layer: its clusters, their share of the tokens, and the tree that they were cut from.
 
     Args:
         layer: What the report says of it.
         width: Characters per line that a drawing may use.
         is_ascii: Draw with letters only.
+        is_loss: Heights are shares of the layer's output energy that merges lost.
     """
     experts, clusters = len(layer.labels), len(layer.dominant)
     title = f"layer {layer.layer}: {format_plural(experts, 'source expert')}, {clusters} left"
     return Group(
         Text(title, style="bold"),
-        section(_facts(layer), indent=2),
+        section(_facts(layer, is_loss=is_loss), indent=2),
         Text(),
         _cluster_table(layer),
-        *_drawing(layer, width=width, is_ascii=is_ascii),
+        *_drawing(layer, width=width, is_ascii=is_ascii, is_loss=is_loss),
     )
 
 
-def _facts(layer: LayerReport) -> Iterator[tuple[str, str]]:
+def _facts(layer: LayerReport, *, is_loss: bool) -> Iterator[tuple[str, str]]:
     for label, value in (("silhouette", layer.silhouette), ("Dunn index", layer.dunn)):
         if value is not None:
             yield label, format_mean([value])
@@ -112,7 +134,10 @@ def _facts(layer: LayerReport) -> Iterator[tuple[str, str]]:
     yield "dead experts", ", ".join(map(str, layer.dead_experts)) or "none"
     if layer.pruned:
         yield "pruned", ", ".join(map(str, layer.pruned))
-    if layer.merge_heights:
+    if layer.merge_heights and is_loss:
+        each = ", ".join(f"{100 * height:.3g}" for height in layer.merge_heights)
+        yield "lost by merges", f"{_lost(layer)} of the output energy, merge by merge: {each} %"
+    elif layer.merge_heights:
         yield "merge heights", _heights(layer)
 
 
@@ -155,11 +180,11 @@ def _cluster_table(layer: LayerReport) -> Table:
     return table
 
 
-def _drawing(layer: LayerReport, *, width: int, is_ascii: bool) -> Iterator[RenderableType]:
+def _drawing(layer: LayerReport, *, width: int, is_ascii: bool, is_loss: bool) -> Iterator[RenderableType]:
     if not layer.tree:
         return
     yield Text()
-    for line in dendrogram(layer.tree, layer.labels, width, is_ascii=is_ascii):
+    for line in dendrogram(layer.tree, layer.labels, width, is_ascii=is_ascii, is_share=is_loss):
         yield Text(line, no_wrap=True, overflow="ignore")
     if not is_cut(layer.tree, layer.labels):
         yield Text("The size limit moved experts after the tree was cut.", style="dim")

@@ -56,6 +56,7 @@ def convert(
         batch_tokens=compute.batch_tokens,
         max_memory_bytes=compute.max_memory,
         statistics=calibration.statistics,
+        measure=not calibration.no_measure,
         figure=output.figure,
         push=pushing.options(overwrite=output.overwrite),
         low_disk=pushing.low_disk,

@@ -38,7 +38,9 @@ MIN_COLUMNS = 16
 Tree = Sequence[Sequence[float]]
 
 
-def dendrogram(tree: Tree, labels: Sequence[int], width: int, *, is_ascii: bool = False) -> list[str]:
+def dendrogram(
+    tree: Tree, labels: Sequence[int], width: int, *, is_ascii: bool = False, is_share: bool = False
+) -> list[str]:
     """Draws a tree and where it is cut into clusters.
 
     Args:
@@ -48,6 +50,7 @@ def dendrogram(tree: Tree, labels: Sequence[int], width: int, *, is_ascii: bool 
             cut: after N - K merges.
         width: Characters per line that may be used.
         is_ascii: Draw with ``-``, ``|`` and ``+``.
+        is_share: Write heights in percent.
 
     Returns:
         A line with the number of clusters, a line per leaf, and a line with the heights. Of a tree with more than
@@ -85,7 +88,7 @@ def dendrogram(tree: Tree, labels: Sequence[int], width: int, *, is_ascii: bool 
     body = [f"{texts[leaf]:>{label_width - 1}} {line}".rstrip() for leaf, line in zip(order, lines, strict=True)]
     margin = " " * label_width
     head = [margin + _heading(cut, columns, dots, clusters)] if cut is not None else []
-    return [*head, *body, margin + _axis(lowest, max(heights, default=0.0), columns)]
+    return [*head, *body, margin + _axis(lowest, max(heights, default=0.0), columns, is_share=is_share)]
 
 
 def _collapsed(merges: Sequence[tuple[int, int, float]], leaves: int, width: int) -> dict[int, str]:
@@ -163,10 +166,10 @@ def _heading(cut: int, columns: int, dots: str, clusters: int) -> str:
     return f"{' ' * cut}{dots} {text}" if fits else f"{f'{text} '.rjust(cut)}{dots}"
 
 
-def _axis(lowest: float, highest: float, columns: int) -> str:
+def _axis(lowest: float, highest: float, columns: int, *, is_share: bool) -> str:
     """Heights at both ends."""
-    start = f"{lowest:.4g}"
-    return start + f"{highest:.4g}".rjust(columns - len(start))
+    start, end = (f"{100 * height:.4g} %" if is_share else f"{height:.4g}" for height in (lowest, highest))
+    return start + end.rjust(columns - len(start))
 
 
 def is_cut(tree: Tree, labels: Sequence[int]) -> bool:

@@ -20,6 +20,8 @@ _FIELDS = _ARGUMENTS.union(
 _NAMES: Mapping[str, str] = {
     "dataset": "--calibration",
     "max_memory_bytes": "--max-memory",
+    # What is on by default has an option that switches it off.
+    "measure": "--no-measure",
     "push": "--push-to",
     "repo_id": "--push-to",
 }

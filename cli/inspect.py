@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from hcsmoe_hub.cli import options as cli
-from hcsmoe_hub.cli.clusters import detail, overview
+from hcsmoe_hub.cli.clusters import detail, measures_loss, overview
 from hcsmoe_hub.cli.documents import model_document
 from hcsmoe_hub.cli.groups import grouped
 from hcsmoe_hub.cli.libraries import prepare_libraries
@@ -47,11 +47,12 @@ def inspect(
         assert report is not None, "a layer without a report is refused"
         chosen = _chosen(report, layer, label=opened.label)
         document["conversion"] = replace(report, layers=[chosen]).as_dict()
-        sink.result(document, human=detail(chosen, width=sink.drawing_width, is_ascii=sink.is_ascii))
+        human = detail(chosen, width=sink.drawing_width, is_ascii=sink.is_ascii, is_loss=measures_loss(report))
+        sink.result(document, human=human)
         return
     document["conversion"] = None if report is None else report.as_dict()
-    human = _summary(document)
-    sink.result(document, human=human if report is None else Group(human, Text(), overview(report)))
+    summary = _summary(document)
+    sink.result(document, human=summary if report is None else Group(summary, Text(), overview(report)))
     path = shlex.quote(source)
     if report is not None:
         sink.hint(f"'hcsmoe inspect {path} --layer {report.layers[0].layer}' shows the clusters of one layer")

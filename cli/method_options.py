@@ -110,10 +110,10 @@ class MethodFlags:
             "--preset",
             Preset,
             "Method to start from, changed by the other options",
-            "refit; hc-smoe with options of grouping or merging",
+            "hc-refit; hc-smoe or reap with options of theirs",
             {
-                Preset.REFIT: "keep experts by REAP score and refit them",
-                Preset.HC_SMOE: "merge hierarchical clusters",
+                Preset.HC_REFIT: "cluster by what a merge loses and refit",
+                Preset.HC_SMOE: "merge clusters of similar outputs",
                 Preset.M_SMOE: "merge groups around dominant experts",
                 Preset.REAP: "keep experts by REAP score",
             },
@@ -132,9 +132,19 @@ class MethodFlags:
             "the preset's",
             {
                 Refit.DOWN: "down projections by least squares",
-                Refit.EXPERTS: "whole experts by least squares",
-                Refit.BLOCKS: "experts and router by gradient descent",
+                Refit.BLOCK: "experts and router by gradient descent",
+                Refit.MODEL: "the same, then the whole model on the source's logits",
             },
+        ),
+    ] = None
+    refit_passes: Annotated[
+        int | None,
+        _method(
+            "--refit-passes",
+            min=1,
+            metavar="N",
+            show_default="1",
+            help="Passes of --refit block over the text.",
         ),
     ] = None
     correct: Annotated[
@@ -149,17 +159,30 @@ class MethodFlags:
             "--similarity",
             parser=choices(Similarity),
             metavar="NAME[+NAME]",
-            show_default="expert-output",
+            show_default="none; expert-output with hc-smoe",
             help=f"What experts are compared by, one or several joined with +: {one_of(Similarity)}.",
         ),
     ] = None
     distance: Annotated[
         Distance | None,
-        _choice(_grouping, "--distance", Distance, "Distance between two experts", "euclidean; cosine if single-shot"),
+        _choice(
+            _grouping,
+            "--distance",
+            Distance,
+            "Distance between two experts",
+            "none; euclidean with hc-smoe; cosine if single-shot",
+        ),
     ] = None
     linkage: Annotated[
         Linkage | None,
-        _choice(_grouping, "--linkage", Linkage, "Distance between two clusters in hierarchical clustering", "average"),
+        _choice(
+            _grouping,
+            "--linkage",
+            Linkage,
+            "What hierarchical clustering unites clusters by",
+            "loss; average with hc-smoe",
+            {Linkage.LOSS: "what a merge would lose"},
+        ),
     ] = None
     kmeans_start: Annotated[
         KMeansStart | None,
@@ -172,7 +195,7 @@ class MethodFlags:
             "--dominant",
             Dominant,
             "What makes an expert the dominant one of its cluster",
-            f"{next(iter(Dominant))}; center if the merge follows one",
+            "saliency; frequency with hc-smoe; center if the merge follows one",
         ),
     ] = None
     budget: Annotated[
@@ -192,7 +215,8 @@ class MethodFlags:
             "--merge",
             Merge,
             "How the members of a cluster become one expert",
-            "frequency; membership if fuzzy",
+            "neurons; frequency with hc-smoe; membership if fuzzy",
+            {Merge.NEURONS: "its best neurons"},
         ),
     ] = None
     dominant_weights: Annotated[
@@ -244,7 +268,7 @@ class MethodFlags:
             "--router",
             RouterPolicy,
             "How the router rows of a cluster become one",
-            "dominant; membership if fuzzy",
+            "fit; dominant with hc-smoe; membership if fuzzy",
         ),
     ] = None
     layout: Annotated[
@@ -264,7 +288,13 @@ class MethodFlags:
     ] = None
     propagate: Annotated[
         Propagate | None,
-        _choice(_scope, "--propagate", Propagate, "Hidden states that --refit and --router fit work on", "original"),
+        _choice(
+            _scope,
+            "--propagate",
+            Propagate,
+            "Hidden states that --refit and --router fit work on",
+            "merged; original with others",
+        ),
     ] = None
 
     def options(self, *, seed: int) -> MethodOptions:

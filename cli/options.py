@@ -43,15 +43,16 @@ JsonOption = Annotated[bool, _output_flag("--json", help="Print one JSON documen
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationFlags:
-    """Which text the experts are observed on."""
+    """Which text the experts are observed on, and whether the result is measured on more of it."""
 
     calibration: Annotated[
         str,
         _calibration(
             "--calibration",
             metavar="NAME",
-            help="Text to observe the experts on: bundled, c4, a file (.jsonl, .json, .txt, .parquet, .csv, .npy), "
-            "a folder, a Hub dataset as ID[:CONFIG][:SPLIT], or several with shares (a.jsonl=0.7,c4=0.3).",
+            help="Text to observe the experts on: bundled, c4, self (written by the model), a server (http://HOST/v1), "
+            "a file (.jsonl, .json, .txt, .parquet, .csv, .npy), a folder, a Hub dataset as ID[:CONFIG][:SPLIT], "
+            "or several with shares (a.jsonl=0.7,c4=0.3).",
         ),
     ] = _CALIBRATION.dataset
     samples: Annotated[
@@ -76,15 +77,15 @@ class CalibrationFlags:
     ] = _CALIBRATION.sequence_length
     seed: Annotated[
         int,
-        _calibration("--seed", min=0, metavar="N", help="Seed of the order of the text and of every random choice."),
+        _calibration("--seed", min=0, metavar="N", help="Seed of every random choice."),
     ] = _CALIBRATION.seed
     text_column: Annotated[
         str | None,
         _calibration(
             "--text-column",
             metavar="NAME",
-            show_default="found by the usual names",
-            help="Column that holds text or conversations.",
+            show_default="found by name",
+            help="Column of text or conversations.",
         ),
     ] = _CALIBRATION.text_column
     feature_tokens: Annotated[
@@ -105,6 +106,15 @@ class CalibrationFlags:
             help="Save calibration statistics here, or reuse them without running the model.",
         ),
     ] = None
+
+    no_measure: Annotated[
+        bool,
+        _calibration(
+            "--no-measure",
+            metavar="",
+            help="Do not measure perplexity and agreement with the source on held-out text of the calibration set.",
+        ),
+    ] = False
 
     def options(self) -> CalibrationOptions:
         """The library's options."""
@@ -187,9 +197,9 @@ class OutputFlags:
         ),
     ] = False
     overwrite: Annotated[bool, _output_flag("--overwrite", help="Replace an existing checkpoint.")] = False
-    dry_run: Annotated[
-        bool, _output_flag("--dry-run", help="Show the plan and what it needs, without converting; reads headers only.")
-    ] = False
+    dry_run: Annotated[bool, _output_flag("--dry-run", help="Show the plan and what it needs; reads headers only.")] = (
+        False
+    )
     as_json: JsonOption = False
     quiet: Annotated[bool, _output_flag("--quiet", "-q", help="Print only the path of the result.")] = False
 

@@ -48,7 +48,8 @@ def _row(option: TyperOption) -> str:
     text = (option.help or "").removesuffix(".")
     meaning, _, listed = text.partition(": ")
     if listed:
-        values = re.sub(r"(^|, | or )([\w:+-]+)", lambda item: item[1] + _code(item[2]), listed)
+        # Square brackets would be read as links.
+        values = re.sub(r"(^|, | or )([\w:+-]+)", lambda item: item[1] + _code(item[2]), listed).replace("[", "\\[")
     else:
         values = _KINDS.get(option.metavar or "", f"`{option.metavar}`").format(min=option.min)
     default = "required" if option.required else _default(option)

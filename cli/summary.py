@@ -23,6 +23,8 @@ from hcsmoe_hub.recipe.words import method_line
 
 # What a report calls the policy of a router that keeps all its rows.
 UNCHANGED = "unchanged"
+# Columns that are left for the ratios of single domains in a line of 100.
+DOMAINS_WIDTH = 70
 TWO_PASSES = (
     "two: the number of experts per layer depends on statistics, so the weights are read again after the model has run"
 )
@@ -118,13 +120,48 @@ def conversion(document: Document, *, check_mark: str, seconds: float) -> Render
         Text(),
         before_after(document),
         Text(),
-        section(_measures(layers)),
-        Text(
-            f"Averages over {format_plural(len(layers), 'MoE layer')} on calibration text. "
-            "For quality, run `hcsmoe evaluate`.",
-            style="dim",
-        ),
+        section([*cost(document["measured"]), *_measures(layers)]),
+        Text(_circumstances(document), style="dim"),
     )
+
+
+def cost(measured: Document | None) -> list[tuple[str, str, str]]:
+    """What a conversion cost on held-out text; empty if that was not measured."""
+    if measured is None:
+        return []
+    overall = measured["overall"]
+    return [
+        ("perplexity", f"x{overall['ratio']:.2f}", _domains(measured)),
+        (
+            "same top token",
+            format_percent(overall["top1_agreement"]),
+            f"of the time; KL divergence from the source {overall['kl']:.3g} nats",
+        ),
+    ]
+
+
+def _domains(measured: Document) -> str:
+    """How much text was held out, and the ratio of each of its domains, the worst first, as far as a line goes."""
+    words = f"on {measured['overall']['tokens']:,} held-out tokens"
+    rows = sorted(measured["domains"].items(), key=lambda item: -item[1]["ratio"])
+    if len(rows) < 2:
+        return words
+    named = [f"{domain} {row['ratio']:.2f}" for domain, row in rows]
+    for shown in range(len(named), 0, -1):
+        rest = [] if shown == len(named) else [f"{len(named) - shown} more"]
+        line = f"{words}: {', '.join([*named[:shown], *rest])}"
+        if len(line) <= DOMAINS_WIDTH:
+            break
+    return line
+
+
+def _circumstances(document: Document) -> str:
+    """What the figures of a summary were measured on."""
+    layers = f"over {format_plural(len(document['layers']), 'MoE layer')} on calibration text"
+    if document["measured"] is not None:
+        return f"Held-out text of the calibration set, and averages {layers}. See also `hcsmoe evaluate`."
+    reason = "" if document["not_measured"] is None else f": {document['not_measured']}"
+    return f"Averages {layers}. Perplexity was not measured{reason}. Run `hcsmoe evaluate`."
 
 
 def loading(path: str) -> str:
@@ -163,8 +200,10 @@ def _refit(refits: Sequence[Document]) -> list[tuple[str, str, str]]:
 
 def effort(rounds: list[int], steps: list[int]) -> str:
     """The work of the refits that were kept, a number per layer each, in words."""
-    words = f"{format_range(rounds)} round{'s' if max(rounds) != 1 else ''}"
-    return f"{words} and {format_range(steps)} steps" if any(steps) else words
+    counts = ((rounds, "round"), (steps, "step"))
+    return " and ".join(
+        f"{format_range(numbers)} {what}{'s' if max(numbers) != 1 else ''}" for numbers, what in counts if any(numbers)
+    )
 
 
 def _measures(layers: Sequence[Document]) -> list[tuple[str, str, str]]:

@@ -24,6 +24,7 @@ from hcsmoe_hub.options import (
     Dominant,
     Features,
     Layout,
+    Linkage,
     Merge,
     Preset,
     RouterPolicy,
@@ -37,7 +38,9 @@ LOGITS, WEIGHTS = (Similarity.ROUTER_LOGITS,), (Similarity.WEIGHT, Similarity.RO
 REDUCING: dict[str, MethodOptions] = {
     "zipit": MethodOptions(merge=Merge.ZIPIT),
     "mapped": MethodOptions(layout=Layout.MAPPED),
-    "refit": MethodOptions(preset=Preset.REFIT),
+    "default": MethodOptions(),
+    "loss-mapped": MethodOptions(linkage=Linkage.LOSS, merge=Merge.NEURONS, layout=Layout.MAPPED),
+    "best-neurons": MethodOptions(preset=Preset.HC_SMOE, merge=Merge.NEURONS, router=RouterPolicy.AVERAGE),
     "fix-dom": MethodOptions(merge=Merge.FIX_DOM, features=Features.WEIGHT),
     "budget": MethodOptions(layout=Layout.FULL, budget=Budget.FREQUENCY),
     "align-weight": MethodOptions(align=Align.WEIGHT),
@@ -60,6 +63,7 @@ IDENTICAL: dict[str, MethodOptions] = {
     "full": MethodOptions(layout=Layout.FULL, clustering=Clustering.KMEANS),
     "prune": MethodOptions(preset=Preset.REAP, saliency=Saliency.ROUTING_SCORE),
     "fit": MethodOptions(preset=Preset.HC_SMOE, router=RouterPolicy.FIT),
+    "default": MethodOptions(),
 }
 # Architectures whose blocks differ from all others where methods look: each goes through every method.
 SPECIAL = ("gemma4_text", "llama4_text", "deepseek_v4", "zaya", "gpt_oss", "dbrx")
@@ -69,15 +73,14 @@ TABLE = "sends tokens to fixed experts by a table, which may name experts that p
 WHOLE_LAYER = "runs the MoE block of a layer again on single tokens"
 # Every refusal that there is.
 REFUSED: dict[tuple[str, str], str] = {
-    ("deepseek_v4", "refit"): TABLE,
     ("deepseek_v4", "reap"): TABLE,
     ("deepseek_v4", "reconstruction"): TABLE,
     ("deepseek_v4", "prune"): TABLE,
     ("gemma4_text", "reconstruction"): WHOLE_LAYER,
     ("gemma4_text", "budget"): WHOLE_LAYER,
     ("llama4_text", "reconstruction"): "the router weight multiplies an expert's input",
-    ("llama4_text", "refit"): "the weight is applied before an expert's first projection",
     ("llama4_text", "mapped"): "the mapped layout cannot hold",
+    ("llama4_text", "loss-mapped"): "the mapped layout cannot hold",
 }
 # No statistics file: its statistics are collected anew by every conversion.
 WITHOUT_FILE = "gemma4_text"

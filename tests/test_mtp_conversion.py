@@ -202,7 +202,7 @@ def test_a_head_of_the_reduced_model_sees_its_hidden_states(
     source: Source, tmp_path: Path, sequences: int, length: int
 ) -> None:
     start = source("deepseek_v3")
-    method = MethodOptions(preset="refit", propagate="merged")
+    method = MethodOptions(preset="hc-refit", propagate="merged")
     wanted = options(start, KEPT, output=tmp_path, method=method, ids=token_ids(sequences, length), batch_tokens=8)
     report = convert(start, wanted)
     assert [layer.layer for layer in report.layers] == [1, 2]

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import hcsmoe_hub.options
 from hcsmoe_hub.cli.app import app
 from hcsmoe_hub.machine.versions import LIBRARIES
+from hcsmoe_hub.options import FormerRefit
 
 LIBRARY = ROOT / "hcsmoe_hub"
 COMMANDS = ROOT / "cli"
@@ -33,6 +34,7 @@ FOLDERS = {
 }
 NETWORK = {"huggingface_hub", "datasets", "httpx", "httpx2", "requests", "urllib", "http", "socket", "aiohttp"}
 NETWORK_FILES = {
+    "calibration/completions.py",
     "calibration/rows.py",
     "hub/additions.py",
     "hub/read_errors.py",
@@ -199,9 +201,9 @@ def test_the_library_has_at_most_eight_files_at_its_root() -> None:
 
 
 def enums() -> list[type[StrEnum]]:
-    """Every choice that a conversion has."""
+    """Every choice that a conversion has; words of earlier reports are not choices."""
     kinds = [value for value in vars(hcsmoe_hub.options).values() if isinstance(value, type)]
-    return [kind for kind in kinds if issubclass(kind, StrEnum) and kind is not StrEnum]
+    return [kind for kind in kinds if issubclass(kind, StrEnum) and kind not in (StrEnum, FormerRefit)]
 
 
 @pytest.mark.parametrize("kind", enums(), ids=lambda kind: kind.__name__)

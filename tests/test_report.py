@@ -102,6 +102,9 @@ def test_the_report_has_every_key_of_the_contract(source: Path, result: Path) ->
         "text_column": None,
         "feature_tokens": 2048,
         "dataset_sha256": hashlib.sha256((source.parent / "ids.npy").read_bytes()).hexdigest(),
+        "domains": [
+            {"domain": "ids.npy", "sequences": SEQUENCES, "tokens": SEQUENCES * LENGTH, "measured_tokens": 0},
+        ],
     }
     assert [entry["layer"] for entry in report["layers"]] == [0, 1]
     assert all(entry.keys() == {field.name for field in fields(LayerReport)} for entry in report["layers"])

@@ -59,6 +59,45 @@ def test_what_the_first_reports_did_not_record_is_derived_or_open() -> None:
     assert (chosen["method"], chosen["layout"], chosen["seed"], chosen["refit"]) == ("merge", "reduced", 42, None)
 
 
+def figures(**changes: Any) -> dict[str, Any]:
+    """What a conversion cost, with some figures changed."""
+    row = {"tokens": 100, "perplexity_before": 10.0, "perplexity_after": 12.0, "ratio": 1.2, "kl": 0.1}
+    row |= {"top1_agreement": 0.9}
+    return {
+        "sequences": 2,
+        "sequence_length": 51,
+        "sha256": "0" * 64,
+        "overall": row,
+        "domains": {"code": {**row, **changes}},
+    }
+
+
+def test_what_a_conversion_cost_is_read_and_absent_in_early_reports() -> None:
+    content = {**document(), "measured": figures()}
+    report = read_report(json.dumps(content), label="hcsmoe.json")
+    assert report.measured == content["measured"]
+    del content["measured"], content["not_measured"]
+    report = read_report(json.dumps(content), label="hcsmoe.json")
+    assert (report.measured, report.not_measured) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"tokens": 0}, "measured.domains.code.tokens is 0, so nothing was measured"),
+        ({"ratio": 1e301}, "measured.domains.code has a perplexity or a ratio that is not a positive number"),
+        ({"perplexity_before": 0.0}, "measured.domains.code has a perplexity or a ratio that is not a positive number"),
+        ({"top1_agreement": 1.5}, "measured.domains.code.top1_agreement is 1.5, not between 0 and 1"),
+        ({"kl": None}, "measured.domains.code.kl is null, not a number"),
+    ],
+)
+def test_impossible_figures_of_a_cost_are_refused(changes: dict[str, Any], problem: str) -> None:
+    content = {**document(), "measured": figures(**changes)}
+    with pytest.raises(SourceError) as caught:
+        read_report(json.dumps(content), label="hcsmoe.json")
+    assert problem in caught.value.message
+
+
 def test_a_key_of_a_later_program_is_left_out() -> None:
     content = document()
     content["layers"][0]["novelty"] = content["novelty"] = {"any": "thing"}

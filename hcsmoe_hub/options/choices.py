@@ -7,7 +7,7 @@ from typing import Self
 class Preset(StrEnum):
     """A method under the name that people know it by."""
 
-    REFIT = "refit"
+    HC_REFIT = "hc-refit"
     HC_SMOE = "hc-smoe"
     M_SMOE = "m-smoe"
     REAP = "reap"
@@ -49,12 +49,13 @@ class Clustering(StrEnum):
 
 
 class Linkage(StrEnum):
-    """How far apart two clusters are, given the distances of their members."""
+    """How far apart two clusters are: by the distances of their members, or by what their union would lose."""
 
     AVERAGE = "average"
     SINGLE = "single"
     COMPLETE = "complete"
     WARD = "ward"
+    LOSS = "loss"
 
 
 class KMeansStart(StrEnum):
@@ -98,6 +99,7 @@ class Merge(StrEnum):
     FIX_DOM = "fix-dom"
     FIX_DOM_ONE_TO_ONE = "fix-dom-one-to-one"
     ZIPIT = "zipit"
+    NEURONS = "neurons"
 
 
 class Features(StrEnum):
@@ -122,6 +124,10 @@ class Saliency(StrEnum):
     FREQUENCY = "frequency"
     ROUTING_SCORE = "routing-score"
     REAP = "reap"
+    MAN = "man"
+    TOTAL_MASS = "total-mass"
+    GRAM = "gram"
+    OMP = "omp"
     RECONSTRUCTION = "reconstruction"
 
 
@@ -130,6 +136,13 @@ class Refit(StrEnum):
 
     NONE = "none"
     DOWN = "down"
+    BLOCK = "block"
+    MODEL = "model"
+
+
+class FormerRefit(StrEnum):
+    """What earlier versions refitted; only their reports name it."""
+
     EXPERTS = "experts"
     BLOCKS = "blocks"
 

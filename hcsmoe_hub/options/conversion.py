@@ -31,7 +31,8 @@ class CalibrationOptions:
     """Which text the experts are observed on.
 
     Attributes:
-        dataset: ``bundled``, ``c4``, a local file or folder, or a dataset of the Hub as ``ID[:CONFIG][:SPLIT]``;
+        dataset: ``bundled``, ``c4``, ``self`` (text that the source model writes), the address of an OpenAI-compatible
+            server, a local file or folder, or a dataset of the Hub as ``ID[:CONFIG][:SPLIT]``;
             several of them with commas between them, with relative shares: ``a.jsonl=0.5,b.jsonl=0.3,c4=0.2``.
         samples: Number of packed sequences; ``None`` takes as many as hold 65,536 tokens, or up to 131,072 for a
             refit.
@@ -96,7 +97,7 @@ class ConvertOptions:
     Attributes:
         experts: Experts to keep in every MoE layer.
         experts_per_token: Active experts per token in the result; ``None`` keeps the source's number.
-        method: How the experts are reduced; by default the preset ``refit``.
+        method: How the experts are reduced; by default the preset ``hc-refit``.
         calibration: Which text the experts are observed on.
         dtype: How the weights of a quantised source are written: in the source's own format, where what nothing
             changes keeps its bytes, or all of them in bfloat16.
@@ -110,6 +111,8 @@ class ConvertOptions:
         max_memory_bytes: Refuse a plan whose estimated peak is above this many bytes; convert if it is not, even if the
             machine has less. ``None`` plans without a limit, and refuses to convert with more than is available.
         statistics: File of calibration statistics: reused if it exists, written otherwise.
+        measure: Whether to measure what the conversion cost: perplexity and agreement with the source on held-out text
+            of the calibration set, which runs through the layers along with it.
         figure: Draw usage, distances and dendrogram of every layer into the result.
         push: Where the result goes on the Hub; shards are uploaded as they are finished.
         low_disk: Keep at most the downloaded shards of two layers on disk; of a result that is pushed, one shard.
@@ -131,6 +134,7 @@ class ConvertOptions:
     batch_tokens: Count | None = None
     max_memory_bytes: Count | None = None
     statistics: Path | None = None
+    measure: bool = True
     figure: bool = False
     push: PushOptions | None = None
     low_disk: bool = False

@@ -33,14 +33,14 @@ class MethodOptions:
     that would have no effect is refused when a conversion is planned.
 
     Attributes:
-        preset: The named method to start from. ``None`` is ``refit``, or ``hc-smoe`` if a choice is given that only
-            merged experts have.
+        preset: The named method to start from. ``None`` is ``hc-refit``; ``reap`` if pruning is asked for; ``hc-smoe``
+            if a choice of grouping or merging is given that ``hc-refit`` makes otherwise.
         method: Merge clusters, or prune experts.
         similarity: What experts are compared by; the distances of several are normalised and added. Also one word, or
-            words joined with ``+``.
+            words joined with ``+``. The loss linkage compares neurons instead.
         distance: How far apart two experts are.
         clustering: How experts are grouped.
-        linkage: How far apart two clusters are, in hierarchical clustering.
+        linkage: How far apart two clusters are, in hierarchical clustering; ``loss`` is what their union would lose.
         kmeans_start: Where the centres of k-means begin.
         dominant: Which expert of a cluster the others follow.
         budget: How many clusters each layer gets.
@@ -53,6 +53,7 @@ class MethodOptions:
         align: How neurons are permuted before a weighted merge.
         saliency: Which experts pruning keeps.
         refit: What is refitted to the original layer's output, in the ``reduced`` layout.
+        refit_passes: How often ``refit="block"`` sees the calibration text.
         router: How the router follows, in the ``reduced`` layout.
         propagate: On whose hidden states a router is fitted and a layer is refitted.
         layout: How the result is written.
@@ -80,6 +81,7 @@ class MethodOptions:
     align: Align | None = None
     saliency: Saliency | None = None
     refit: Refit | None = None
+    refit_passes: Count | None = None
     router: RouterPolicy | None = None
     propagate: Propagate | None = None
     layout: Layout | None = None

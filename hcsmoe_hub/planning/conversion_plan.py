@@ -78,6 +78,11 @@ class ConversionPlan:
         return self.options.low_disk and self.options.push is not None
 
     @property
+    def trains_model(self) -> bool:
+        """Whether the whole reduced model is trained on its source's logits; it is not if it has as many experts."""
+        return self.recipe.refits_model and self.options.experts < self.model.settings.experts
+
+    @property
     def method(self) -> dict[str, Any]:
         """Every choice in force, as reports record it: the recipe, and the format of a quantised source's weights."""
         dtype = {"dtype": str(self.options.dtype)} if self.model.is_quantized else {}

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 
+from hcsmoe_hub.calibration.measured import MEASURED_TOKENS, MOST_DOMAINS
 from hcsmoe_hub.checkpoint.pieces import download_bytes, largest_pair
 from hcsmoe_hub.checkpoint.tensors import total_bytes
-from hcsmoe_hub.methods.refit.cost import BLOCK_STEP_TOKENS, BLOCK_STEPS, FittedLayer
+from hcsmoe_hub.methods.clustering.energies import ENERGY_CHUNK, ENERGY_TOKENS
+from hcsmoe_hub.methods.refit.cost import FittedLayer
 from hcsmoe_hub.methods.refit.down_projections import KEPT_BYTES
-from hcsmoe_hub.methods.refit.experts import STEP_TOKENS
 from hcsmoe_hub.model.expert_kinds import experts_of
-from hcsmoe_hub.options import Align, Merge, Refit
+from hcsmoe_hub.options import Align, Linkage, Merge, Refit
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
+from hcsmoe_hub.planning.model_refit import model_refit_bytes, model_refit_flops
 
 # Resident size of a Python process that has imported torch and transformers and run a first layer, without weights.
 PROCESS_BYTES = 480_000_000
@@ -19,9 +21,16 @@ TEXT_BYTES = 150_000_000
 LOADING_FACTOR = 1.35
 # Per pair of neurons: similarity in float32, its copy in float64, and what the assignment works with (measured).
 ASSIGNMENT_BYTES = 21
-# Copies of the hidden states that a refit holds, and values per neuron and token of one of its steps.
+# Copies of the hidden states that the refit of down projections holds.
 FITTED_STATES = 7
-STEP_VALUES = 12
+# Of a number in the matrix products of a descent; where these are in float32, no copy is needed.
+PRODUCT_BYTES = 2
+# Predictions of both models, and their logarithms in float64: bytes per token and entry of the vocabulary.
+LOGIT_BYTES = 48
+# Memory that predictions may take at a time.
+LOGITS_BYTES = 256_000_000
+# Copies of the hidden activations of one expert while the energies of its neurons are added up.
+ENERGY_COPIES = 4
 # Rough reading speed of a local disk, for the estimate of time only.
 DISK_BYTES_PER_SECOND = 1e9
 # Besides matrix products there are activations, attention and clustering.
@@ -37,12 +46,14 @@ class LayerCost:
         merged_bytes: Bytes of its experts after the merge.
         rest_bytes: Bytes of everything outside the decoder layers.
         flops_per_token: Floating-point operations per calibration token, over all layers.
+        measured_flops_per_token: The same per held-out token, with the heads of both models.
     """
 
     layer_bytes: int
     merged_bytes: int
     rest_bytes: int
     flops_per_token: int
+    measured_flops_per_token: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,17 +92,23 @@ def layer_cost(plan: ConversionPlan) -> LayerCost:
     kept = experts * experts_after // model.settings.experts
     share_before = model.settings.experts_per_token / model.settings.experts
     share_after = plan.settings.experts_per_token / experts_after
-    # Gate and up run on every token; down, and the merged experts, on the tokens that are routed to them.
+    # For mean outputs gate and up run on every token; otherwise experts run on the tokens that are routed to them.
     matrices = _matrices(plan)
-    active = sum(layers) - experts + experts * (matrices - 1 + share_before) / matrices + kept * share_after
+    runs_all = plan.recipe.needs_mean_outputs or plan.options.statistics is not None
+    share = (matrices - 1 + share_before) / matrices if runs_all else share_before
+    active = sum(layers) - experts + experts * share + kept * share_after
+    others = sum(layers) - experts
     if plan.recipe.propagates:
-        # The reduced model's hidden states run through the source's layer, and through the reduced one.
-        active += 2 * (sum(layers) - experts) + experts * share_before + kept * share_after
+        # The reduced model's hidden states run through the source's layer without its experts, and the reduced one.
+        active += 2 * others + kept * share_after
+    head = model.skeleton.text_config.hidden_size * model.skeleton.text_config.vocab_size
+    measured = 2 * (others + head) + experts * share_before + kept * share_after
     return LayerCost(
         layer_bytes=max(layers) * itemsize,
         merged_bytes=merged * itemsize,
         rest_bytes=sizes.get(None, 0) * itemsize,
         flops_per_token=int(2 * active),
+        measured_flops_per_token=int(2 * measured),
     )
 
 
@@ -130,8 +147,28 @@ def matching_bytes(plan: ConversionPlan) -> int:
     return ASSIGNMENT_BYTES * neurons**2 if matches else 0
 
 
+def energy_bytes(plan: ConversionPlan) -> int:
+    """Memory for the energies of neurons, and for what clusters of them have added up."""
+    if not plan.recipe.needs_energies:
+        return 0
+    experts, neurons = plan.model.settings.experts, neurons_of(plan)
+    tables = (2 if plan.recipe.linkage is Linkage.LOSS else 1) * 4 * experts**2 * neurons
+    hidden = plan.model.skeleton.text_config.hidden_size * plan.model.skeleton.dtype.itemsize
+    return tables + ENERGY_COPIES * 4 * min(ENERGY_CHUNK, ENERGY_TOKENS * neurons) + ENERGY_TOKENS * hidden
+
+
+def energy_flops(plan: ConversionPlan) -> int:
+    """Operations of all layers for the energies of neurons: every expert's activations, and sums of their squares."""
+    if not plan.recipe.needs_energies:
+        return 0
+    experts, neurons = plan.model.settings.experts, neurons_of(plan)
+    hidden, tokens = plan.model.skeleton.text_config.hidden_size, min(ENERGY_TOKENS, plan.calibration.tokens)
+    per_layer = 2 * tokens * experts * neurons * ((_matrices(plan) - 1) * hidden + experts)
+    return per_layer * len(plan.experts_by_layer)
+
+
 def refit_bytes(plan: ConversionPlan) -> int:
-    """Memory for a refit: its own experts and tokens in float32, and what its equations or its optimiser need."""
+    """Memory for a refit: its own experts, its tokens, and what its equations or its optimiser need."""
     refit, neurons = plan.recipe.refit, neurons_of(plan)
     hidden, tokens = plan.model.skeleton.text_config.hidden_size, plan.calibration.tokens
     experts = 4 * plan.options.experts * expert_parameters(plan)
@@ -141,15 +178,48 @@ def refit_bytes(plan: ConversionPlan) -> int:
     kept += min(KEPT_BYTES, 4 * tokens * plan.model.settings.experts_per_token * neurons)
     equations = 3 * 8 * neurons**2
     match refit:
-        case None | Refit.NONE:
-            return 0
         case Refit.DOWN:
             return experts + states + kept + equations
-        case Refit.EXPERTS:
-            return experts + states + kept + max(equations, 4 * STEP_VALUES * STEP_TOKENS * neurons)
-        case Refit.BLOCKS:
-            # Gradients and two moments.
-            return 4 * experts + states + kept + max(equations, 4 * STEP_VALUES * STEP_TOKENS * neurons)
+        case Refit.BLOCK | Refit.MODEL:
+            return fitted_layer(plan).block_bytes(
+                itemsize=plan.model.skeleton.dtype.itemsize, product_itemsize=PRODUCT_BYTES
+            )
+        case _:
+            return 0
+
+
+def gram_bytes(plan: ConversionPlan) -> int:
+    """Memory for the outputs of one micro-batch, choice by choice, whose products are added up."""
+    if not plan.recipe.needs_gram and plan.options.statistics is None:
+        return 0
+    tokens = min(plan.batch_tokens, plan.calibration.tokens)
+    return 4 * tokens * plan.model.settings.experts_per_token * plan.model.skeleton.text_config.hidden_size
+
+
+def measured_tokens(plan: ConversionPlan) -> int:
+    """Most tokens that the cost of a conversion is measured on."""
+    is_measured = plan.options.measure and plan.statistics is None and not plan.calibration.is_token_ids
+    # A sequence of every domain, though how many there are shows only when the text is read.
+    most = max(MEASURED_TOKENS, MOST_DOMAINS * plan.calibration.sequence_length)
+    return min(most, plan.calibration.tokens) if is_measured else 0
+
+
+def head_bytes(plan: ConversionPlan) -> int:
+    """Memory for comparing predictions at the end: the head, where it runs on a device, and some logits."""
+    if not measured_tokens(plan):
+        return 0
+    config = plan.model.skeleton.text_config
+    head = config.vocab_size * config.hidden_size * plan.model.skeleton.dtype.itemsize if plan.on_device else 0
+    return int(head + LOGIT_BYTES * config.vocab_size * min(logit_tokens(config.vocab_size), MEASURED_TOKENS))
+
+
+def logit_tokens(vocabulary: int) -> int:
+    """Tokens whose predictions are compared at a time.
+
+    Args:
+        vocabulary: Number of logits.
+    """
+    return max(16, LOGITS_BYTES // (LOGIT_BYTES * vocabulary))
 
 
 def encoding_bytes(plan: ConversionPlan, experts_bytes: int) -> int:
@@ -165,7 +235,19 @@ def encoding_bytes(plan: ConversionPlan, experts_bytes: int) -> int:
 
 def refit_flops(plan: ConversionPlan) -> float:
     """Operations of the refits of all layers."""
-    layer = FittedLayer(
+    layer, layers = fitted_layer(plan), len(plan.experts_by_layer)
+    match plan.recipe.refit:
+        case Refit.DOWN:
+            return layers * layer.down()
+        case Refit.BLOCK | Refit.MODEL:
+            return layers * layer.block(plan.recipe.refit_passes or 1)
+        case _:
+            return 0.0
+
+
+def fitted_layer(plan: ConversionPlan) -> FittedLayer:
+    """Sizes of a layer that is refitted."""
+    return FittedLayer(
         hidden=plan.model.skeleton.text_config.hidden_size,
         neurons=neurons_of(plan),
         experts=plan.options.experts,
@@ -173,16 +255,6 @@ def refit_flops(plan: ConversionPlan) -> float:
         tokens=plan.calibration.tokens,
         matrices=_matrices(plan),
     )
-    layers = len(plan.experts_by_layer)
-    match plan.recipe.refit:
-        case None | Refit.NONE:
-            return 0.0
-        case Refit.DOWN:
-            return layers * layer.down()
-        case Refit.EXPERTS:
-            return layers * layer.whole()
-        case Refit.BLOCKS:
-            return layers * (layer.whole() + layer.trained(BLOCK_STEPS * BLOCK_STEP_TOKENS))
 
 
 def download_needs(plan: ConversionPlan) -> tuple[int, int]:
@@ -216,23 +288,33 @@ def estimate_needs(plan: ConversionPlan, *, flops_per_second: float | None = Non
     token_bytes = plan.model.skeleton.text_config.hidden_size * itemsize
     # Input and output of the layer, input of its MoE block, and what its experts returned; of each of both streams.
     states = (8 if plan.recipe.propagates else 4) * tokens * token_bytes
+    # Of held-out tokens only input and output of the layer, but of both models.
+    measured = measured_tokens(plan)
+    states += 4 * measured * token_bytes
     layers = int(cost.layer_bytes * (1 + LOADING_FACTOR)) + cost.merged_bytes
     layers += encoding_bytes(plan, cost.merged_bytes)
-    at_work = layers + 16 * min(plan.batch_tokens, tokens) * token_bytes
-    matching = matching_bytes(plan) + refit_bytes(plan)
+    at_work = layers + 16 * min(plan.batch_tokens, tokens) * token_bytes + gram_bytes(plan)
+    # The layers are gone when the head runs, on the device if there is one.
+    at_work = max(at_work, head_bytes(plan))
+    # Energies are gone before anything is refitted.
+    matching = matching_bytes(plan) + max(energy_bytes(plan), refit_bytes(plan))
     process = PROCESS_BYTES + (0 if plan.calibration.is_token_ids else TEXT_BYTES)
-    flops = cost.flops_per_token * tokens + int(refit_flops(plan))
+    flops = cost.flops_per_token * tokens + cost.measured_flops_per_token * measured
+    flops += energy_flops(plan) + int(refit_flops(plan) + model_refit_flops(plan))
     seconds = None
     if flops_per_second is not None:
         moved = total_bytes(source.tensors.values()) + plan.shards.file_bytes
         seconds = COMPUTE_OVERHEAD * flops / flops_per_second + moved / DISK_BYTES_PER_SECOND
     downloaded, held = download_needs(plan)
+    converting = cost.rest_bytes + states + matching + (0 if plan.on_device else at_work)
+    # It begins when the layers are done.
+    training, kept = model_refit_bytes(plan, neurons_of(plan))
     return Needs(
         download_bytes=downloaded,
         cache_bytes=held,
         disk_bytes=result_bytes(plan),
-        memory_bytes=process + cost.rest_bytes + states + matching + (0 if plan.on_device else at_work),
-        device_bytes=at_work if plan.on_device else 0,
+        memory_bytes=process + max(converting, kept + (0 if plan.on_device else training)),
+        device_bytes=max(at_work, training) if plan.on_device else 0,
         flops=flops,
         seconds=seconds,
     )

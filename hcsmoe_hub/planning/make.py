@@ -1,6 +1,7 @@
 """Turns a source's config and headers and the options into a plan, or refuses: no weight byte is read here."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
 from hcsmoe_hub.checkpoint.writer import is_occupied, lay_out
 from hcsmoe_hub.errors import OutputError, PlanError
-from hcsmoe_hub.machine.device import default_batch_tokens
+from hcsmoe_hub.machine.device import compute_dtype, default_batch_tokens
 from hcsmoe_hub.machine.units import format_plural
 from hcsmoe_hub.methods.clustering import frequency_budget
 from hcsmoe_hub.model.architectures import REPORT_HINT
@@ -31,7 +32,7 @@ from hcsmoe_hub.planning.disk_space import existing_part
 from hcsmoe_hub.planning.estimate import estimate_needs
 from hcsmoe_hub.planning.memory import memory_refusal
 from hcsmoe_hub.planning.output_place import check_place
-from hcsmoe_hub.planning.refusals import check_recipe, converted_layers
+from hcsmoe_hub.planning.refusals import check_recipe, converted_layers, suit_default
 from hcsmoe_hub.planning.result_shapes import result_state
 from hcsmoe_hub.planning.room import room_warnings
 from hcsmoe_hub.planning.tensor_fates import Account, MtpRule, take_account
@@ -39,13 +40,16 @@ from hcsmoe_hub.recipe.recipe import Recipe
 from hcsmoe_hub.recipe.resolve import resolve
 
 
-def make_plan(source: Source, options: ConvertOptions, *, on_device: bool = False) -> ConversionPlan:
+def make_plan(
+    source: Source, options: ConvertOptions, *, on_device: bool = False, compute: torch.dtype | None = None
+) -> ConversionPlan:
     """Plans a conversion.
 
     Args:
         source: The checkpoint.
         options: What to do with it.
         on_device: Whether layers run on an accelerator.
+        compute: Dtype in which bfloat16 weights are computed with; ``None`` for the one that the device is fast at.
 
     Raises:
         HcsmoeError: Every refusal of a conversion happens here, but for a machine without room for it: that is a
@@ -53,21 +57,21 @@ def make_plan(source: Source, options: ConvertOptions, *, on_device: bool = Fals
     """
     recipe = resolve(options.method)
     check_place(_output(source, options))
-    model = read_model(source, with_mtp=_keeps_mtp(recipe, options))
+    compute = compute or compute_dtype(torch.device("cuda" if on_device else "cpu"))
+    model = read_model(source, with_mtp=_keeps_mtp(recipe, options), compute=compute)
     _check_device(model, on_device=on_device)
     _check_dtype(model, options)
+    recipe, notes = suit_default(model, options)
     after = check_recipe(model, recipe, options)
-    statistics = _find_statistics(model, options)
+    statistics = _find_statistics(model, recipe, options)
     counts, is_final = _experts_by_layer(model, recipe, options.experts, after, statistics)
-    state = result_state(model, counts, recipe.layout)
+    state, keep_format = result_state(model, counts, recipe.layout), options.dtype is Dtype.SOURCE
     reduced = None if recipe.is_tied else _reduced(model, after)
     if reduced is not None:
         _check_reduced(model, reduced, state, after)
-    keep_format = options.dtype is Dtype.SOURCE
     mtp = _mtp_rule(model, recipe, options, counts)
     account = take_account(model, state, layout=recipe.layout, mtp=mtp, keep_format=keep_format)
-    files = source.files()
-    sidecars = _sidecars(source, files)
+    sidecars = _sidecars(source, source.files())
     plan = ConversionPlan(
         model=model,
         options=options,
@@ -81,14 +85,14 @@ def make_plan(source: Source, options: ConvertOptions, *, on_device: bool = Fals
         shards=lay_out(account.outputs, max_shard_size=options.max_shard_size),
         config=_edited_config(model, after, without_mtp=bool(account.dropped), keep_format=keep_format),
         sidecars=sidecars,
-        left_files=left_files(files, _used_files(source, sidecars)),
+        left_files=left_files(source.files(), _used_files(source, sidecars)),
         calibration=_plan_calibration(model, options, recipe, statistics),
         feature_tokens=options.calibration.feature_tokens if statistics is None else statistics.feature_tokens,
         statistics=statistics,
         on_device=on_device,
         batch_tokens=options.batch_tokens or default_batch_tokens(on_device=on_device),
         output=_output(source, options),
-        warnings=_warnings(model, options, recipe, after, account) + _loading_warnings(model),
+        warnings=_warnings(model, options, recipe, after, account) + _loading_warnings(model) + notes,
     )
     _check_output(plan)
     refusal = memory_refusal(plan, estimate_needs(plan))
@@ -141,12 +145,13 @@ def _mtp_rule(model: SourceModel, recipe: Recipe, options: ConvertOptions, count
     return MtpRule(fits=recipe.layout is Layout.MAPPED or set(counts.values()) == {model.settings.experts})
 
 
-def _find_statistics(model: SourceModel, options: ConvertOptions) -> StatisticsFile | None:
+def _find_statistics(model: SourceModel, recipe: Recipe, options: ConvertOptions) -> StatisticsFile | None:
     """Statistics to reuse, ``None`` if the model has to run."""
     if options.statistics is None or not options.statistics.exists():
         return None
     found = StatisticsFile(options.statistics)
     found.check(model, options.calibration)
+    found.check_scores(recipe)
     return found
 
 
@@ -191,7 +196,7 @@ def _plan_calibration(
             f"the MTP head of {model.source.label} takes a token and the next one, but a sequence has one token only.",
             hint="use a longer `sequence_length`, or `mtp='drop'`",
         )
-    return planned
+    return planned if options.measure else replace(planned, holds_back=False)
 
 
 def _edited_config(
@@ -222,10 +227,10 @@ def _check_device(model: SourceModel, *, on_device: bool) -> None:
 
 
 def _check_dtype(model: SourceModel, options: ConvertOptions) -> None:
-    if options.dtype is Dtype.BFLOAT16 and not model.is_quantized and model.skeleton.dtype != torch.bfloat16:
+    if options.dtype is Dtype.BFLOAT16 and not model.is_quantized and model.dtype != torch.bfloat16:
         raise PlanError(
             f"`dtype='bfloat16'` decodes quantised weights, but those of {model.source.label} are plain "
-            f"{str(model.skeleton.dtype).removeprefix('torch.')}.",
+            f"{str(model.dtype).removeprefix('torch.')}.",
             hint="leave `dtype` out: the result has the dtype of the source",
         )
 

@@ -9,16 +9,16 @@ from hcsmoe_hub.machine.units import format_bytes, format_list
 from hcsmoe_hub.options import ConvertOptions, Merge, Preset, Propagate, Refit, default_samples
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.estimate import Needs, estimate_needs
-from hcsmoe_hub.planning.refusals import check_recipe
+from hcsmoe_hub.planning.refusals import check_recipe, suit_default
 from hcsmoe_hub.recipe.recipe import Recipe
-from hcsmoe_hub.recipe.resolve import resolve
 
 # What is cheaper than the method of a plan, in the order in which it is offered.
 _CHEAPER: tuple[Mapping[str, Any], ...] = (
+    {"refit": Refit.BLOCK},
     {"preset": Preset.HC_SMOE},
     {"preset": Preset.REAP},
-    {"refit": Refit.DOWN},
-    {"refit": Refit.NONE},
+    {"refit": Refit.DOWN, "refit_passes": None},
+    {"refit": Refit.NONE, "refit_passes": None},
     {"propagate": Propagate.ORIGINAL},
     {"merge": Merge.FREQUENCY},
 )
@@ -91,14 +91,14 @@ def _cheaper_plans(plan: ConversionPlan) -> Iterator[tuple[str, ConversionPlan]]
         if options.calibration.samples is None and _reads_text(plan):
             samples = default_samples(plan.calibration.sequence_length, fits=recipe.refits)
             cheaper = replace(cheaper, calibration=replace(plan.calibration, sequences=samples))
-        ((name, value),) = changes.items()
+        name, value = next(iter(changes.items()))
         yield f"`{name}='{value}'`", cheaper
 
 
 def _possible_recipe(plan: ConversionPlan, options: ConvertOptions) -> Recipe | None:
     """The recipe of other options for the same model; ``None`` if they are refused."""
     try:
-        recipe = resolve(options.method)
+        recipe, _ = suit_default(plan.model, options)
         check_recipe(plan.model, recipe, options)
     except PlanError:
         return None

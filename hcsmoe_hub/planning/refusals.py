@@ -1,6 +1,8 @@
 """Whether a recipe fits a model: every refusal that needs both, before a weight byte is read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from hcsmoe_hub.checkpoint.config_json import MoESettings, check_counts
 from hcsmoe_hub.errors import PlanError
@@ -8,9 +10,49 @@ from hcsmoe_hub.machine.versions import has_matplotlib
 from hcsmoe_hub.model.expert_kinds import experts_of
 from hcsmoe_hub.model.router import router_weight
 from hcsmoe_hub.model.source_model import SourceModel
-from hcsmoe_hub.options import Budget, ConvertOptions, Dominant, Layout, Method, Refit, Saliency, Similarity
+from hcsmoe_hub.options import (
+    Budget,
+    ConvertOptions,
+    Dominant,
+    Dtype,
+    Layout,
+    Method,
+    Propagate,
+    Refit,
+    RouterPolicy,
+    Saliency,
+    Similarity,
+)
 from hcsmoe_hub.planning.mapped_layout import mapped_refusal
+from hcsmoe_hub.recipe.presets import DEFAULT_PRESET, starting_point
 from hcsmoe_hub.recipe.recipe import Recipe
+from hcsmoe_hub.recipe.resolve import resolve
+
+
+def suit_default(model: SourceModel, options: ConvertOptions) -> tuple[Recipe, list[str]]:
+    """The recipe of some options, where the default preset does without what the model does not allow.
+
+    A choice that is given stays as it is, and so do those of other presets.
+
+    Returns:
+        The recipe, and a sentence on each choice of the preset that it does not follow.
+
+    Raises:
+        PlanError: If choices contradict each other.
+    """
+    recipe, method, notes = resolve(options.method), options.method, list[str]()
+    if (method.preset or starting_point(method)) is not DEFAULT_PRESET:
+        return recipe, notes
+    for name, other, check in _CONCESSIONS:
+        if getattr(method, name) is not None:
+            continue
+        try:
+            check(model, recipe, options)
+        except PlanError as error:
+            notes.append(f"{DEFAULT_PRESET} converts with `{name}='{other}'` here: {error.message}")
+            method = replace(method, preset=DEFAULT_PRESET, **{name: other})
+            recipe = resolve(method)
+    return recipe, notes
 
 
 def check_recipe(model: SourceModel, recipe: Recipe, options: ConvertOptions) -> MoESettings:
@@ -29,6 +71,7 @@ def check_recipe(model: SourceModel, recipe: Recipe, options: ConvertOptions) ->
     _check_sample(model, recipe, options)
     _check_refit(model, recipe)
     _check_propagation(model, recipe, options)
+    _check_model_refit(model, recipe, options)
     if options.figure and not has_matplotlib():
         raise PlanError("`figure` draws with matplotlib, which is not installed.", hint="pip install 'hcsmoe[plots]'")
     before = model.settings
@@ -146,8 +189,8 @@ def _check_router(model: SourceModel, recipe: Recipe) -> None:
 
 
 def _check_refit(model: SourceModel, recipe: Recipe) -> None:
-    """Checks that an expert's output is a sum over its neurons times the router weight, which the refit fits."""
-    if not recipe.refits:
+    """Checks that an expert's output is a sum over its neurons times the router weight, as least squares need it."""
+    if recipe.refit is not Refit.DOWN:
         return
     for block in model.blocks:
         experts = experts_of(model.skeleton.module.get_submodule(block.experts_path))
@@ -156,7 +199,7 @@ def _check_refit(model: SourceModel, recipe: Recipe) -> None:
             raise PlanError(
                 f"`refit='{recipe.refit}'` fits sums of router weight times neuron, but in {model.source.label} the "
                 f"weight is applied {place}.",
-                hint="use `refit='none'`",
+                hint="use `refit='block'` or `refit='none'`",
             )
 
 
@@ -170,12 +213,29 @@ def _check_propagation(model: SourceModel, recipe: Recipe, options: ConvertOptio
             "every layer of the reduced model.",
             hint="leave `statistics` or `propagate` out",
         )
-    whole = [block.layer for block in model.blocks if block.is_whole_layer]
-    if whole:
+
+
+def _check_model_refit(model: SourceModel, recipe: Recipe, options: ConvertOptions) -> None:
+    """Checks that both models can be in memory at once, with text to run them on, and be written again."""
+    if not recipe.refits_model:
+        return
+    if options.statistics is not None:
         raise PlanError(
-            f"`propagate='merged'` runs a layer around another MoE block, but in layer {whole[0]} of "
-            f"{model.source.label} router and experts are part of the decoder layer itself.",
-            hint="leave `propagate` out",
+            "`statistics` keeps what a later conversion needs without running the model, but `refit='model'` runs the "
+            "source and the result on calibration text.",
+            hint="leave `statistics` out, or use another `refit`",
+        )
+    if options.low_disk:
+        raise PlanError(
+            "`low_disk` deletes downloaded shards once they are converted, but `refit='model'` reads the source again "
+            "and changes shards that are written already.",
+            hint="leave `low_disk` out, or use another `refit`",
+        )
+    if model.is_quantized and options.dtype is Dtype.SOURCE:
+        raise PlanError(
+            f"`refit='model'` trains plain weights, and does not round them to the quantised format of "
+            f"{model.source.label}.",
+            hint="add `dtype='bfloat16'`, or use another `refit`",
         )
 
 
@@ -192,7 +252,7 @@ def _check_sample(model: SourceModel, recipe: Recipe, options: ConvertOptions) -
         "statistics": options.statistics is not None,
         f"budget='{recipe.budget}'": recipe.budget is not Budget.UNIFORM,
         "saliency='reconstruction'": recipe.saliency is Saliency.RECONSTRUCTION,
-        "refit='blocks'": recipe.refit is Refit.BLOCKS,
+        "refit='model'": recipe.refit is Refit.MODEL,
     }
     for choice in [choice for choice, is_asked in asked.items() if is_asked] if whole else ():
         raise PlanError(
@@ -206,3 +266,10 @@ def _check_sample(model: SourceModel, recipe: Recipe, options: ConvertOptions) -
             "every subset of experts that the reconstruction error would try.",
             hint="use another `saliency`",
         )
+
+
+# What the default preset gives up for a model, in the order in which each is tried.
+_CONCESSIONS: tuple[tuple[str, Any, Callable[[SourceModel, Recipe, ConvertOptions], None]], ...] = (
+    ("router", RouterPolicy.DOMINANT, lambda model, recipe, options: _check_router(model, recipe)),
+    ("propagate", Propagate.ORIGINAL, _check_propagation),
+)

@@ -2,7 +2,7 @@
 
 import torch
 
-from hcsmoe_hub.errors import HcsmoeError
+from hcsmoe_hub.errors import HcsmoeError, PlanError
 from hcsmoe_hub.machine.device import resolve_device
 from hcsmoe_hub.machine.memory import available_memory
 from hcsmoe_hub.machine.units import format_bytes
@@ -45,17 +45,41 @@ def shortages(plan: ConversionPlan) -> list[HcsmoeError]:
     if plan.options.max_memory_bytes is None:
         shortage = memory_shortage(plan, needs, available=available_memory())
         found += [] if shortage is None else [shortage]
+    if plan.trains_model:
+        found += _training_shortages(plan, needs)
     return found
+
+
+def _training_shortages(plan: ConversionPlan, needs: Needs) -> list[HcsmoeError]:
+    """Why the source and the result cannot be on the accelerator at once; empty if they can, or are not."""
+    free = _free_on_device(plan)
+    if free is None or needs.device_bytes <= free:
+        return []
+    device = resolve_device(plan.options.device)
+    return [
+        PlanError(
+            f"`refit='model'` needs about {format_bytes(needs.device_bytes)} on {device} for the source and the result "
+            f"at once, but {format_bytes(free)} are free there.",
+            hint="use `refit='blocks'`, or `device='cpu'` where memory has room for both",
+        )
+    ]
+
+
+def _free_on_device(plan: ConversionPlan) -> int | None:
+    """Free bytes of the accelerator; ``None`` if layers do not run on one."""
+    device = resolve_device(plan.options.device)
+    if device.type != "cuda" or not plan.on_device:
+        return None
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def _device_warnings(plan: ConversionPlan, needs: Needs) -> list[str]:
     """A warning if a layer is too large for the accelerator, where micro-batches can shrink but layers cannot."""
+    free = _free_on_device(plan)
+    # What a training needs there is refused instead.
+    if free is None or needs.device_bytes <= free or plan.trains_model:
+        return []
     device = resolve_device(plan.options.device)
-    if device.type != "cuda" or not plan.on_device:
-        return []
-    free = torch.cuda.mem_get_info(device)[0]
-    if needs.device_bytes <= free:
-        return []
     return [
         f"a layer needs about {format_bytes(needs.device_bytes)} on {device}, but {format_bytes(free)} are free there. "
         "Use `device='cpu'`, or another device."

@@ -9,10 +9,14 @@ from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
+    Dominant,
     Layout,
+    Linkage,
+    Merge,
     Method,
     MethodOptions,
     Preset,
+    Propagate,
     Refit,
     RouterPolicy,
     Saliency,
@@ -21,9 +25,17 @@ from hcsmoe_hub.options import (
 
 PRESETS: Mapping[Preset, MethodOptions] = MappingProxyType(
     {
-        # Keeps some experts and fits them to the work of all: what benchmarks/quality.py found best.
-        Preset.REFIT: MethodOptions(
-            preset=Preset.REFIT, method=Method.PRUNE, saliency=Saliency.REAP, refit=Refit.EXPERTS
+        # Clusters by what a merge would lose, experts of the best neurons of each cluster, fitted layer by layer.
+        Preset.HC_REFIT: MethodOptions(
+            preset=Preset.HC_REFIT,
+            method=Method.MERGE,
+            clustering=Clustering.HIERARCHICAL,
+            linkage=Linkage.LOSS,
+            dominant=Dominant.SALIENCY,
+            merge=Merge.NEURONS,
+            router=RouterPolicy.FIT,
+            refit=Refit.BLOCK,
+            propagate=Propagate.MERGED,
         ),
         # Hierarchical clustering of mean expert outputs, average linkage, frequency-weighted (arXiv 2410.08589).
         Preset.HC_SMOE: MethodOptions(preset=Preset.HC_SMOE, method=Method.MERGE),
@@ -41,40 +53,42 @@ PRESETS: Mapping[Preset, MethodOptions] = MappingProxyType(
         Preset.REAP: MethodOptions(preset=Preset.REAP, method=Method.PRUNE, saliency=Saliency.REAP),
     }
 )
-DEFAULT_PRESET = Preset.REFIT
-# Options that kept experts have as well as merged ones, whatever their value.
-_COMMON = frozenset({"preset", "saliency", "refit", "propagate", "protect", "layers", "seed"})
+DEFAULT_PRESET = Preset.HC_REFIT
+# Options of grouping and merging that no part of the default can be combined with, whatever their value.
+_PUBLISHED = frozenset({"similarity", "distance", "kmeans_start", "dominant_weights", "features", "align"})
+# Values of the other options that go with the default; others are choices of the published method.
+_OWN: Mapping[str, Any] = MappingProxyType(
+    {
+        "clustering": Clustering.HIERARCHICAL,
+        "linkage": Linkage.LOSS,
+        "merge": Merge.NEURONS,
+        "router": RouterPolicy.FIT,
+        "budget": Budget.UNIFORM,
+        "layout": Layout.REDUCED,
+    }
+)
 
 
 def complete(options: MethodOptions) -> MethodOptions:
     """Takes every choice that is not given from a preset: the one that is named, or ``starting_point``."""
-    return replace(PRESETS[options.preset or starting_point(options)], **_given(options))
+    return replace(PRESETS[options.preset or starting_point(options)], **given(options))
 
 
 def starting_point(options: MethodOptions) -> Preset:
     """The preset that suits the choices given, where none is named.
 
-    ``refit``, unless a choice says how experts are grouped or merged, or asks for a router, a budget or a layout that
-    only merged experts have: those are choices of the published method, ``hc-smoe``.
+    ``hc-refit``, unless a choice asks for pruning (``method="prune"`` or a saliency), which begins with ``reap``, or
+    for something that ``hc-refit`` does otherwise (a similarity, another clustering, linkage, merge or router, a budget
+    or another layout), which begins with the published method, ``hc-smoe``.
     """
-    asks_for_merge = any(_asks_for_merge(name, value) for name, value in _given(options).items())
-    return Preset.HC_SMOE if asks_for_merge else DEFAULT_PRESET
+    values = given(options)
+    if options.method is Method.PRUNE or (options.method is None and options.saliency is not None):
+        return Preset.REAP
+    is_published = any(name in _PUBLISHED or value is not _OWN.get(name, value) for name, value in values.items())
+    return Preset.HC_SMOE if is_published else DEFAULT_PRESET
 
 
-def _given(options: MethodOptions) -> dict[str, Any]:
+def given(options: MethodOptions) -> dict[str, Any]:
+    """The choices that are given, by name."""
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _asks_for_merge(name: str, value: Any) -> bool:
-    match name:
-        case "method":
-            return value is Method.MERGE
-        case "layout":
-            return value is not Layout.REDUCED
-        case "budget":
-            return value is not Budget.UNIFORM
-        case "router":
-            return value is not RouterPolicy.FIT
-        case _:
-            return name not in _COMMON

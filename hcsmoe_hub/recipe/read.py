@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Any, get_args, get_type_hints
 
 from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.options import FormerRefit
 from hcsmoe_hub.recipe.recipe import Recipe
 
 
@@ -12,12 +13,12 @@ def read_recipe(method: Mapping[str, Any]) -> Recipe:
     """The recipe that a report records; the inverse of ``Recipe.as_dict``.
 
     Args:
-        method: ``method`` of ``hcsmoe.json``, with every key.
+        method: ``method`` of ``hcsmoe.json``; a key that early reports lack counts as null.
 
     Raises:
         SourceError: If it names a choice that this version does not know.
     """
-    return Recipe(**{name: _value(name, hint, method[name]) for name, hint in get_type_hints(Recipe).items()})
+    return Recipe(**{name: _value(name, hint, method.get(name)) for name, hint in get_type_hints(Recipe).items()})
 
 
 def _value(name: str, hint: Any, value: Any) -> Any:
@@ -25,6 +26,8 @@ def _value(name: str, hint: Any, value: Any) -> Any:
     match name:
         case "protect":
             return _protected(value)
+        case "refit" if value in set(FormerRefit):
+            return FormerRefit(value)
         case "similarity" if value is not None and enum is not None:
             return tuple(_member(enum, name, word) for word in value.split("+"))
         case _ if value is None:

@@ -10,6 +10,7 @@ from hcsmoe_hub.options import (
     Distance,
     Dominant,
     Features,
+    FormerRefit,
     KMeansStart,
     Layout,
     Linkage,
@@ -22,7 +23,7 @@ from hcsmoe_hub.options import (
     Similarity,
 )
 
-# Merges that rearrange neurons; the others weigh whole experts.
+# Merges that average groups of neurons.
 NEURON_MERGES = frozenset({Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.ZIPIT})
 # Distances between the outputs of two experts token by token, instead of between two vectors.
 OVERLAPS = frozenset({Distance.KL_DIVERGENCE, Distance.WASSERSTEIN})
@@ -51,7 +52,8 @@ class Recipe:
     features: Features | None
     align: Align | None
     saliency: Saliency | None
-    refit: Refit | None
+    refit: Refit | FormerRefit | None
+    refit_passes: int | None
     router: RouterPolicy | None
     propagate: Propagate | None
     layout: Layout
@@ -69,9 +71,29 @@ class Recipe:
         return uses_activations or self.align is Align.ACTIVATION or self.distance in OVERLAPS
 
     @property
+    def needs_mean_outputs(self) -> bool:
+        """Whether experts are compared by their mean outputs, for which each of them runs on every token."""
+        return Similarity.EXPERT_OUTPUT in (self.similarity or ()) and self.distance not in OVERLAPS
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether experts are kept by the products of their outputs."""
+        return self.saliency in (Saliency.GRAM, Saliency.OMP)
+
+    @property
+    def needs_energies(self) -> bool:
+        """Whether grouping or merging looks at what every single neuron adds to the output of a layer."""
+        return self.linkage is Linkage.LOSS or self.merge is Merge.NEURONS
+
+    @property
     def refits(self) -> bool:
         """Whether something is refitted to the original layer's output."""
         return self.refit not in (None, Refit.NONE)
+
+    @property
+    def refits_model(self) -> bool:
+        """Whether the whole reduced model is trained on the logits of its source, after its layers were refitted."""
+        return self.refit is Refit.MODEL
 
     @property
     def fits_router(self) -> bool:

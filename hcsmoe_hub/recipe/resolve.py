@@ -44,8 +44,10 @@ class NotApplicable:
 def resolve(options: MethodOptions) -> Recipe:
     """Fills in every choice: from the preset, then from the other choices.
 
+    A choice of the preset that the given ones leave nothing to do for is dropped.
+
     Raises:
-        PlanError: If a choice contradicts another one, or would have no effect.
+        PlanError: If a given choice contradicts another one, or would have no effect.
     """
     completed = complete(options)
     chosen: dict[str, Any] = {field.name: getattr(completed, field.name) for field in fields(Recipe)}
@@ -53,7 +55,10 @@ def resolve(options: MethodOptions) -> Recipe:
         default, asked = decide(chosen), chosen[name]
         if not isinstance(default, NotApplicable):
             chosen[name] = default if asked is None else asked
-        elif asked is not None:
+        elif getattr(options, name) is None:
+            # What the preset alone asks for gives way to what is given.
+            chosen[name] = None
+        else:
             raise PlanError(
                 f"`{name}={_text(asked)!r}` would have no effect: {default.reason}.", hint=f"leave `{name}` out"
             )
@@ -80,10 +85,14 @@ def _similarity(chosen: Chosen) -> tuple[Similarity, ...] | NotApplicable:
             return NotApplicable("pruning compares no experts with each other")
         case Clustering.RANDOM:
             return NotApplicable("random groups compare nothing")
+        case Clustering.HIERARCHICAL if chosen["linkage"] is Linkage.LOSS:
+            return NotApplicable("the loss linkage compares single neurons on the calibration text")
     return (Similarity.EXPERT_OUTPUT,)
 
 
 def _distance(chosen: Chosen) -> Distance | NotApplicable:
+    if chosen["linkage"] is Linkage.LOSS and chosen["clustering"] is Clustering.HIERARCHICAL:
+        return NotApplicable("the loss linkage measures what a merge would lose instead of a distance")
     if chosen["similarity"] is None:
         return NotApplicable("no experts are compared with each other")
     return Distance.COSINE if chosen["clustering"] is Clustering.SINGLE_SHOT else Distance.EUCLIDEAN
@@ -139,6 +148,8 @@ def _align(chosen: Chosen) -> Align | NotApplicable:
         return NotApplicable("pruned experts stay as they are")
     if chosen["merge"] in NEURON_MERGES:
         return NotApplicable(f"{chosen['merge']} arranges the neurons itself")
+    if chosen["merge"] is Merge.NEURONS:
+        return NotApplicable("the best neurons of a cluster are kept as they are, in whatever order")
     if chosen["merge"] is Merge.MEMBERSHIP:
         return NotApplicable("an expert that belongs to every cluster has no dominant expert to follow")
     return Align.NONE
@@ -176,6 +187,12 @@ def _refit(chosen: Chosen) -> Refit | NotApplicable:
     return Refit.NONE
 
 
+def _refit_passes(chosen: Chosen) -> int | NotApplicable:
+    if chosen["refit"] in (Refit.BLOCK, Refit.MODEL):
+        return 1
+    return NotApplicable("only `refit='block'` and `refit='model'` go through text in passes")
+
+
 def _router(chosen: Chosen) -> RouterPolicy | NotApplicable:
     if chosen["layout"] is not Layout.REDUCED:
         return NotApplicable(f"the {chosen['layout']} layout keeps all router rows")
@@ -196,9 +213,9 @@ _DECISIONS: Mapping[str, Callable[[Chosen], Any]] = {
     "layout": lambda chosen: Layout.REDUCED,
     "budget": lambda chosen: Budget.UNIFORM,
     "clustering": _clustering,
+    "linkage": _linkage,
     "similarity": _similarity,
     "distance": _distance,
-    "linkage": _linkage,
     "kmeans_start": _kmeans_start,
     "max_cluster_size": _max_cluster_size,
     "merge": _merge,
@@ -207,6 +224,7 @@ _DECISIONS: Mapping[str, Callable[[Chosen], Any]] = {
     "align": _align,
     "saliency": _saliency,
     "refit": _refit,
+    "refit_passes": _refit_passes,
     "router": _router,
     "propagate": _propagate,
     "dominant": _dominant,

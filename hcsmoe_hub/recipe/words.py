@@ -14,6 +14,8 @@ from hcsmoe_hub.options import (
     Distance,
     Dominant,
     Features,
+    FormerRefit,
+    Linkage,
     Merge,
     Method,
     Propagate,
@@ -65,6 +67,12 @@ CLUSTERINGS: Mapping[Clustering, Words] = {
     ),
     Clustering.RANDOM: Words("random groups", "at random (seed {seed})"),
 }
+# Hierarchical clustering that measures no distances.
+LOSS_LINKAGE = Words(
+    "hierarchical clustering by loss",
+    "by hierarchical clustering, always uniting the two groups that lose least of the layer's output energy on "
+    "calibration text",
+)
 # The experts that others gather around or follow.
 LEADERS: Mapping[Dominant, Words] = {
     Dominant.FREQUENCY: Words("most used", "most used"),
@@ -113,6 +121,10 @@ MERGES: Mapping[Merge, Words] = {
         "the neurons of its members, joined pair by pair, the most correlated by {matched} first, until as many are "
         "left as one expert has",
     ),
+    Merge.NEURONS: Words(
+        "best-neurons merge",
+        "the neurons of its members that contribute most to the output of the layer, as many as one expert has",
+    ),
 }
 FEATURES: Mapping[Features, Words] = {
     Features.ACTIVATION: Words("activation", "activations"),
@@ -139,6 +151,14 @@ SALIENCIES: Mapping[Saliency, Words] = {
         "prune by reap",
         "have the highest mean of router weight times output norm over the tokens routed to them",
     ),
+    Saliency.MAN: Words("prune by man", "have the highest mean output norm over the tokens routed to them"),
+    Saliency.TOTAL_MASS: Words(
+        "prune by total-mass", "have the highest sum of router weights over all calibration tokens"
+    ),
+    Saliency.GRAM: Words("prune by gram", "together leave out the least energy of the full layer's output"),
+    Saliency.OMP: Words(
+        "prune by omp", "together come nearest to the output of the full layer, each scaled by its best factor"
+    ),
     Saliency.RECONSTRUCTION: Words("prune by reconstruction", "together come nearest to the output of the full layer"),
 }
 ROUTERS: Mapping[RouterPolicy, Words] = {
@@ -159,19 +179,29 @@ ROUTERS: Mapping[RouterPolicy, Words] = {
         "which weights.",
     ),
 }
-REFITS: Mapping[Refit, Words] = {
+REFITS: Mapping[Refit | FormerRefit, Words] = {
     Refit.NONE: Words("", ""),
     Refit.DOWN: Words(
         "down projections refitted",
         "The down projections of the experts{where} were then refitted to the outputs of the base layers by least "
         "squares.",
     ),
-    Refit.EXPERTS: Words(
+    FormerRefit.EXPERTS: Words(
         "experts refitted",
         "All matrices of the experts{where} were then refitted to the outputs of the base layers by least squares.",
     ),
-    Refit.BLOCKS: Words(
+    Refit.BLOCK: Words(
         "experts and router refitted",
+        "The router and the experts{where} were then refitted to the outputs of the base layers by gradient descent, "
+        "one layer at a time.",
+    ),
+    FormerRefit.BLOCKS: Words(
+        "experts and router refitted",
+        "The router and the experts{where} were then refitted to the outputs of the base layers by gradient descent, "
+        "one layer at a time.",
+    ),
+    Refit.MODEL: Words(
+        "experts and router refitted, then the whole model",
         "The router and the experts{where} were then refitted to the outputs of the base layers by gradient descent, "
         "one layer at a time.",
     ),
@@ -207,6 +237,8 @@ def method_line(recipe: Recipe) -> str:
 def _grouping_line(recipe: Recipe) -> str:
     if recipe.clustering is None:
         return "merge"
+    if recipe.linkage is Linkage.LOSS:
+        return LOSS_LINKAGE.line
     leaders = "" if recipe.dominant is None else LEADERS[recipe.dominant].line
     how = CLUSTERINGS[recipe.clustering].line.format(leaders=leaders)
     if recipe.similarity is None or recipe.distance is None:
@@ -245,11 +277,18 @@ def grouping(recipe: Recipe) -> str:
     """How experts were grouped: continues "Experts were grouped"."""
     if recipe.clustering is None:
         return ""
+    sentence = LOSS_LINKAGE.card if recipe.linkage is Linkage.LOSS else _distances_in_words(recipe, recipe.clustering)
+    size = recipe.max_cluster_size
+    return sentence if size is None else f"{sentence}, at most {size} in a group"
+
+
+def _distances_in_words(recipe: Recipe, clustering: Clustering) -> str:
+    """How experts were grouped by distances, or at random."""
     if recipe.distance in OVERLAPS:
         features = "their outputs, token by token"
     else:
         features = format_list([SIMILARITIES[kind].card for kind in recipe.similarity or ()] or [""])
-    sentence = CLUSTERINGS[recipe.clustering].card.format(
+    return CLUSTERINGS[clustering].card.format(
         linkage=recipe.linkage,
         start=recipe.kmeans_start,
         distance="" if recipe.distance is None else DISTANCES[recipe.distance].card,
@@ -257,8 +296,6 @@ def grouping(recipe: Recipe) -> str:
         leaders="" if recipe.dominant is None else LEADERS[recipe.dominant].card,
         seed=recipe.seed,
     )
-    size = recipe.max_cluster_size
-    return sentence if size is None else f"{sentence}, at most {size} in a group"
 
 
 def merging(recipe: Recipe) -> str:

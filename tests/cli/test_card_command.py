@@ -18,7 +18,7 @@ def test_card_is_written_and_shown_to_a_person(run, copy):
     result = run("card", copy)
     assert result.code == 0
     assert result.stdout.splitlines()[0] == f"✓ Wrote {copy / 'README.md'}"
-    assert result.stdout.splitlines()[1].split() == ["quality", "not", "measured"]
+    assert result.stdout.splitlines()[1].split() == ["quality", "held-out", "text"]
     assert "Hint: measure it with 'hcsmoe evaluate'" in result.stderr
     text = (copy / "README.md").read_text("utf-8")
     assert "# result\n" in text
@@ -32,7 +32,7 @@ def test_card_is_one_json_document(run, copy):
     result = run("card", copy, "--repo-id", "me/result-4e", "--json")
     document = result.document()
     assert (result.code, document["path"], document["repo_id"]) == (0, str(copy / "README.md"), "me/result-4e")
-    assert (document["measures"], document["kept_sections"]) == ([], 0)
+    assert (document["measures"], document["kept_sections"]) == (["held-out text"], 0)
     assert 'from_pretrained("me/result-4e"' in (copy / "README.md").read_text("utf-8")
 
 

@@ -5,6 +5,8 @@ import json
 import pytest
 from tiny_models import build
 
+from hcsmoe_hub.cli.summary import cost
+
 SECRET = "hf_secret0123456789"
 
 
@@ -38,9 +40,9 @@ def test_stages_are_plain_lines_on_stderr_without_a_terminal(converted):
     _, result = converted
     lines = [line.split(maxsplit=1) for line in result.stderr.splitlines()]
     assert [stage for stage, _ in lines] == [
-        stage for name in ("plan", "calibration", "convert", "verify") for stage in (name, name)
+        stage for name in ("plan", "calibration", "convert", "measure", "verify") for stage in (name, name)
     ]
-    assert [text.split()[0].rstrip(",") for _, text in lines] == ["started", "done"] * 4
+    assert [text.split()[0].rstrip(",") for _, text in lines] == ["started", "done"] * 5
     assert lines[4] == ["convert", "started, 4 layers"]
     assert lines[5][1].endswith(", 3.8 MB written")
 
@@ -121,9 +123,9 @@ def test_quiet_prints_only_the_path(run, quick, tmp_path):
     assert (result.code, result.stdout, result.stderr) == (0, f"{tmp_path / 'result'}\n", "")
 
 
-def test_person_sees_what_was_made_and_what_to_do_next(run, quick, tmp_path, monkeypatch):
+def test_person_sees_what_was_made_and_what_to_do_next(run, measuring, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = run(*quick)
+    result = run(*measuring)
     assert result.code == 0
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert lines[0].startswith("✓ Converted to 4 experts per layer in ")
@@ -134,10 +136,44 @@ def test_person_sees_what_was_made_and_what_to_do_next(run, quick, tmp_path, mon
     assert "weights 6.2 MB 3.8 MB -38.3 %" in lines
     assert any(line.startswith("top-k agreement ") and "%" in line for line in lines)
     assert any(line.startswith("output error ") and "%" in line for line in lines)
-    assert lines[-1] == "Averages over 4 MoE layers on calibration text. For quality, run `hcsmoe evaluate`."
+    assert any(line.startswith("perplexity x") and "held-out tokens" in line for line in lines)
+    assert any(line.startswith("same top token ") and "%" in line for line in lines)
+    assert lines[-1] == (
+        "Held-out text of the calibration set, and averages over 4 MoE layers on calibration text. "
+        "See also `hcsmoe evaluate`."
+    )
     assert any(line.startswith("silhouette ") for line in lines)
     hint = "Hint: check it with 'hcsmoe verify tiny-mixtral-hcsmoe-4e', look at its clusters with 'hcsmoe inspect"
     assert result.stderr.endswith(f"{hint} tiny-mixtral-hcsmoe-4e'\n")
+
+
+DOMAINS = ("code", "prose", "dialogue", "mathematics", "french", "german", "spanish")
+
+
+@pytest.mark.parametrize("domains", [1, 2, 7])
+def test_person_sees_what_it_cost_the_worst_domain_first(domains):
+    row = {"tokens": 16384, "perplexity_before": 10.0, "perplexity_after": 12.4, "ratio": 1.24, "kl": 0.1234}
+    row |= {"top1_agreement": 0.815}
+    named = {name: {**row, "ratio": 1.2 + number / 100} for number, name in enumerate(DOMAINS[:domains])}
+    rows = cost({"overall": row, "domains": named})
+    expected = {
+        1: "on 16,384 held-out tokens",
+        2: "on 16,384 held-out tokens: prose 1.21, code 1.20",
+        7: "on 16,384 held-out tokens: spanish 1.26, german 1.25, 5 more",
+    }
+    assert rows[0] == ("perplexity", "x1.24", expected[domains])
+    assert rows[1][:2] == ("same top token", "81.5 %")
+    assert all(len(meaning) <= 70 for _, _, meaning in rows)
+
+
+def test_no_measure_is_passed_on_and_explained(run, quick, tmp_path):
+    result = run(*quick, "--output", tmp_path / "result")
+    document = json.loads((tmp_path / "result" / "hcsmoe.json").read_text())
+    assert (document["measured"], document["not_measured"]) == (None, "it was switched off")
+    assert " ".join(result.stdout.split()).endswith(
+        "Averages over 4 MoE layers on calibration text. Perplexity was not measured: it was switched off. "
+        "Run `hcsmoe evaluate`."
+    )
 
 
 def test_warnings_are_on_stderr_and_in_the_document(run, quick, tmp_path):

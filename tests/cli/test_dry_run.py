@@ -32,8 +32,8 @@ def empty_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_document_has_the_keys_of_the_contract_and_integers_for_bytes(run, quick):
-    result = run(*quick, "--dry-run", "--json")
+def test_document_has_the_keys_of_the_contract_and_integers_for_bytes(run, measuring):
+    result = run(*measuring, "--dry-run", "--json")
     document = result.document()
     assert result.code == 0
     assert document.keys() >= KEYS
@@ -45,8 +45,8 @@ def test_document_has_the_keys_of_the_contract_and_integers_for_bytes(run, quick
     assert needs["seconds"] > 0
 
 
-def test_document_agrees_with_the_conversion(run, quick, converted):
-    planned, (_, done) = run(*quick, "--dry-run", "--json").document(), converted
+def test_document_agrees_with_the_conversion(run, measuring, converted):
+    planned, (_, done) = run(*measuring, "--dry-run", "--json").document(), converted
     report = done.document()
     for key in ("experts", "parameters", "weights_bytes", "method"):
         assert planned[key] == report[key]
@@ -54,13 +54,13 @@ def test_document_agrees_with_the_conversion(run, quick, converted):
     assert "experts_by_layer" not in planned
 
 
-def test_nothing_is_written(run, quick, empty_folder):
-    assert run(*quick, "--dry-run").code == 0
+def test_nothing_is_written(run, measuring, empty_folder):
+    assert run(*measuring, "--dry-run").code == 0
     assert list(empty_folder.iterdir()) == []
 
 
-def test_person_sees_sizes_needs_and_method(run, quick, empty_folder):
-    result = run(*quick, "--dry-run")
+def test_person_sees_sizes_needs_and_method(run, measuring, empty_folder):
+    result = run(*measuring, "--dry-run")
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert lines[0].endswith("examples/tiny-mixtral (mixtral, BF16, 4 MoE layers)")
     assert "experts per layer 8 4" in lines
@@ -75,27 +75,27 @@ def test_person_sees_sizes_needs_and_method(run, quick, empty_folder):
     assert result.stderr == "Hint: drop --dry-run to convert\n"
 
 
-def test_active_parameters_stay_but_for_the_router(run, quick):
-    document = run(*quick, "--dry-run", "--json").document()
+def test_active_parameters_stay_but_for_the_router(run, measuring):
+    document = run(*measuring, "--dry-run", "--json").document()
     active, layers, hidden_size = document["active_parameters"], 4, 128
     assert active["before"] - active["after"] == (8 - 4) * hidden_size * layers
 
 
-def test_quiet_prints_the_path_that_would_be_written(run, quick, empty_folder):
-    result = run(*quick, "--dry-run", "--quiet")
+def test_quiet_prints_the_path_that_would_be_written(run, measuring, empty_folder):
+    result = run(*measuring, "--dry-run", "--quiet")
     assert (result.stdout, result.stderr) == ("tiny-mixtral-hcsmoe-4e\n", "")
 
 
-def test_plan_that_does_not_fit_is_a_known_failure(run, quick):
-    result = run(*quick, "--dry-run", "--max-memory", "1KB", "--json")
+def test_plan_that_does_not_fit_is_a_known_failure(run, measuring):
+    result = run(*measuring, "--dry-run", "--max-memory", "1KB", "--json")
     assert (result.code, result.stdout) == (1, "")
     assert "--max-memory" in result.stderr
 
 
-def test_a_plan_that_this_machine_has_no_room_for_is_shown_with_warnings(run, quick, empty_folder, monkeypatch):
+def test_a_plan_that_this_machine_has_no_room_for_is_shown_with_warnings(run, measuring, empty_folder, monkeypatch):
     monkeypatch.setattr(planned_room, "available_memory", lambda: 1000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    result = run(*quick, "--dry-run")
+    result = run(*measuring, "--dry-run")
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert result.code == 0
     assert "parameters 3.09 M 1.90 M -38.3 %" in lines
@@ -104,15 +104,15 @@ def test_a_plan_that_this_machine_has_no_room_for_is_shown_with_warnings(run, qu
     assert disk.startswith("Warning: the result needs 3.8 MB, but ")
     assert memory.startswith("Warning: the conversion needs about ")
     assert memory.endswith(" or set --max-memory above the estimate to start regardless.")
-    document = run(*quick, "--dry-run", "--json").document()
+    document = run(*measuring, "--dry-run", "--json").document()
     assert [warning.partition(" needs ")[0] for warning in document["warnings"]] == ["the result", "the conversion"]
     assert document["available"]["disk_bytes"] == 1000
-    assert run(*quick).code == 1
+    assert run(*measuring).code == 1
     assert list(empty_folder.iterdir()) == []
 
 
-def test_repository_device_download_and_dropped_tensors_are_shown(run, quick, capsys):
-    document = run(*quick, "--dry-run", "--json").document()
+def test_repository_device_download_and_dropped_tensors_are_shown(run, measuring, capsys):
+    document = run(*measuring, "--dry-run", "--json").document()
     document["source"] |= {"repo_id": "org/model", "revision": "0123456789abcdef", "quantization": "mxfp4"}
     document["needs"] |= {"download_bytes": 93_400_000_000, "device_bytes": 6_200_000_000, "seconds": 400.0}
     document["dropped_tensors"] = {"mtp.0": "a prediction head", "mtp.1": "a prediction head"}
@@ -128,8 +128,8 @@ def test_repository_device_download_and_dropped_tensors_are_shown(run, quick, ca
 
 
 @pytest.mark.parametrize(("held", "words"), [(2_100_000_000, ", part of the download at a time"), (93_400_000_000, "")])
-def test_disk_that_the_download_takes_is_shown(run, quick, capsys, held, words):
-    document = run(*quick, "--dry-run", "--json").document()
+def test_disk_that_the_download_takes_is_shown(run, measuring, capsys, held, words):
+    document = run(*measuring, "--dry-run", "--json").document()
     document["needs"] |= {"download_bytes": 93_400_000_000, "cache_bytes": held}
     room = {"disk": "/data", "disk_bytes": 10**12, "memory_bytes": 10**10, "cache": "/home", "cache_bytes": 10**11}
     Console(width=200).print(summary.dry_run(document, room))
@@ -137,38 +137,38 @@ def test_disk_that_the_download_takes_is_shown(run, quick, capsys, held, words):
     assert f"cache {held / 1e9:.1f} GB 100.0 GB free on /home{words}" in lines
 
 
-def test_layers_that_differ_are_counted_one_by_one(run, quick):
+def test_layers_that_differ_are_counted_one_by_one(run, measuring):
     words = ("--layout", "mapped", "--layers", "0,2-3")
-    document = run(*quick, "--dry-run", "--json", *words).document()
+    document = run(*measuring, "--dry-run", "--json", *words).document()
     assert document["experts"]["after"] == 4
     assert document["experts_by_layer"] == {"0": 4, "1": 8, "2": 4, "3": 4}
     assert document["method"]["layers"] == [0, 2, 3]
-    lines = [" ".join(line.split()) for line in run(*quick, "--dry-run", *words).stdout.splitlines()]
+    lines = [" ".join(line.split()) for line in run(*measuring, "--dry-run", *words).stdout.splitlines()]
     assert "experts per layer 8 4 to 8 5.0 on average" in lines
 
 
 @pytest.mark.parametrize(("layout", "stored"), [("mapped", 4), ("full", 8)])
-def test_tokens_meet_as_many_parameters_where_the_router_keeps_its_rows(run, quick, layout, stored):
-    document = run(*quick, "--dry-run", "--json", "--layout", layout).document()
+def test_tokens_meet_as_many_parameters_where_the_router_keeps_its_rows(run, measuring, layout, stored):
+    document = run(*measuring, "--dry-run", "--json", "--layout", layout).document()
     assert document["active_parameters"]["before"] == document["active_parameters"]["after"]
     # Three matrices of 128 x 192 for each of the experts that are gone from 4 layers.
     assert document["parameters"]["before"] - document["parameters"]["after"] == 4 * (8 - stored) * 3 * 128 * 192
 
 
-def test_person_sees_that_a_budget_needs_statistics_first(run, quick):
-    result = run(*quick, "--dry-run", "--layout", "mapped", "--budget", "frequency")
+def test_person_sees_that_a_budget_needs_statistics_first(run, measuring):
+    result = run(*measuring, "--dry-run", "--layout", "mapped", "--budget", "frequency")
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert "experts per layer 8 4 on average" in lines
     (passes,) = [line for line in lines if line.startswith("passes ")]
     assert passes.endswith("so the weights are read again after the model has run")
 
 
-def test_statistics_are_shown_before_and_after_they_exist(run, quick, tmp_path):
+def test_statistics_are_shown_before_and_after_they_exist(run, measuring, tmp_path):
     file = tmp_path / "model.stats"
-    words = (*quick, "--statistics", file, "--dry-run")
+    words = (*measuring, "--statistics", file, "--dry-run")
     assert run(*words, "--json").document()["statistics"] == {"path": str(file), "reused": False}
     assert f"statistics {file}, will be written" in " ".join(run(*words).stdout.split())
-    assert run(*quick, "--statistics", file, "--output", tmp_path / "result", "--quiet").code == 0
+    assert run(*measuring, "--statistics", file, "--output", tmp_path / "result", "--quiet").code == 0
     assert run(*words, "--json").document()["statistics"] == {"path": str(file), "reused": True}
     assert f"statistics {file}, reused, so the model does not run" in " ".join(run(*words).stdout.split())
 

@@ -13,17 +13,17 @@ from typer.core import TyperArgument
 from hcsmoe_hub.cli.app import app
 from hcsmoe_hub.cli.help_page import RARE_PANELS, one_of
 from hcsmoe_hub.cli.method_options import MethodFlags
-from hcsmoe_hub.options import Clustering, Device, Dominant, Merge, MethodOptions, Preset, Refit
+from hcsmoe_hub.options import Clustering, Device, Merge, MethodOptions, Preset, Refit
 from hcsmoe_hub.recipe.resolve import resolve
 
 OPTIONS = {
     "convert": (
-        "--experts -e --experts-per-token --preset --method --refit --budget --layers --protect --router --layout "
-        "--propagate --clustering --similarity --distance --linkage --kmeans-start --dominant --max-cluster-size "
-        "--merge --dominant-weights --align --features --saliency --calibration --samples --sequence-length --seed "
-        "--text-column --feature-tokens --statistics --device --batch-tokens --max-memory --output -o --dtype "
-        "--max-shard-size --mtp --figure --overwrite --dry-run --json --quiet -q --push-to --private --create-pr "
-        "--low-disk --revision --token --cache-dir --help-methods --help -h"
+        "--experts -e --experts-per-token --preset --method --refit --refit-passes --budget --layers --protect "
+        "--router --layout --propagate --clustering --similarity --distance --linkage --kmeans-start --dominant "
+        "--max-cluster-size --merge --dominant-weights --align --features --saliency --calibration --samples "
+        "--sequence-length --seed --text-column --feature-tokens --statistics --no-measure --device --batch-tokens "
+        "--max-memory --output -o --dtype --max-shard-size --mtp --figure --overwrite --dry-run --json --quiet -q "
+        "--push-to --private --create-pr --low-disk --revision --token --cache-dir --help-methods --help -h"
     ),
     "inspect": "--layer --json --revision --token --cache-dir --help -h",
     "verify": "--against --json --revision --token --cache-dir --help -h",
@@ -151,8 +151,8 @@ def test_convert_help_groups_options_in_panels(run, panel):
 
 def test_convert_help_shows_choices_and_defaults(run):
     page = flat(run("convert", "--help-methods").stdout)
-    assert "average, single, complete or ward. [default: average]" in page
-    assert "[default: refit; hc-smoe with options of grouping or merging]" in page
+    assert "average, single, complete, ward or loss (what a merge would lose). [default: loss; average" in page
+    assert "[default: hc-refit; hc-smoe or reap with options of theirs]" in page
     assert "merge or prune. [default: the preset's]" in page
     assert "[default: ./NAME-hcsmoe-Ke]" in page
     assert "[env: HF_TOKEN]" in page
@@ -168,21 +168,26 @@ def test_a_command_that_is_too_long_for_its_line_can_still_be_copied(run):
     [
         ("budget", {}, "uniform"),
         ("layout", {}, "reduced"),
-        ("propagate", {"refit": Refit.EXPERTS}, "original"),
+        ("propagate", {"refit": Refit.DOWN}, "original with others"),
+        ("propagate", {"preset": Preset.HC_REFIT}, "merged"),
         ("clustering", {}, "hierarchical"),
-        ("similarity", {}, "expert-output"),
-        ("distance", {}, "euclidean"),
+        ("similarity", {}, "expert-output with hc-smoe"),
+        ("distance", {}, "euclidean with hc-smoe"),
         ("distance", {"clustering": Clustering.SINGLE_SHOT}, "cosine if single-shot"),
-        ("linkage", {}, "average"),
+        ("linkage", {}, "average with hc-smoe"),
+        ("linkage", {"preset": Preset.HC_REFIT}, "loss"),
         ("kmeans_start", {"clustering": Clustering.KMEANS}, "k-means++"),
-        ("dominant", {}, str(next(iter(Dominant)))),
+        ("dominant", {}, "frequency with hc-smoe"),
+        ("dominant", {"preset": Preset.HC_REFIT}, "saliency"),
         ("dominant", {"merge": Merge.FIX_DOM}, "center if the merge follows one"),
-        ("merge", {}, "frequency"),
+        ("merge", {}, "frequency with hc-smoe"),
+        ("merge", {"preset": Preset.HC_REFIT}, "neurons"),
         ("merge", {"clustering": Clustering.FUZZY}, "membership if fuzzy"),
         ("align", {}, "none"),
         ("features", {"merge": Merge.ZIPIT}, "activation"),
         ("saliency", {"preset": Preset.REAP}, "reap"),
-        ("router", {}, "dominant"),
+        ("router", {}, "dominant with hc-smoe"),
+        ("router", {"preset": Preset.HC_REFIT}, "fit"),
         ("router", {"clustering": Clustering.FUZZY}, "membership if fuzzy"),
     ],
 )

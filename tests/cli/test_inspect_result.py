@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from places import ROOT
 
 REFIT = {
     "is_kept": True,
@@ -31,6 +32,17 @@ def copy(converted, tmp_path):
         return target
 
     return install
+
+
+def test_what_the_conversion_cost_is_shown(run, copy):
+    row = {"tokens": 510, "perplexity_before": 10.0, "perplexity_after": 12.0, "ratio": 1.2, "kl": 0.125}
+    row |= {"top1_agreement": 0.9}
+    domains = {"code": row, "prose": {**row, "ratio": 1.25}}
+    figures = {"sequences": 1, "sequence_length": 511, "sha256": "0" * 64, "overall": row, "domains": domains}
+    result = run("inspect", copy(lambda document: document.update(measured=figures)))
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert "perplexity x1.20 on 510 held-out tokens: prose 1.25, code 1.20" in lines
+    assert "same top token 90.0 % of the time; KL divergence from the source 0.125 nats" in lines
 
 
 @pytest.fixture(scope="module")
@@ -256,24 +268,26 @@ def test_report_that_is_not_a_report_is_one_message(run, copy, content):
     assert refused.stderr.startswith("Error: ")
 
 
-@pytest.mark.parametrize("kind", ["down", "experts", "blocks"])
-def test_refit_is_shown_with_its_rounds_and_steps(run, quick, tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("hcsmoe_hub.layer.refit_block.BLOCK_STEPS", 5)
-    monkeypatch.setattr("hcsmoe_hub.methods.refit.experts.ROUNDS", 2)
+@pytest.mark.parametrize("kind", ["down", "block"])
+def test_refit_is_shown_with_its_rounds_and_steps(run, quick, tmp_path, kind):
     folder = tmp_path / "refitted"
-    finished = run(*quick, "--refit", kind, "-o", folder)
+    # A fit is kept only where it helps every domain, so little text of many would keep none.
+    prose, bundled = tmp_path / "prose.txt", ROOT / "hcsmoe_hub" / "calibration" / "data" / "bundled.jsonl"
+    records = map(json.loads, bundled.read_text("utf-8").splitlines())
+    prose.write_text("\n".join(record["text"] for record in records if record["domain"] == "prose"), "utf-8")
+    finished = run(*quick, "--samples", 24, "--calibration", prose, "--refit", kind, "-o", folder)
     (line,) = (line for line in lines_of(finished) if line.startswith("refit "))
     layers = run("inspect", folder, "--json").document()["conversion"]["layers"]
     refits = [layer["refit"] for layer in layers]
     kept = [refit for refit in refits if refit["is_kept"]]
     assert line.startswith(f"refit {len(kept)}/4 layers, held-out error ")
-    assert ("steps" in line) is any(refit["steps"] for refit in kept) is (kind == "blocks")
+    assert ("steps" in line) is any(refit["steps"] for refit in kept) is (kind == "block")
     layer = refits.index(kept[0])
     found = next(line for line in lines_of(run("inspect", folder, "--layer", layer)) if line.startswith("refit "))
-    before, after, rounds = (kept[0][key] for key in ("error_before", "error_after", "rounds"))
+    before, after, steps = (kept[0][key] for key in ("error_before", "error_after", "steps"))
     errors = f"{100 * before:.1f} % -> {100 * after:.1f} %"
-    assert found.startswith(f"refit held-out error {errors} ({rounds} round")
-    assert found.endswith("and 5 steps)") is (kept[0]["steps"] == 5)
+    work = "1 round" if kind == "down" else f"{steps} steps"
+    assert found == f"refit held-out error {errors} ({work})"
 
 
 def test_dropped_refit_is_shown(run, copy):

@@ -31,7 +31,7 @@ def test_experts_are_required(run):
         ("--similarity", "expert-outputs", "expert-output", ", ".join(Similarity)),
         ("--distance", "euclidian", "euclidean", "euclidean, cosine, kl-divergence, wasserstein"),
         ("--clustering", "hirarchical", "hierarchical", ", ".join(Clustering)),
-        ("--linkage", "Average", "average", "average, single, complete, ward"),
+        ("--linkage", "Average", "average", "average, single, complete, ward, loss"),
         ("--merge", "freqency", "frequency", ", ".join(Merge)),
         ("--router", "dominat", "dominant", "dominant, frequency, average, membership, fit"),
         ("--layout", "reduce", "reduced", "reduced, mapped, full"),
@@ -147,6 +147,6 @@ def test_old_name_of_refit_works_and_says_the_new_one(run, quick):
 
 def test_both_names_of_refit_agree_or_are_refused(run, quick):
     assert run(*quick, "--correct", "down", "--refit", "down", "--dry-run").code == 0
-    error = usage_error(run, *quick, "--correct", "down", "--refit", "experts", "--dry-run")
+    error = usage_error(run, *quick, "--correct", "down", "--refit", "block", "--dry-run")
     assert "--correct" in error
-    assert "is the old name of --refit, and --refit experts is given as well." in error
+    assert "is the old name of --refit, and --refit block is given as well." in error

@@ -69,7 +69,7 @@ def test_a_similarity_is_a_word_or_several(given: Any, similarity: tuple[Similar
 @pytest.mark.parametrize(
     ("name", "word", "answer"),
     [
-        ("linkage", "hirarchical", "'hirarchical' is unknown. Known values: average, single, complete, ward."),
+        ("linkage", "hirarchical", "'hirarchical' is unknown. Known values: average, single, complete, ward, loss."),
         ("clustering", "hirarchical", "'hirarchical' is unknown; did you mean 'hierarchical'? Known values: hier"),
         ("method", "prun", "'prun' is unknown; did you mean 'prune'? Known values: merge, prune."),
         ("method", "PRUNE", "did you mean 'prune'?"),

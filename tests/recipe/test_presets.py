@@ -10,7 +10,6 @@ from tiny_models import build, options, read_config, token_ids
 from hcsmoe_hub import ConvertOptions, convert
 from hcsmoe_hub.cli.method_options import MethodFlags
 from hcsmoe_hub.errors import PlanError
-from hcsmoe_hub.methods.refit import experts as fit_experts
 from hcsmoe_hub.options import (
     Align,
     Budget,
@@ -36,7 +35,19 @@ from hcsmoe_hub.recipe.resolve import resolve
 
 # What each method is, by its paper and by the words of the documentation.
 EXPECTED: dict[Preset, dict[str, Any]] = {
-    Preset.REFIT: {"method": Method.PRUNE, "saliency": Saliency.REAP, "refit": Refit.EXPERTS},
+    Preset.HC_REFIT: {
+        "method": Method.MERGE,
+        "clustering": Clustering.HIERARCHICAL,
+        "linkage": Linkage.LOSS,
+        "similarity": None,
+        "distance": None,
+        "dominant": Dominant.SALIENCY,
+        "merge": Merge.NEURONS,
+        "router": RouterPolicy.FIT,
+        "refit": Refit.BLOCK,
+        "propagate": Propagate.MERGED,
+        "layout": Layout.REDUCED,
+    },
     Preset.REAP: {"method": Method.PRUNE, "saliency": Saliency.REAP, "refit": Refit.NONE},
     Preset.HC_SMOE: {
         "method": Method.MERGE,
@@ -58,36 +69,39 @@ EXPECTED: dict[Preset, dict[str, Any]] = {
         "layout": Layout.MAPPED,
     },
 }
-# Every option: values that only merged experts have, and values that kept experts may have as well.
-MERGES: dict[str, list[Any]] = {
-    "method": [Method.MERGE],
+# Every option: values of the published method, values that go with the default, and values of pruning.
+PUBLISHED: dict[str, list[Any]] = {
     "similarity": [(Similarity.WEIGHT,)],
     "distance": list(Distance),
-    "clustering": list(Clustering),
-    "linkage": list(Linkage),
+    "clustering": [kind for kind in Clustering if kind is not Clustering.HIERARCHICAL],
+    "linkage": [kind for kind in Linkage if kind is not Linkage.LOSS],
     "kmeans_start": list(KMeansStart),
-    "dominant": list(Dominant),
     "budget": [Budget.FREQUENCY, Budget.M_SMOE],
-    "max_cluster_size": [3],
-    "merge": list(Merge),
+    "merge": [kind for kind in Merge if kind is not Merge.NEURONS],
     "dominant_weights": [(2.0, 1.0)],
     "features": list(Features),
     "align": list(Align),
     "router": [policy for policy in RouterPolicy if policy is not RouterPolicy.FIT],
     "layout": [Layout.MAPPED, Layout.FULL],
 }
-KEEPS: dict[str, list[Any]] = {
-    "method": [Method.PRUNE],
+DEFAULT: dict[str, list[Any]] = {
+    "method": [Method.MERGE],
+    "clustering": [Clustering.HIERARCHICAL],
+    "linkage": [Linkage.LOSS],
+    "dominant": list(Dominant),
     "budget": [Budget.UNIFORM],
+    "max_cluster_size": [3],
+    "merge": [Merge.NEURONS],
     "protect": [((None, 1),)],
     "layers": [(0, 1)],
-    "saliency": list(Saliency),
     "refit": list(Refit),
+    "refit_passes": [2],
     "router": [RouterPolicy.FIT],
     "propagate": list(Propagate),
     "layout": [Layout.REDUCED],
     "seed": [7],
 }
+PRUNING: dict[str, list[Any]] = {"method": [Method.PRUNE], "saliency": list(Saliency)}
 
 
 def values(choices: dict[str, list[Any]]) -> list[tuple[str, Any]]:
@@ -115,7 +129,7 @@ def test_what_is_given_wins_over_the_preset() -> None:
 
 
 @pytest.mark.parametrize("preset", Preset)
-@pytest.mark.parametrize(("name", "value"), values(MERGES) + values(KEEPS), ids=str)
+@pytest.mark.parametrize(("name", "value"), values(PUBLISHED) + values(DEFAULT) + values(PRUNING), ids=str)
 def test_a_choice_is_in_force_as_given_whatever_the_preset(preset: Preset, name: str, value: Any) -> None:
     chosen = complete(MethodOptions(preset=preset, **{name: value}))
     assert getattr(chosen, name) == value
@@ -144,30 +158,57 @@ def test_an_option_that_does_not_exist_is_refused() -> None:
 
 
 def test_every_option_and_every_value_of_the_lists_above_is_tried() -> None:
-    assert MERGES.keys() | KEEPS.keys() | {"preset"} == {field.name for field in fields(MethodOptions)}
-    for kind, name in ((Method, "method"), (Budget, "budget"), (RouterPolicy, "router"), (Layout, "layout")):
-        assert {*MERGES[name], *KEEPS[name]} == set(kind)
+    lists = (PUBLISHED, DEFAULT, PRUNING)
+    assert {name for listed in lists for name in listed} | {"preset"} == {field.name for field in fields(MethodOptions)}
+    kinds = {"method": Method, "clustering": Clustering, "linkage": Linkage, "merge": Merge, "budget": Budget}
+    for name, kind in {**kinds, "router": RouterPolicy, "layout": Layout}.items():
+        assert {value for listed in lists for value in listed.get(name, [])} == set(kind)
 
 
 def test_nothing_given_begins_with_the_default() -> None:
-    assert starting_point(MethodOptions()) is DEFAULT_PRESET is Preset.REFIT
+    assert starting_point(MethodOptions()) is DEFAULT_PRESET is Preset.HC_REFIT
 
 
-@pytest.mark.parametrize(("name", "value"), values(MERGES), ids=str)
-def test_a_choice_that_only_merged_experts_have_begins_with_hc_smoe(name: str, value: Any) -> None:
+@pytest.mark.parametrize(("name", "value"), values(PUBLISHED), ids=str)
+def test_a_choice_of_the_published_method_begins_with_it(name: str, value: Any) -> None:
     assert starting_point(MethodOptions(**{name: value})) is Preset.HC_SMOE
     assert complete(MethodOptions(**{name: value})) == complete(MethodOptions(preset=Preset.HC_SMOE, **{name: value}))
 
 
-@pytest.mark.parametrize(("name", "value"), values(KEEPS), ids=str)
-def test_a_choice_that_kept_experts_may_have_begins_with_the_default(name: str, value: Any) -> None:
+@pytest.mark.parametrize(("name", "value"), values(DEFAULT), ids=str)
+def test_a_choice_that_goes_with_the_default_begins_with_it(name: str, value: Any) -> None:
     assert starting_point(MethodOptions(**{name: value})) is DEFAULT_PRESET
-    assert resolve(MethodOptions(**{name: value})).method is Method.PRUNE
+    recipe = resolve(MethodOptions(**{name: value}))
+    assert (recipe.linkage, recipe.merge) == (Linkage.LOSS, Merge.NEURONS)
 
 
-@pytest.mark.parametrize(("name", "value"), values(KEEPS), ids=str)
-def test_one_choice_that_only_merged_experts_have_is_enough(name: str, value: Any) -> None:
-    assert starting_point(MethodOptions(**{name: value, "linkage": Linkage.AVERAGE})) is Preset.HC_SMOE
+@pytest.mark.parametrize(("name", "value"), values(PRUNING), ids=str)
+def test_a_choice_of_pruning_begins_with_reap_and_refits_nothing(name: str, value: Any) -> None:
+    assert starting_point(MethodOptions(**{name: value})) is Preset.REAP
+    recipe = resolve(MethodOptions(**{name: value}))
+    assert (recipe.method, recipe.refit) == (Method.PRUNE, Refit.NONE)
+
+
+def test_kept_experts_can_be_refitted() -> None:
+    recipe = resolve(MethodOptions(method=Method.PRUNE, refit=Refit.BLOCK))
+    assert (recipe.saliency, recipe.refit, recipe.router) == (Saliency.REAP, Refit.BLOCK, None)
+
+
+@pytest.mark.parametrize(("name", "value"), values(DEFAULT), ids=str)
+def test_one_choice_of_the_published_method_is_enough(name: str, value: Any) -> None:
+    chosen = MethodOptions(**{name: value, "similarity": (Similarity.WEIGHT,)})
+    assert starting_point(chosen) is Preset.HC_SMOE
+
+
+def test_what_the_preset_alone_asks_for_gives_way_to_what_is_given() -> None:
+    recipe = resolve(MethodOptions(preset=Preset.HC_REFIT, layout=Layout.MAPPED))
+    assert (recipe.linkage, recipe.merge) == (Linkage.LOSS, Merge.NEURONS)
+    assert (recipe.router, recipe.refit, recipe.propagate) == (None, None, None)
+
+
+def test_the_former_name_of_the_default_is_answered_with_the_new_one() -> None:
+    with pytest.raises(PlanError, match="hc-refit"):
+        MethodOptions(preset="refit")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -191,13 +232,12 @@ def test_the_library_and_the_command_line_have_the_same_default(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("preset", Preset)
-def test_every_preset_converts(tmp_path: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit_experts, "ROUNDS", 1)
+def test_every_preset_converts(tmp_path: Path, preset: Preset) -> None:
     source = build(tmp_path / "model")
     chosen = MethodFlags(preset=preset).options(seed=42)
     report = convert(source, options(source, 4, method=chosen))
     assert report.method == resolve(PRESETS[preset]).as_dict()
     assert sum(layer.experts for layer in report.layers) == 4 * len(report.layers)
-    assert (preset is Preset.REFIT) is all(layer.refit is not None for layer in report.layers)
+    assert (preset is Preset.HC_REFIT) is all(layer.refit is not None for layer in report.layers)
     experts = read_config(tmp_path / "result")["num_local_experts"]
     assert experts == (8 if preset is Preset.M_SMOE else 4)

@@ -211,6 +211,7 @@ IDLE: list[tuple[dict[str, Any], str, Any]] = [
     ({}, "saliency", Saliency.REAP),
     ({}, "propagate", Propagate.MERGED),
     ({"layout": Layout.MAPPED}, "refit", Refit.DOWN),
+    ({"refit": Refit.DOWN}, "refit_passes", 2),
     ({"layout": Layout.FULL}, "refit", Refit.NONE),
     ({"layout": Layout.MAPPED}, "router", RouterPolicy.DOMINANT),
     ({"layout": Layout.FULL}, "router", RouterPolicy.FIT),
@@ -328,6 +329,7 @@ VALUES: dict[str, list[Any]] = {
     "align": [None, *Align],
     "saliency": [None, *Saliency],
     "refit": [None, *Refit],
+    "refit_passes": [None, 1, 4],
     "router": [None, *RouterPolicy],
     "propagate": [None, *Propagate],
     "layout": list(Layout),
@@ -383,6 +385,7 @@ def test_the_lists_above_hold_every_choice_and_every_member() -> None:
     assert {kind.__name__ for kind in enums} - {kind.__name__ for kind in listed} == {
         "Device",
         "Dtype",
+        "FormerRefit",
         "Mtp",
         "Preset",
         "Similarity",
