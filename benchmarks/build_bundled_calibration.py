@@ -37,6 +37,9 @@ DEFINITION = re.compile(
 )
 # Authors of the sources, who are named in NOTICE.
 AUTHOR = re.compile(r"Hertzog|Roland Mas\b|Copyright|\(c\) \d{4}")
+# Links to the pages around a page, and logs that name real hosts.
+NAVIGATION = re.compile(r"^\S+\n\n[^\n]+\n\n\S+\n\n")
+LOG = re.compile(r"\b\d{1,3}(\.\d{1,3}){3} - - \[")
 WORD = re.compile(r"\w+")
 
 
@@ -52,7 +55,7 @@ def is_eligible(record: Record) -> bool:
         return False
     if not MIN_CHARACTERS <= len(text) <= MAX_CHARACTERS:
         return False
-    if EMAIL.search(text) or AUTHOR.search(text) or has_odd_characters(text):
+    if any(pattern.search(text) for pattern in (EMAIL, AUTHOR, NAVIGATION, LOG)) or has_odd_characters(text):
         return False
     # Code without any definition is mostly import tables and lists of exported names.
     return record["domain"] != "code" or (bool(DEFINITION.search(text)) and not TAKEN_OVER.search(text))

@@ -23,6 +23,7 @@ class CalibrationPlan:
         seed: Seed of the document shuffle.
         text_column: Column with the text, ``None`` to find it.
         is_token_ids: Whether the file holds token ids, which are used unchanged.
+        measures: Whether to read text to measure on, too.
         holds_back: Whether some sequences are measured on instead, where the text has nothing left to measure on.
     """
 
@@ -32,6 +33,7 @@ class CalibrationPlan:
     seed: int
     text_column: str | None
     is_token_ids: bool
+    measures: bool = True
     holds_back: bool = False
 
     @property

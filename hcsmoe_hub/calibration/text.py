@@ -69,9 +69,10 @@ def load_calibration(
         texts.append(text)
         counts.append(found)
     parts, order = _mix(plan, texts, counts, emit)
-    find_measured(parts, texts)
-    if plan.holds_back:
-        hold_back(parts)
+    if plan.measures:
+        find_measured(parts, texts)
+        if plan.holds_back:
+            hold_back(parts)
     return _assemble(plan, parts, order, vocab_size=vocab_size)
 
 

@@ -10,7 +10,7 @@ from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.methods.clustering import Clusters
 from hcsmoe_hub.methods.routing import top_k_agreement
 from hcsmoe_hub.observation.observers import RoutedObserver, TiedObserver
-from hcsmoe_hub.observation.statistics import Call, pick_tokens, takes_tokens
+from hcsmoe_hub.observation.statistics import Call, pick_tokens, spaced
 from hcsmoe_hub.observation.watcher import Observation
 
 # More tokens change what is measured little.
@@ -77,9 +77,9 @@ def compare_tied(
 def _some(layer: LayerContext, seen: Observation) -> tuple[list[Call], list[Tensor], list[Tensor]]:
     """Inputs, choices and outputs of a block on evenly spaced tokens; on all where it cannot run on single ones."""
     total = sum(map(len, seen.outputs))
-    if total <= COMPARED_TOKENS or layer.block.is_whole_layer or not takes_tokens(seen.calls[0]):
+    if total <= COMPARED_TOKENS or not layer.source.runs_on_tokens(seen.calls):
         return seen.calls, seen.top_k, seen.outputs
-    chosen = torch.linspace(0, total - 1, COMPARED_TOKENS).long()
+    chosen = spaced(torch.arange(total), COMPARED_TOKENS)
     calls = [pick_tokens(seen.calls, part) for part in chosen.split(CALL_TOKENS)]
     return calls, [torch.cat(seen.top_k)[chosen]], list(torch.cat(seen.outputs)[chosen].split(CALL_TOKENS))
 

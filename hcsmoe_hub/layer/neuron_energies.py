@@ -17,22 +17,10 @@ from hcsmoe_hub.methods.clustering.energies import ENERGY_CHUNK, ENERGY_TOKENS
 from hcsmoe_hub.methods.merging import find_copies
 from hcsmoe_hub.methods.merging.neurons import Neurons
 from hcsmoe_hub.model.experts import Experts
-from hcsmoe_hub.observation.observers import RouterObserver
+from hcsmoe_hub.observation.observers import InputObserver
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
-from hcsmoe_hub.observation.statistics import Call, count_tokens, pick_tokens, takes_tokens
+from hcsmoe_hub.observation.statistics import Call, count_tokens, pick_tokens, spaced
 from hcsmoe_hub.observation.watcher import Observation
-
-
-class _InputObserver(RouterObserver):
-    """Also remembers, on the CPU, what the experts were given; none of them runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens: list[Tensor] = []
-
-    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
-        self.tokens.append(tokens_TH.to("cpu"))
-        return super().__call__(experts, tokens_TH, index_TK, weight_TK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,12 +52,12 @@ class RoutedTokens:
 
 def even_tokens(total: int) -> Tensor:
     """Numbers of at most ``ENERGY_TOKENS`` of some tokens, at even distances: int64."""
-    return torch.linspace(0, total - 1, min(total, ENERGY_TOKENS)).long()
+    return spaced(torch.arange(total), ENERGY_TOKENS)
 
 
-def even_calls(calls: list[Call], *, is_whole_layer: bool) -> list[Call]:
+def even_calls(block: RunnableBlock, calls: list[Call]) -> list[Call]:
     """Inputs of a block for evenly spaced tokens; all inputs where a block cannot run on single tokens."""
-    if is_whole_layer or not takes_tokens(calls[0]):
+    if not block.runs_on_tokens(calls):
         return calls
     return [pick_tokens(calls, even_tokens(count_tokens(calls)))]
 
@@ -81,7 +69,7 @@ def routed_tokens(block: RunnableBlock, calls: list[Call]) -> RoutedTokens:
         block: The block of the source or of the result.
         calls: Its inputs.
     """
-    observer = block.rerun(even_calls(calls, is_whole_layer=block.block.is_whole_layer), _InputObserver)
+    observer = block.rerun(even_calls(block, calls), InputObserver)
     tokens_TH = torch.cat(observer.tokens)
     even = even_tokens(len(tokens_TH))
     return RoutedTokens(

@@ -47,7 +47,7 @@ def scale_outputs(
 
 def _run(layer: LayerContext, changed: Mapping[str, Tensor], fitted: Observation, count: int) -> tuple[float, Tensor]:
     """Error of a reduced block on evenly spaced tokens, and the router weight of each expert, ``[T, C]``."""
-    calls = even_calls(fitted.calls, is_whole_layer=layer.block.is_whole_layer)
+    calls = even_calls(layer.source, fitted.calls)
     with layer.reduced(changed) as reduced:
         weight_TC = routed_tokens(reduced, fitted.calls).weights(torch.arange(count), count)
         outputs_TH = torch.cat(reduced.rerun(calls, RoutedObserver).outputs)

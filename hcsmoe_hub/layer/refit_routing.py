@@ -13,9 +13,9 @@ from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 
 from hcsmoe_hub.model.experts import Experts
-from hcsmoe_hub.observation.observers import SampleObserver
+from hcsmoe_hub.observation.observers import InputObserver
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
-from hcsmoe_hub.observation.statistics import Call, takes_tokens
+from hcsmoe_hub.observation.statistics import Call
 
 # Tokens by which it is found out which parts of a block the router does not depend on.
 PROBE_TOKENS = 16
@@ -74,9 +74,9 @@ class FixedRouting:
 
     @classmethod
     def of(cls, reduced: RunnableBlock, calls: list[Call]) -> "FixedRouting":
-        """Runs the block once on all it was given."""
-        observer = reduced.rerun(calls, SampleObserver)
-        tokens_TH, weight_TK = torch.cat(observer.tokens).cpu(), torch.cat(observer.weights).cpu()
+        """Runs the block once on all it was given, but for its experts."""
+        observer = reduced.rerun(calls, InputObserver)
+        tokens_TH, weight_TK = torch.cat(observer.tokens), torch.cat(observer.weights)
         index_TK = torch.cat(observer.top_k).long()
         return cls(routed=Routed.of(reduced.experts, tokens_TH, index_TK, weight_TK), device=reduced.device)
 
@@ -226,7 +226,7 @@ def routing_of(reduced: RunnableBlock, calls: list[Call]) -> Iterator[Routing]:
         reduced: The block, in float32.
         calls: What it is given.
     """
-    if reduced.block.is_whole_layer or not takes_tokens(calls[0]):
+    if not reduced.runs_on_tokens(calls):
         yield FixedRouting.of(reduced, calls)
         return
     with LiveRouting.of(reduced, calls) as routing:

@@ -14,7 +14,7 @@ from hcsmoe_hub.model.blocks import ExpertTensor
 from hcsmoe_hub.model.router import router_bias, router_weight, watch_router
 from hcsmoe_hub.observation.observers import RouterObserver
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
-from hcsmoe_hub.observation.statistics import Call, pick_tokens, takes_tokens
+from hcsmoe_hub.observation.statistics import Call, pick_tokens, spaced
 from hcsmoe_hub.observation.watcher import Observation
 
 # More tokens change the rows little; of more, as many are taken at even distances, and a quarter of them to judge.
@@ -99,8 +99,8 @@ class RouterFitter:
     def _choose(self) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
         """The tokens that routers run on, ``None`` for all, and which of these are fitted and which judge."""
         split = split_tokens(sum(map(len, self._seen.top_k)), self._seen.domains)
-        fitted, judged = _evenly(split.fitted, ROUTER_TOKENS), _evenly(split.judged, JUDGED_TOKENS)
-        if self._layer.block.is_whole_layer or not takes_tokens(self._seen.calls[0]):
+        fitted, judged = spaced(split.fitted, ROUTER_TOKENS), spaced(split.judged, JUDGED_TOKENS)
+        if not self._layer.source.runs_on_tokens(self._seen.calls):
             return None, (fitted, judged)
         chosen = torch.cat([fitted, judged]).sort().values
         return chosen, (torch.searchsorted(chosen, fitted), torch.searchsorted(chosen, judged))
@@ -144,11 +144,6 @@ class RouterFitter:
         finally:
             stop()
         return _Run(*map(torch.cat, (last.top_k, last.weights, last.inputs, last.logits, last.extra)))
-
-
-def _evenly(tokens: Tensor, most: int) -> Tensor:
-    """At most so many of some tokens, at even distances."""
-    return tokens[torch.linspace(0, len(tokens) - 1, min(len(tokens), most)).long()]
 
 
 def _replaced(tensor: ExpertTensor, current: Tensor, rows_C: Tensor) -> Tensor:

@@ -149,6 +149,22 @@ class RouterObserver(RoutedObserver):
             seen.append(values.to("cpu"))
 
 
+class InputObserver(RouterObserver):
+    """Also remembers what the experts were given.
+
+    Attributes:
+        tokens: One ``[T, H]`` tensor per micro-batch, on the CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens: list[Tensor] = []
+
+    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        self.tokens.append(tokens_TH.to("cpu"))
+        return super().__call__(experts, tokens_TH, index_TK, weight_TK)
+
+
 class SubsetObserver(RoutedObserver):
     """Adds up outputs that are known already, for a router that may choose from some of the experts only.
 

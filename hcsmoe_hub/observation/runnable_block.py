@@ -15,7 +15,7 @@ from hcsmoe_hub.model.experts import Experts
 from hcsmoe_hub.model.microbatch import MicroBatcher
 from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.observation.observers import RoutedObserver
-from hcsmoe_hub.observation.statistics import Call
+from hcsmoe_hub.observation.statistics import Call, takes_tokens
 
 ObserverT = TypeVar("ObserverT", bound=RoutedObserver)
 
@@ -48,6 +48,10 @@ class RunnableBlock:
     def device(self) -> torch.device:
         """Where it runs."""
         return self.batcher.device
+
+    def runs_on_tokens(self, calls: list[Call]) -> bool:
+        """Whether the block can be run on some of the tokens of its inputs, without the others."""
+        return not self.block.is_whole_layer and takes_tokens(calls[0])
 
     def rerun(self, calls: list[Call], make_observer: Callable[[], ObserverT]) -> ObserverT:
         """Runs the block on inputs that it, or the block it stands for, has seen.

@@ -180,6 +180,11 @@ def sample_tokens(calls: list[Call], count: int, seed: int) -> Call | None:
     return pick_tokens(calls, order[:count].sort().values)
 
 
+def spaced(tokens: Tensor, most: int) -> Tensor:
+    """At most so many of some tokens, at even distances."""
+    return tokens[torch.linspace(0, len(tokens) - 1, min(len(tokens), most)).long()]
+
+
 def takes_tokens(call: Call) -> bool:
     """Whether a block treats tokens alone: every input of it is a tensor ``[B, S, ...]`` or ``None``."""
     inputs = [value for value in (*call.args, *call.kwargs.values()) if value is not None]

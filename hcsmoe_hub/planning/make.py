@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hcsmoe_hub.calibration.plan import CalibrationPlan, plan_calibration
+from hcsmoe_hub.calibration.sources import SELF
 from hcsmoe_hub.checkpoint import config_json
 from hcsmoe_hub.checkpoint.config_json import MoESettings, quantization_method
 from hcsmoe_hub.checkpoint.shards import has_adapter
@@ -196,7 +197,25 @@ def _plan_calibration(
             f"the MTP head of {model.source.label} takes a token and the next one, but a sequence has one token only.",
             hint="use a longer `sequence_length`, or `mtp='drop'`",
         )
-    return planned if options.measure else replace(planned, holds_back=False)
+    if any(source.location == SELF for source in planned.sources):
+        _check_self(model, options)
+    return replace(planned, measures=options.measure)
+
+
+def _check_self(model: SourceModel, options: ConvertOptions) -> None:
+    """Checks that the source can be loaded as a whole, to write calibration text itself."""
+    server = "serve it elsewhere and pass the server as `dataset='http://HOST:PORT/v1'`"
+    if options.low_disk:
+        raise PlanError(
+            "`dataset='self'` loads the whole source, but `low_disk` keeps two layers of it on disk at a time.",
+            hint=f"leave `low_disk` out, or {server}",
+        )
+    if model.is_quantized:
+        raise PlanError(
+            f"`dataset='self'` loads the whole source, but the quantised weights of {model.source.label} are only "
+            "decoded layer by layer.",
+            hint=f"{server}, or use another text for `dataset`",
+        )
 
 
 def _edited_config(

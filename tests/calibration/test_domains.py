@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,14 @@ def test_the_same_seed_gives_the_same_domains(load: Any, tmp_path: Path) -> None
 
 
 # What is measured
+
+
+def test_without_a_measure_calibration_is_the_same_and_nothing_else_is_read(load: Any, tmp_path: Path) -> None:
+    chosen = fitted(write_rows(tmp_path / "a.jsonl", distinct({"prose": 50, "code": 30}, length=6)), samples=40)
+    found, measured = load(replace(chosen, measures=False)), load(chosen)
+    assert (len(found.measured_ids), found.measured_domains) == (0, ())
+    assert len(measured.measured_ids)
+    assert torch.equal(found.token_ids, measured.token_ids)
 
 
 def test_no_document_is_in_both_parts(load: Any, tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from calibration_text import VOCABULARY, plan, refusal, text, write_texts
+from calibration_text import VOCABULARY, plan, refusal, text, write_texts, write_tokenizer
 from places import EXAMPLE
+from quantized_models import qwen3_fp8
 
 from hcsmoe_hub import CalibrationOptions, ConvertOptions
 from hcsmoe_hub import plan as plan_conversion
@@ -19,6 +21,7 @@ from hcsmoe_hub.calibration.calibration_set import CalibrationSet
 from hcsmoe_hub.calibration.completions import sample_from_server
 from hcsmoe_hub.calibration.sources import dataset_name, parse_sources
 from hcsmoe_hub.calibration.text import load_calibration
+from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.events import ignore
 from hcsmoe_hub.pipeline.run import load_tokens
 
@@ -209,3 +212,16 @@ def test_a_model_that_does_not_fit_is_refused_with_numbers(tmp_path: Path, monke
     error = refusal(lambda: load_self("self", tmp_path / "result"))
     assert "MB" in error.message
     assert "http://HOST:PORT/v1" in error.hint
+
+
+def test_a_source_that_is_never_loaded_as_a_whole_does_not_write_text(tmp_path: Path) -> None:
+    own = CalibrationOptions(dataset="self")
+    options = ConvertOptions(experts=3, calibration=own, output=tmp_path / "result", measure=False)
+    with pytest.raises(PlanError, match="`low_disk`") as caught:
+        plan_conversion(EXAMPLE, replace(options, low_disk=True))
+    assert "http://" in caught.value.hint
+    quantised = qwen3_fp8(tmp_path / "model")
+    write_tokenizer(quantised)
+    with pytest.raises(PlanError, match="quantised weights") as caught:
+        plan_conversion(quantised, options)
+    assert "http://" in caught.value.hint
