@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from held_out_text import held_out_ids, hold_out, perplexity, predictions
 from quantized_models import deepseek_fp8, gpt_oss_mxfp4
 from tiny_models import build, change_tensors, contents, differing, options, read_tensors, refuse, token_ids
 from torch import Tensor
@@ -95,6 +96,21 @@ def test_the_result_comes_nearer_to_its_source_on_text_it_was_not_trained_on(tmp
     stored = read_report((tmp_path / "result" / "hcsmoe.json").read_text(), label="hcsmoe.json")
     assert stored.refit_model == report.refit_model
     assert "refit" in report.timings_seconds
+
+
+def test_the_figures_of_a_conversion_are_those_of_the_trained_model(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = held_out_ids(length=24)
+    hold_out(monkeypatch, ids)
+    report = convert(source, wanted(source))
+    assert report.refit_model is not None
+    assert report.refit_model.is_kept
+    assert report.measured is not None
+    figures = report.measured["overall"]
+    for folder, name in ((source, "perplexity_before"), (tmp_path / "result", "perplexity_after")):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        assert figures[name] == pytest.approx(perplexity(predictions(model, ids), ids), rel=1e-4)
 
 
 def test_routers_experts_and_norms_are_trained_and_nothing_else(source: Path, tmp_path: Path) -> None:
