@@ -72,9 +72,14 @@ class Scorer(ABC):
             ]
             with torch.no_grad():
                 hidden_BSH = self._hidden(torch.tensor(rows))
-                for row, index in enumerate(batch):
-                    request = requests[index]
-                    yield index, head(self._skeleton(), hidden_BSH[row, request.start : len(request.ids)]).float().cpu()
+            for row, index in enumerate(batch):
+                request = requests[index]
+                yield index, self._logits(hidden_BSH[row, request.start : len(request.ids)])
+
+    # A generator that stops inside of ``no_grad`` would leave its caller without gradients.
+    @torch.no_grad()
+    def _logits(self, hidden_SH: Tensor) -> Tensor:
+        return head(self._skeleton(), hidden_SH).float().cpu()
 
     def _batches(self, order: Sequence[int], requests: Sequence[Request]) -> Iterator[list[int]]:
         batch: list[int] = []

@@ -80,6 +80,11 @@ def test_model_agrees_with_itself(model, words, loaded, streamed):
     assert figures["base"]["overall"] == pytest.approx(figures["model"]["overall"], rel=1e-5)
 
 
+def test_gradients_are_computed_as_before_after_two_models_took_turns(model, words, loaded, streamed):
+    measure_text(windows(model, words), loaded, streamed, advance=nothing)
+    assert torch.is_grad_enabled()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_divergence_is_that_of_the_base_from_the_model(seed):
     ours, theirs = torch.randn(2, 5, 11, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
