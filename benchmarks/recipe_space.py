@@ -43,7 +43,8 @@ SIMILARITIES = tuple(chain.from_iterable(combinations(Similarity, size + 1) for 
 _DOMAINS: Mapping[str, tuple[Any, ...]] = {
     "method": tuple(Method),
     "protect": ((), ((None, 1),)),
-    "layout": tuple(Layout),
+    # Factors need a rank, which is a number.
+    "layout": tuple(layout for layout in Layout if layout is not Layout.FACTORED),
     "budget": tuple(Budget),
     "clustering": (None, *Clustering),
     "similarity": (None, *SIMILARITIES),
@@ -107,7 +108,9 @@ class Space:
             PlanError: If there is none, or if it does not fit the model.
         """
         recipe = resolve(MethodOptions(preset=Preset.HC_SMOE, **choices))
-        check_recipe(self._model, recipe, options_for(recipe, self._options))
+        options = options_for(recipe, self._options)
+        experts = options.experts or self._model.settings.experts
+        check_recipe(self._model, recipe, options, experts=experts)
         return recipe
 
     def outcomes(self, choices: Choices | None = None, weight: int = 1) -> Iterator[tuple[int, Recipe | PlanError]]:
