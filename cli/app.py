@@ -12,6 +12,7 @@ import typer
 from hcsmoe_hub.cli.architectures import architectures
 from hcsmoe_hub.cli.card import card
 from hcsmoe_hub.cli.convert import EXAMPLES, convert
+from hcsmoe_hub.cli.curve import CURVE_EXAMPLES, curve
 from hcsmoe_hub.cli.evaluate import evaluate
 from hcsmoe_hub.cli.flags import with_flags
 from hcsmoe_hub.cli.help_page import HelpCommand, HelpGroup
@@ -111,5 +112,6 @@ def root(
 
 
 app.command(cls=HelpCommand, epilog=EXAMPLES)(convert)
+app.command(cls=HelpCommand, epilog=CURVE_EXAMPLES)(curve)
 for command in (inspect, verify, evaluate, card, push, architectures):
     app.command(cls=HelpCommand)(command)

@@ -1,4 +1,4 @@
-"""``hcsmoe architectures``: the model types that are supported, and how each router chooses."""
+"""``hcsmoe architectures``: the model types that are supported, the widths of experts, and how routers choose."""
 
 from collections.abc import Iterable
 
@@ -19,6 +19,7 @@ def architectures(as_json: cli.JsonOption = False) -> None:
             "text_type": family.text_type or None,
             "example": family.example,
             "supported": not family.refusal,
+            "width": family.width or None,
             "router": family.router,
             "note": family.note or None,
             "refusal": family.refusal or None,
@@ -34,10 +35,13 @@ def _table(document: Iterable[Document]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("MODEL TYPE", no_wrap=True)
     table.add_column("SUPPORTED")
+    table.add_column("WIDTH")
     table.add_column("EXAMPLE", no_wrap=True)
     table.add_column("ROUTER", ratio=3)
     table.add_column("NOTE", ratio=3)
     for row in document:
         supported = Text("yes", style="green") if row["supported"] else Text("no", style="red")
-        table.add_row(row["model_type"], supported, row["example"], row["router"], row["refusal"] or row["note"])
+        width = row["width"] or "fixed"
+        why = row["refusal"] or row["note"]
+        table.add_row(row["model_type"], supported, width, row["example"], row["router"], why)
     return table

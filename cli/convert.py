@@ -9,20 +9,27 @@ from hcsmoe_hub.cli import summary
 from hcsmoe_hub.cli.documents import available, is_short_of_room, plan_document
 from hcsmoe_hub.cli.groups import grouped
 from hcsmoe_hub.cli.libraries import collector_paused, prepare_libraries
-from hcsmoe_hub.cli.method_options import ExpertsOption, ExpertsPerTokenOption, MethodFlags
+from hcsmoe_hub.cli.method_options import (
+    ExpertsOption,
+    ExpertsPerTokenOption,
+    ExpertWidthOption,
+    LikeOption,
+    MethodFlags,
+)
 from hcsmoe_hub.cli.output import Output
 from hcsmoe_hub.cli.progress import listening
+from hcsmoe_hub.cli.target_options import TargetFlags
 from hcsmoe_hub.convert import execute, plan
 from hcsmoe_hub.events import Stage, StageFinished, StageStarted
 from hcsmoe_hub.options import ConvertOptions
-from hcsmoe_hub.report import FIGURE_FILE, ConversionReport
+from hcsmoe_hub.report import FIGURE_FILE, SINGULAR_VALUES_FILE, ConversionReport
 
 if TYPE_CHECKING:
     from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 
 EXAMPLES = """Examples:
 $ hcsmoe convert mistralai/Mixtral-8x7B-v0.1 --experts 4 --dry-run
-$ hcsmoe convert Qwen/Qwen3-30B-A3B --experts 96 --output qwen3-96e
+$ hcsmoe convert Qwen/Qwen3-30B-A3B --experts 96 --expert-width 75% --output qwen3-small
 $ hcsmoe convert ./my-mixtral -e 6 --calibration domain.jsonl --samples 64
 $ hcsmoe convert ./my-mixtral -e 6 --method prune --statistics my-mixtral.stats
 $ hcsmoe convert mistralai/Mixtral-8x7B-v0.1 -e 4 --push-to me/mixtral-4e --low-disk"""
@@ -32,8 +39,11 @@ $ hcsmoe convert mistralai/Mixtral-8x7B-v0.1 -e 4 --push-to me/mixtral-4e --low-
 def convert(
     source: cli.SourceArgument,
     *,
-    experts: ExpertsOption,
+    experts: ExpertsOption = None,
+    expert_width: ExpertWidthOption = None,
     experts_per_token: ExpertsPerTokenOption = None,
+    like: LikeOption = None,
+    target: TargetFlags,
     method: MethodFlags,
     calibration: cli.CalibrationFlags,
     compute: cli.ComputeFlags,
@@ -44,8 +54,11 @@ def convert(
     """Merge or prune experts and write a checkpoint with fewer of them."""
     options = ConvertOptions(
         experts=experts,
+        expert_width=expert_width,
+        target=target.target(),
         experts_per_token=experts_per_token,
         method=method.options(seed=calibration.seed),
+        like=like,
         calibration=calibration.options(),
         dtype=output.dtype,
         mtp=output.mtp,
@@ -56,6 +69,7 @@ def convert(
         batch_tokens=compute.batch_tokens,
         max_memory_bytes=compute.max_memory,
         statistics=calibration.statistics,
+        keep_states=not calibration.no_states,
         measure=not calibration.no_measure,
         figure=output.figure,
         push=pushing.options(overwrite=output.overwrite),
@@ -89,9 +103,9 @@ def _convert(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -
 def _document(plan: "ConversionPlan", report: ConversionReport) -> dict[str, Any]:
     """The report, and where the result is: ``output`` is ``None`` if it is on the Hub alone."""
     document = {**report.as_dict(), "output": None if plan.sends_away else str(plan.output)}
-    figure = plan.output / FIGURE_FILE
-    if figure.exists():
-        document["figure"] = str(figure)
+    for name, file in (("figure", FIGURE_FILE), ("singular_values", SINGULAR_VALUES_FILE)):
+        if (plan.output / file).exists():
+            document[name] = str(plan.output / file)
     if report.pushed is not None:
         document["pushed"] = report.pushed.as_dict()
     return document

@@ -40,30 +40,27 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
     """A plan, as ``--dry-run --json`` prints it."""
     from hcsmoe_hub.machine.device import measure_flops, resolve_device
     from hcsmoe_hub.planning.estimate import estimate_needs
-    from hcsmoe_hub.planning.sizes import active_parameter_counts, parameter_counts, weight_bytes
+    from hcsmoe_hub.planning.sizes import active_parameter_counts, compression_record, parameter_counts, weight_bytes
 
     model, calibration = plan.model, plan.calibration
     speed = measure_flops(resolve_device(plan.options.device), model.skeleton.dtype)
-    before, after, counts = model.settings, plan.settings, plan.experts_by_layer
-    statistics = plan.options.statistics
+    counts, compression = plan.experts_by_layer, compression_record(plan)
     return {
         "dry_run": True,
         "source": _source(model.source),
-        "experts": {
-            "before": before.experts,
-            "after": plan.options.experts,
-            "per_token_before": before.experts_per_token,
-            "per_token_after": after.experts_per_token,
-            **model.layer_counts,
-        },
+        "experts": plan.expert_counts,
         **({"experts_by_layer": _by_layer(counts)} if len(set(counts.values())) > 1 else {}),
         "is_final": plan.is_final,
+        **({} if plan.target is None else {"target": plan.target.record()}),
         "parameters": parameter_counts(plan),
         "active_parameters": active_parameter_counts(plan),
         "weights_bytes": weight_bytes(plan),
+        "quantises": _quantises(plan),
         "shards": {"before": len(model.source.shards), "after": len(plan.shards.files)},
         "needs": asdict(estimate_needs(plan, flops_per_second=speed)),
         "method": plan.method,
+        "like": None if plan.like is None else {**plan.like.record, "label": plan.like.label},
+        **({} if compression is None else {"compression": compression}),
         "calibration": {
             "dataset": calibration.dataset,
             "sequences": calibration.sequences,
@@ -71,12 +68,41 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
             "tokens": calibration.tokens,
             "seed": calibration.seed,
         },
-        "statistics": None if statistics is None else {"path": str(statistics), "reused": plan.statistics is not None},
+        "statistics": _statistics(plan),
         "output": str(plan.output),
         "push_to": None if plan.options.push is None else plan.options.push.repo_id,
         "warnings": plan.warnings,
         "dropped_tensors": plan.account.dropped,
     }
+
+
+def _quantises(plan: "ConversionPlan") -> dict[str, Any] | None:
+    """Formats that a result can be quantised to; ``None`` if it is quantised, or only transformers loads it."""
+    from hcsmoe_hub.checkpoint import result_formats
+    from hcsmoe_hub.options import Layout
+
+    shape = result_formats.read_shape(plan.config, plan.width)
+    if shape is None or plan.keeps_format or plan.recipe.layout not in (Layout.REDUCED, Layout.FULL):
+        return None
+    experts = plan.settings.experts
+    sizes = result_formats.tensor_parallel_sizes(plan.config, plan.config["model_type"], experts)
+    return {
+        **result_formats.format_facts(shape),
+        "tensor_parallel": {"divides": sizes, "whole_tiles": result_formats.whole_tiles(sizes, shape.width)},
+        "expert_parallel": result_formats.expert_parallel_sizes(experts),
+    }
+
+
+def _statistics(plan: "ConversionPlan") -> dict[str, Any] | None:
+    """The statistics file of a plan, and which calibration sequences run in spite of it: ``source`` or ``result``."""
+    from hcsmoe_hub.planning.estimate import estimate_needs
+
+    path, reused = plan.options.statistics, plan.statistics
+    if path is None:
+        return None
+    size = estimate_needs(plan).statistics_bytes if reused is None else reused.bytes
+    runs = "source" if plan.runs_source else ("result" if plan.recipe.propagates else None)
+    return {"path": str(path), "reused": reused is not None, "bytes": size, "runs": runs}
 
 
 def available(plan: "ConversionPlan") -> dict[str, Any]:
@@ -118,10 +144,12 @@ def _disk(folder: Path) -> tuple[str, int]:
 def model_document(model: "SourceModel") -> dict[str, Any]:
     """A model, as ``inspect --json`` prints it."""
     from hcsmoe_hub.checkpoint.tensors import total_bytes
+    from hcsmoe_hub.model.width import neurons_of
     from hcsmoe_hub.planning.sizes import active_parameters, projections, stored_experts
 
     source, settings, architecture = model.source, model.settings, model.architecture
     stored = {} if model.expert_map is None else {"stored_by_layer": _by_layer(stored_experts(model))}
+    factors = {} if model.factors is None else {"factors": asdict(model.factors)}
     return {
         "source": _source(source),
         "architecture": type(model.skeleton.module).__name__,
@@ -130,10 +158,12 @@ def model_document(model: "SourceModel") -> dict[str, Any]:
         "experts": {
             "per_layer": settings.experts,
             "per_token": settings.experts_per_token,
+            "width": neurons_of(model),
             "groups": settings.groups,
             **model.layer_counts,
             "layers": model.skeleton.depth,
             **stored,
+            **factors,
         },
         "parameters": {
             "total": model.parameters,

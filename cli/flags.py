@@ -6,14 +6,22 @@ from dataclasses import fields
 
 from hcsmoe_hub.errors import OPTION
 from hcsmoe_hub.evaluation.options import EvaluateOptions
-from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, MethodOptions, PushOptions
+from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, CurveOptions, MethodOptions, PushOptions, Target
 
 # Arguments of the library's functions that are options of commands as well.
 _ARGUMENTS = frozenset({"base", "cache_dir", "revision", "token"})
 _FIELDS = _ARGUMENTS.union(
     *(
         {field.name for field in fields(kind)}
-        for kind in (CalibrationOptions, ConvertOptions, EvaluateOptions, MethodOptions, PushOptions)
+        for kind in (
+            CalibrationOptions,
+            ConvertOptions,
+            CurveOptions,
+            EvaluateOptions,
+            MethodOptions,
+            PushOptions,
+            Target,
+        )
     )
 )
 # Where the option is not the field's name with dashes.
@@ -21,6 +29,7 @@ _NAMES: Mapping[str, str] = {
     "dataset": "--calibration",
     "max_memory_bytes": "--max-memory",
     # What is on by default has an option that switches it off.
+    "keep_states": "--no-states",
     "measure": "--no-measure",
     "push": "--push-to",
     "repo_id": "--push-to",
@@ -41,7 +50,7 @@ def _typed(match: re.Match[str]) -> str:
     field, value = match.groups()
     if field not in _FIELDS:
         return match[0]
-    if value in (None, "True"):
+    if value in (None, "True", "False"):
         return flag(field)
     # Tuples are typed as lists.
     return f"{flag(field)} {value.strip('()').replace(', ', ',').replace(chr(39), '')}"

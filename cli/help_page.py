@@ -14,6 +14,23 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 RARE_PANELS = ("Grouping", "Merging", "Pruning", "Layers and router")
 # Panel of the options that name none.
 DEFAULT_PANEL = "Options"
+# Options of other panels that few people need, left out in the same way.
+RARE_OPTIONS = frozenset(
+    {
+        "--experts-per-token",
+        "--refit-passes",
+        "--text-column",
+        "--feature-tokens",
+        "--no-states",
+        "--batch-tokens",
+        "--mtp",
+        "--max-shard-size",
+        "--create-pr",
+        "--cache-dir",
+    }
+)
+# The option that shows all of them.
+ALL_OPTIONS = "--help-methods"
 # Name of a page's setting in the context of its command.
 SHOWS_RARE = "hcsmoe.shows_rare"
 
@@ -93,12 +110,19 @@ def _page(command: Any, ctx: Any) -> list[tuple[str, list[Entry]]]:
     if arguments := _arguments(parameters):
         blocks.append(("Arguments", [(argument.display_name_raw, _sentence(argument)) for argument in arguments]))
     panels = options_by_panel(parameters)
+    has_page_of_all = any(ALL_OPTIONS in option.opts for option in panels.get(DEFAULT_PANEL, ()))
+    shows_all = SHOWS_RARE in ctx.meta or not has_page_of_all
     for panel in sorted(panels, key=lambda name: name != DEFAULT_PANEL):
-        if panel not in RARE_PANELS or SHOWS_RARE in ctx.meta:
-            blocks.append((panel, [(_names(option), _sentence(option)) for option in panels[panel]]))
+        shown = [option for option in panels[panel] if shows_all or not (panel in RARE_PANELS or _is_rare(option))]
+        if shown:
+            blocks.append((panel, [(_names(option), _sentence(option)) for option in shown]))
     if command.epilog:
         blocks.append((command.epilog, []))
     return blocks
+
+
+def _is_rare(option: TyperOption) -> bool:
+    return not RARE_OPTIONS.isdisjoint(option.opts)
 
 
 def _names(option: TyperOption) -> str:

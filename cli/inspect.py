@@ -101,9 +101,13 @@ def _chosen(report: ConversionReport, layer: int, *, label: str) -> LayerReport:
 
 
 def _experts(experts: Document) -> str:
-    """How many experts a layer has, and how many are active per token."""
+    """How many experts a layer has, how wide they are, and how many are active per token."""
     groups = f", in {experts['groups']} groups" if experts["groups"] > 1 else ""
-    tail = f"{experts['per_token']} per token{groups}"
+    tail = f"{experts['width']} neurons each, {experts['per_token']} per token{groups}"
+    if "factors" in experts:
+        sizes = experts["factors"]
+        rows = f" and {sizes['incoming_rows']} + {sizes['outgoing_rows']} whole rows" if sizes["incoming_rows"] else ""
+        tail += f", of factors of rank {sizes['rank']}{rows}"
     if "stored_by_layer" not in experts:
         return f"{experts['per_layer']} per layer, {tail}"
     stored = format_range(list(experts["stored_by_layer"].values()))

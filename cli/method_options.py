@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from hcsmoe_hub.cli.expert_lists import parse_layers, parse_protected
-from hcsmoe_hub.cli.help_page import one_of, show_rare
+from hcsmoe_hub.cli.help_page import ALL_OPTIONS, one_of, show_rare
 from hcsmoe_hub.cli.output import print_labelled, stderr_console
-from hcsmoe_hub.cli.values import choice, choices, parse_weights
+from hcsmoe_hub.cli.values import choice, choices, parse_compression, parse_weights, parse_width
 from hcsmoe_hub.options import (
     Align,
     Budget,
@@ -69,9 +69,19 @@ def _warn_of_old_name(value: Any) -> Any:
 
 
 ExpertsOption = Annotated[
-    int,
+    int | None,
     _method(
-        "--experts", "-e", min=1, metavar="N", show_default=False, help="Experts to keep in every MoE layer, e.g. 4."
+        "--experts", "-e", min=1, metavar="N", show_default="all", help="Experts to keep in every MoE layer, e.g. 4."
+    ),
+]
+ExpertWidthOption = Annotated[
+    Any,
+    _method(
+        "--expert-width",
+        parser=parse_width,
+        metavar="WIDTH",
+        show_default="all",
+        help="Neurons to keep in every expert, e.g. 512, or a share of them such as 75%.",
     ),
 ]
 ExpertsPerTokenOption = Annotated[
@@ -82,6 +92,16 @@ ExpertsPerTokenOption = Annotated[
         metavar="N",
         show_default="as in the source",
         help="Active experts per token, e.g. 2.",
+    ),
+]
+
+LikeOption = Annotated[
+    str | None,
+    _method(
+        "--like",
+        metavar="RESULT",
+        show_default=False,
+        help="Apply the choices of another conversion to this model: a folder, a hcsmoe.json, or a Hub repository id.",
     ),
 ]
 
@@ -96,11 +116,11 @@ class MethodFlags:
     help_methods: Annotated[
         bool,
         typer.Option(
-            "--help-methods",
+            ALL_OPTIONS,
             metavar="",
             is_eager=True,
             callback=show_rare,
-            help="Show this message with the options of grouping, merging, pruning, layers and router, and exit.",
+            help="Show this message with all options, those of grouping, merging, pruning and router too, and exit.",
         ),
     ] = False
     preset: Annotated[
@@ -278,12 +298,24 @@ class MethodFlags:
             "--layout",
             Layout,
             "How the result is stored",
-            "reduced",
+            "reduced; factored with --compress",
             {
                 Layout.REDUCED: "K experts and K router rows",
                 Layout.MAPPED: "K experts and all N router rows",
                 Layout.FULL: "N experts with copies of merged ones",
+                Layout.FACTORED: "K experts of factors from --compress",
             },
+        ),
+    ] = None
+    compress: Annotated[
+        str | None,
+        _scope(
+            "--compress",
+            parser=parse_compression,
+            metavar="RANK[,SPARSITY]",
+            show_default="whole matrices",
+            help="Store each expert matrix as two factors of this rank, a number or a percentage of its smaller side, "
+            "and the rows that remain at this sparsity, e.g. 32,90%.",
         ),
     ] = None
     propagate: Annotated[

@@ -42,8 +42,8 @@ JsonOption = Annotated[bool, _output_flag("--json", help="Print one JSON documen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationFlags:
-    """Which text the experts are observed on, and whether the result is measured on more of it."""
+class TextFlags:
+    """Which text the experts are observed on."""
 
     calibration: Annotated[
         str,
@@ -103,16 +103,15 @@ class CalibrationFlags:
             "--statistics",
             metavar="FILE",
             show_default=False,
-            help="Save calibration statistics here, or reuse them without running the model.",
+            help="Save calibration statistics here, or reuse them without running the source.",
         ),
     ] = None
-
-    no_measure: Annotated[
+    no_states: Annotated[
         bool,
         _calibration(
-            "--no-measure",
+            "--no-states",
             metavar="",
-            help="Do not measure perplexity and agreement with the source on held-out text of the calibration set.",
+            help="Leave hidden states out of that file; a later refit then runs the source.",
         ),
     ] = False
 
@@ -126,6 +125,20 @@ class CalibrationFlags:
             text_column=self.text_column,
             feature_tokens=self.feature_tokens,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationFlags(TextFlags):
+    """Which text the experts are observed on, and whether the result is measured on more of it."""
+
+    no_measure: Annotated[
+        bool,
+        _calibration(
+            "--no-measure",
+            metavar="",
+            help="Do not measure perplexity and agreement with the source on held-out text of the calibration set.",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hcsmoe_hub.cli.tables import Document, before_after, experts_left, section, source_line
+from hcsmoe_hub.cli.tables import Document, before_after, candidates, experts_left, is_open, section, source_line
 from hcsmoe_hub.machine.units import (
     format_bytes,
+    format_count,
+    format_list,
     format_mean,
     format_percent,
     format_plural,
@@ -28,6 +30,7 @@ DOMAINS_WIDTH = 70
 TWO_PASSES = (
     "two: the number of experts per layer depends on statistics, so the weights are read again after the model has run"
 )
+CHOOSING = "two: one pass over the model predicts what each of the shapes below loses, then the best one is converted"
 
 
 def calibration_line(calibration: Document) -> str:
@@ -72,17 +75,22 @@ def dry_run(document: Document, room: Document) -> RenderableType:
     """
     rows = [
         ("method", method_line(read_recipe(document["method"]))),
+        *_choices(document["like"]),
         ("calibration", calibration_line(document["calibration"])),
     ]
     if document["statistics"] is not None:
-        use = "reused, so the model does not run" if document["statistics"]["reused"] else "will be written"
-        rows.append(("statistics", f"{document['statistics']['path']}, {use}"))
+        rows.append(("statistics", _statistics(document["statistics"])))
+    if "compression" in document:
+        compression = document["compression"]
+        rows.append(("compression", f"rank {compression['rank']} {expert_work(compression)}"))
     rows.append(("output", document["output"]))
     if document["push_to"] is not None:
         rows.append(("push to", document["push_to"]))
+    rows += _formats(document["quantises"])
     rows += [("dropped", reason) for reason in _dropped(document["dropped_tensors"])]
-    if not document["is_final"]:
-        rows.append(("passes", TWO_PASSES))
+    is_choosing = is_open(document)
+    if is_choosing or not document["is_final"]:
+        rows.append(("passes", CHOOSING if is_choosing else TWO_PASSES))
     return Group(
         source_line(document["source"], moe_layers=document["experts"]["moe_layers"]),
         Text(),
@@ -93,8 +101,63 @@ def dry_run(document: Document, room: Document) -> RenderableType:
         Text(),
         section(rows),
         Text(),
+        *_target(document),
         Text("Nothing was downloaded or written."),
     )
+
+
+def _choices(like: Document | None) -> list[tuple[str, str]]:
+    """Whose choices are applied, if they are not made here."""
+    if like is None:
+        return []
+    return [("choices", f"experts {'and neurons ' if like['neurons'] else ''}of {like['label']}")]
+
+
+# Those whose tiles are 128 neurons wide.
+KERNELS = "vLLM's bf16 kernels for Blackwell GPUs"
+
+
+def _formats(quantises: Document | None) -> list[tuple[str, str]]:
+    """What the shape of a result can be quantised to, what it cannot, and how it is cut for several GPUs."""
+    if quantises is None:
+        return []
+    rows = [("quantises to", ", ".join(quantises["to"]) or "none of the common formats")]
+    if quantises["not_to"]:
+        excluded = [f"{name} ({reason.partition(';')[0]})" for name, reason in quantises["not_to"].items()]
+        rows.append(("not to", ", ".join(excluded)))
+    sizes, whole = (quantises["tensor_parallel"][key] for key in ("divides", "whole_tiles"))
+    if cut := [size for size in sizes if size not in whole]:
+        parts = "one part" if cut == [1] else f"{format_list(list(map(str, cut)), 'or')} parts"
+        rows.append(("serving", f"{parts} of an expert, not of 128 neurons or a multiple each, do not suit {KERNELS}"))
+    return rows
+
+
+def _statistics(statistics: Document) -> str:
+    """The statistics file of a plan in words."""
+    size = format_bytes(statistics["bytes"])
+    if not statistics["reused"]:
+        return f"{statistics['path']}, will be written ({size})"
+    runs = {
+        "source": "the source runs again on its text",
+        "result": "only the reduced model runs",
+        None: "so the model does not run",
+    }
+    return f"{statistics['path']} ({size}), reused, {runs[statistics['runs']]}"
+
+
+def _target(document: Document) -> list[RenderableType]:
+    """What meets a target, if there is one."""
+    target = document.get("target")
+    if target is None:
+        return []
+    return [Text(f"meet {target_words(target)}", style="bold"), candidates(target), Text()]
+
+
+def target_words(target: Document) -> str:
+    """A target as it was typed: ``--size 24.0 GB``."""
+    value = target["value"]
+    shown = {"size": format_bytes, "ratio": lambda share: f"{share:g}"}.get(target["limit"], format_count)
+    return f"--{target['limit']} {shown(value if target['limit'] == 'ratio' else int(value))}"
 
 
 def _dropped(dropped: Mapping[str, str]) -> list[str]:
@@ -107,12 +170,16 @@ def conversion(document: Document, *, check_mark: str, seconds: float) -> Render
     layers, layout = document["layers"], document["method"]["layout"]
     distinct = "distinct experts" if layout == Layout.FULL else "experts"
     title = f"Converted to {format_range(experts_left(document))} {distinct} per layer"
+    if "width_after" in document["experts"]:
+        title += f" of {document['experts']['width_after']} neurons"
     facts = [] if document["output"] is None else [("path", document["output"])]
     if "pushed" in document:
         facts.append(("pushed", document["pushed"]["pull_request"] or document["pushed"]["url"]))
     if "figure" in document:
         facts.append(("figure", document["figure"]))
-    if layout == Layout.MAPPED:
+    if "singular_values" in document:
+        facts.append(("singular values", document["singular_values"]))
+    if layout in (Layout.MAPPED, Layout.FACTORED):
         facts.append(("load", loading(document["output"] or document["pushed"]["repo_id"])))
     return Group(
         Text.assemble((check_mark, "bold green"), (f" {title}", "bold"), f" in {format_seconds(seconds)}"),
@@ -120,9 +187,33 @@ def conversion(document: Document, *, check_mark: str, seconds: float) -> Render
         Text(),
         before_after(document),
         Text(),
-        section([*cost(document["measured"]), *_measures(layers)]),
+        *_target(document),
+        section([*cost(document["measured"]), *_measures(layers), *_compressed(document)]),
         Text(_circumstances(document), style="dim"),
     )
+
+
+def _compressed(document: Document) -> list[tuple[str, str, str]]:
+    """What the expert matrices became, if they did not stay whole."""
+    compression = document.get("compression")
+    if compression is None:
+        return []
+    before, after = (
+        fmean(rank for layer in document["layers"] for ranks in layer["stable_rank"][when].values() for rank in ranks)
+        for when in ("before", "after")
+    )
+    return [
+        ("expert matrices", f"rank {compression['rank']}", expert_work(compression)),
+        ("stable rank", f"{before:.1f} -> {after:.1f}", "of expert matrices, before and after the merge"),
+    ]
+
+
+def expert_work(compression: Document) -> str:
+    """The rows of compressed matrices that stay whole, and what a token costs."""
+    flops = compression["expert_flops_per_token"]
+    rows = f"and {compression['incoming_rows']} rows of gate and up, {compression['outgoing_rows']} of down; "
+    work = f"{format_count(flops['before'])} -> {format_count(flops['after'])} operations of experts per token"
+    return (rows if compression["incoming_rows"] else "") + work
 
 
 def cost(measured: Document | None) -> list[tuple[str, str, str]]:

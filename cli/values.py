@@ -8,7 +8,18 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
-from hcsmoe_hub.options.checks import WrongValue, read_choice, read_choices, read_device, read_shard_size, read_size
+from hcsmoe_hub.options.checks import (
+    WrongValue,
+    read_choice,
+    read_choices,
+    read_device,
+    read_quantity,
+    read_shard_size,
+    read_share,
+    read_size,
+    read_width,
+)
+from hcsmoe_hub.options.compression import read_compression
 
 Choice = TypeVar("Choice", bound=StrEnum)
 Value = TypeVar("Value")
@@ -29,7 +40,18 @@ def _parser(read: Callable[Arguments, Value]) -> Callable[Arguments, Value]:
 
 parse_device = _parser(read_device)
 parse_size = _parser(read_size)
+parse_quantity = _parser(read_quantity)
 parse_shard_size = _parser(read_shard_size)
+parse_width = _parser(read_width)
+parse_compression = _parser(read_compression)
+parse_share = _parser(lambda text: read_share(_number(text)))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise WrongValue(f"'{text}' is not a share; write a number between 0 and 1, such as 0.5.") from None
 
 
 def choice(kind: type[Choice]) -> Callable[[str], Choice]:
@@ -40,6 +62,28 @@ def choice(kind: type[Choice]) -> Callable[[str], Choice]:
 def choices(kind: type[Choice]) -> Callable[[str], tuple[Choice, ...]]:
     """A parser for values of an enum that are joined with ``+``."""
     return _parser(partial(read_choices, kind))
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Whole numbers from 1 on, such as ``96,64,48``, each once.
+
+    Raises:
+        typer.BadParameter: If they are not.
+    """
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not re.fullmatch(r"\d{1,5}", word) or not int(word):
+            raise typer.BadParameter(f"'{word}' is not a number of experts; write numbers such as 96,64,48.")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+def parse_widths(text: str) -> tuple[int | str, ...]:
+    """Widths such as ``100%,75%,50%`` or ``512,384``, each once.
+
+    Raises:
+        typer.BadParameter: If one of them is not a width.
+    """
+    return tuple(dict.fromkeys(map(parse_width, text.split(","))))
 
 
 def parse_weights(text: str) -> tuple[float, float]:

@@ -6,8 +6,9 @@ Importing this package is cheap: torch and the other libraries are imported when
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# These two modules are imported here because each has the name of its function, which must win.
+# These three modules are imported here because each has the name of its function, which must win.
 from hcsmoe_hub.convert import convert, execute, plan
+from hcsmoe_hub.curve import curve
 from hcsmoe_hub.errors import (
     CalibrationError,
     HcsmoeError,
@@ -24,6 +25,7 @@ from hcsmoe_hub.options import (
     CalibrationOptions,
     Clustering,
     ConvertOptions,
+    CurveOptions,
     Device,
     Distance,
     Dominant,
@@ -41,9 +43,11 @@ from hcsmoe_hub.options import (
     RouterPolicy,
     Saliency,
     Similarity,
+    Target,
 )
 from hcsmoe_hub.push import push
 from hcsmoe_hub.report import ConversionReport, Pushed
+from hcsmoe_hub.report.curve import CurveReport
 
 if TYPE_CHECKING:
     from hcsmoe_hub.evaluation.evaluate import evaluate
@@ -74,6 +78,8 @@ __all__ = [
     "ConversionPlan",
     "ConversionReport",
     "ConvertOptions",
+    "CurveOptions",
+    "CurveReport",
     "Device",
     "Distance",
     "Dominant",
@@ -98,12 +104,14 @@ __all__ = [
     "Saliency",
     "Similarity",
     "SourceError",
+    "Target",
     "UnsupportedModelError",
     "Verification",
     "VerificationError",
     "WrittenCard",
     "__version__",
     "convert",
+    "curve",
     "evaluate",
     "execute",
     "plan",

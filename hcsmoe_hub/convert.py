@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hcsmoe_hub.errors import OutputError
 from hcsmoe_hub.events import Event, Listener, Stage, StageAdvanced, StageFinished, StageStarted, Warned, ignore
 from hcsmoe_hub.options import ConvertOptions
-from hcsmoe_hub.report import FIGURE_FILE, ConversionReport, ModelRefitReport
+from hcsmoe_hub.report import FIGURE_FILE, SINGULAR_VALUES_FILE, ConversionReport, ModelRefitReport
 
 if TYPE_CHECKING:
     from hcsmoe_hub.calibration.calibration_set import CalibrationSet
@@ -82,6 +82,7 @@ def plan(
     from hcsmoe_hub.checkpoint.source import Source
     from hcsmoe_hub.hub.open import open_source
     from hcsmoe_hub.machine.device import resolve_device
+    from hcsmoe_hub.planning.like import open_like
     from hcsmoe_hub.planning.make import make_plan
 
     device = resolve_device(options.device)
@@ -91,7 +92,8 @@ def plan(
         check_repo_id(options.push.repo_id)
     if not isinstance(source, Source):
         source = open_source(str(source), revision=revision, token=token, cache_dir=cache_dir)
-    return make_plan(source, options, on_device=device.type != "cpu")
+    like = None if options.like is None else open_like(options.like, token=token, cache_dir=cache_dir)
+    return make_plan(source, options, on_device=device.type != "cpu", like=like)
 
 
 def execute(plan: "ConversionPlan", *, token: str | None = None, listener: Listener = ignore) -> ConversionReport:
@@ -119,6 +121,7 @@ def execute(plan: "ConversionPlan", *, token: str | None = None, listener: Liste
         making = describe_making(plan, calibration, log.emit)
         delivery = _open_delivery(plan, making, token=token, listener=listener)
         plan = _observe(plan, calibration, stack, log)
+        making = {**making, "experts": plan.expert_counts}
         claim = stack.enter_context(claim_output(plan))
         if delivery is not None:
             stack.enter_context(delivery)
@@ -153,15 +156,16 @@ class _Log:
 
 
 def _calibrate(plan: "ConversionPlan", log: _Log) -> "CalibrationSet | None":
-    """Reads the calibration set; ``None`` if statistics take its place."""
+    """Reads the calibration set; ``None`` if statistics of an earlier version take its place."""
     from hcsmoe_hub.pipeline.refit_model import check_text
     from hcsmoe_hub.pipeline.run import load_tokens
 
     if plan.statistics is not None:
-        return None
-    with log.timed(Stage.CALIBRATION, 1):
-        found = load_tokens(plan, log.emit)
-    if plan.trains_model:
+        found = plan.statistics.text() if plan.statistics.has_text else None
+    else:
+        with log.timed(Stage.CALIBRATION, 1):
+            found = load_tokens(plan, log.emit)
+    if plan.trains_model and found is not None:
         check_text(plan, found)
     return found
 
@@ -179,14 +183,18 @@ def _open_delivery(
 def _observe(
     plan: "ConversionPlan", calibration: "CalibrationSet | None", stack: ExitStack, log: _Log
 ) -> "ConversionPlan":
-    """Makes a plan final whose budget depends on statistics that nobody has collected yet."""
-    from hcsmoe_hub.pipeline.run import observe
+    """Makes a plan final whose budget or shape depends on statistics that nobody has collected yet."""
+    from hcsmoe_hub.options import Budget
+    from hcsmoe_hub.pipeline.run import choose_from_statistics, observe
 
     if plan.is_final:
         return plan
-    assert calibration is not None, "statistics make every plan final"
+    if plan.statistics is not None:
+        with log.timed(Stage.OBSERVE, len(plan.model.skeleton.layers)):
+            return choose_from_statistics(plan, log.emit)
+    assert calibration is not None, "without statistics the model runs"
     file = plan.options.statistics
-    if file is None:
+    if file is None and plan.recipe.budget is not Budget.UNIFORM:
         file = Path(stack.enter_context(TemporaryDirectory(prefix="hcsmoe-"))) / "statistics"
     with log.timed(Stage.OBSERVE, len(plan.model.skeleton.layers)):
         return observe(plan, calibration, file, log.emit)
@@ -203,8 +211,9 @@ def _convert(
     from hcsmoe_hub.machine.device import peak_memory, resolve_device
     from hcsmoe_hub.pipeline.run import run
     from hcsmoe_hub.result.figure import draw
-    from hcsmoe_hub.result.folder import open_writer, write_result
+    from hcsmoe_hub.result.folder import open_writer, write_neurons, write_result
     from hcsmoe_hub.result.make_report import make_report
+    from hcsmoe_hub.result.spectra_figure import draw_spectra
     from hcsmoe_hub.result.verify import check_structure
 
     # What will change again is sent when it no longer does.
@@ -218,9 +227,11 @@ def _convert(
         outcome = _measure(plan, calibration, converted, log)
         peak = peak_memory(resolve_device(plan.options.device))
         report = make_report(plan, making, outcome, warnings=log.warnings, seconds=log.seconds, peak=peak)
-        report = replace(report, refit_model=trained)
+        report = replace(report, refit_model=trained, neurons=write_neurons(plan, converted.origins))
         if converted.pictures:
             draw(converted.pictures, plan.output / FIGURE_FILE, title=plan.model.source.name)
+        if converted.spectra:
+            draw_spectra(converted.spectra, plan.output / SINGULAR_VALUES_FILE, title=plan.model.source.name)
         write_result(plan, writer, report)
         if delivery is not None:
             delivery.wait_for_space()

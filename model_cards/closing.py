@@ -51,7 +51,7 @@ def _licence_text(card: CardData) -> str:
 
 def papers_of_full_routers(card: CardData) -> list[str]:
     """Names of the methods in force whose papers keep every router row, where this result does not."""
-    if card.layout is not Layout.REDUCED:
+    if card.layout not in (Layout.REDUCED, Layout.FACTORED):
         return []
     return [paper.name for paper in papers(card) if paper in (HC_SMOE, M_SMOE)]
 
@@ -59,7 +59,8 @@ def papers_of_full_routers(card: CardData) -> list[str]:
 def is_dense(card: CardData) -> bool:
     """Whether every expert is active for every token."""
     experts = card.report.experts
-    return bool(card.changed) and card.layout is Layout.REDUCED and experts["after"] == experts["per_token_after"]
+    is_reduced = card.layout in (Layout.REDUCED, Layout.FACTORED)
+    return bool(card.changed) and is_reduced and experts["after"] == experts["per_token_after"]
 
 
 def unused_experts(card: CardData) -> int:

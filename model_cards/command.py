@@ -20,9 +20,9 @@ from hcsmoe_hub.options import (
     Refit,
     default_samples,
 )
-from hcsmoe_hub.recipe.recipe import Recipe
+from hcsmoe_hub.recipe.recipe import AFTERWARDS, Recipe
 from hcsmoe_hub.recipe.resolve import resolve
-from hcsmoe_hub.report import FIGURE_FILE
+from hcsmoe_hub.report import FIGURE_FILE, LikeRecord
 
 # Longer commands get a line per option.
 LINE = 96
@@ -35,19 +35,38 @@ def convert_command(card: CardData) -> str:
     Raises:
         SourceError: If the report names choices that contradict each other.
     """
-    base, experts = card.base, card.report.experts
+    base, experts, like = card.base, card.report.experts, card.report.like
     words = ["hcsmoe convert", shlex.quote(base.name)]
     if base.revision is not None:
         words.append(f"--revision {base.revision}")
-    words.append(f"--experts {experts['after']}")
+    if like is not None:
+        words.append(f"--like {shlex.quote(_address(like))}")
+    elif experts["before"] != experts["after"] or "width_after" not in experts:
+        words.append(f"--experts {experts['after']}")
+    if like is None and "width_after" in experts:
+        words.append(f"--expert-width {experts['width_after']}")
     if experts["per_token_before"] != experts["per_token_after"]:
         words.append(f"--experts-per-token {experts['per_token_after']}")
-    words += [*_method_words(card.recipe), *_calibration_words(card)]
+    words += [*(_method_words(card.recipe) if like is None else _words_after(card.recipe)), *_calibration_words(card)]
     if card.report.method.get("dtype") == Dtype.BFLOAT16:
         words.append(f"--dtype {Dtype.BFLOAT16}")
     if FIGURE_FILE in card.files:
         words.append("--figure")
     return _shell(*words)
+
+
+def _address(like: LikeRecord) -> str:
+    """Another result as the command line takes it: its repository at that commit, or the name of its folder."""
+    if "repo_id" not in like:
+        return like.get("path", "RESULT")
+    return like["repo_id"] if like["revision"] is None else f"hf://{like['repo_id']}@{like['revision']}"
+
+
+def _words_after(recipe: Recipe) -> Iterator[str]:
+    """Options of what follows the choices of experts and neurons, where these are another result's."""
+    for name in AFTERWARDS:
+        if getattr(recipe, name) is not None:
+            yield f"--{name.replace('_', '-')} {getattr(recipe, name)}"
 
 
 def evaluate_command(card: CardData) -> str:

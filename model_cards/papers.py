@@ -100,6 +100,7 @@ def papers(card: CardData) -> list[Paper]:
         or recipe.budget is Budget.M_SMOE
         or recipe.align is Align.WEIGHT
         or Similarity.ROUTER_LOGITS in (recipe.similarity or ())
+        or recipe.compress is not None
     )
     found = ((HC_SMOE, is_hc), (M_SMOE, is_m), (ZIPIT, recipe.merge is Merge.ZIPIT))
     return [paper for paper, is_used in found if is_used]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hcsmoe_hub.checkpoint import result_formats
 from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.options import Layout
 
@@ -24,13 +25,6 @@ COUNT_KEYS: Mapping[str, str] = {
     "olmoe": "num_experts",
     "deepseek_v2": "n_routed_experts",
     "deepseek_v3": "n_routed_experts",
-}
-# What tensor parallelism cuts into equal parts, besides attention heads.
-WIDTH_KEYS: Mapping[str, tuple[str, ...]] = {
-    "mixtral": ("intermediate_size",),
-    "qwen2_moe": ("moe_intermediate_size", "shared_expert_intermediate_size"),
-    "qwen3_moe": ("moe_intermediate_size",),
-    "olmoe": ("intermediate_size",),
 }
 
 
@@ -102,7 +96,7 @@ PROGRAMS = (VLLM, SGLANG, LLAMA_CPP, MLX_LM)
 
 def programs_for(card: CardData) -> list[Program]:
     """The programs, other than transformers, that run a result of this architecture and layout."""
-    if card.layout is Layout.MAPPED:
+    if card.layout in (Layout.MAPPED, Layout.FACTORED):
         return []
     return [program for program in PROGRAMS if card.base.model_type in program.model_types and program.takes(card)]
 
@@ -113,25 +107,10 @@ def stored_experts(card: CardData) -> int:
 
 
 def tensor_parallel_sizes(card: CardData) -> list[int]:
-    """Sizes that divide heads and widths and do not exceed the experts; empty if the config leaves that open.
-
-    vLLM and SGLang refuse more parts than there are experts in most of their models.
-    """
-    config = card.config
-    heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
-    keys = WIDTH_KEYS.get(card.base.model_type, ())
-    widths = [width for key in keys if isinstance(width := config.get(key), int)]
-    if not isinstance(heads, int) or not isinstance(groups, int) or not keys or len(widths) < len(keys):
-        return []
-    return [
-        size
-        for size in range(1, min(stored_experts(card), heads) + 1)
-        # Key and value heads are either split or replicated.
-        if all(number % size == 0 for number in (heads, *widths)) and max(groups, size) % min(groups, size) == 0
-    ]
+    """Sizes of tensor parallelism that vLLM and SGLang accept; empty if the config leaves that open."""
+    return result_formats.tensor_parallel_sizes(card.config, card.base.model_type, stored_experts(card))
 
 
 def expert_parallel_sizes(card: CardData) -> list[int]:
     """Sizes that SGLang accepts: those that divide the number of experts."""
-    experts = stored_experts(card)
-    return [size for size in range(1, experts + 1) if experts % size == 0]
+    return result_formats.expert_parallel_sizes(stored_experts(card))

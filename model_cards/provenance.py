@@ -123,6 +123,17 @@ def _work(refits: Sequence[RefitReport]) -> str:
     return " and ".join(f"{count} {what.format('' if count == '1' else 's')}" for count, what in counts if count != "0")
 
 
+def others_choices(card: CardData) -> str:
+    """Whose choices were applied: the other result as a link, or its name; empty if they were made here."""
+    like = card.report.like
+    if like is None:
+        return ""
+    if "repo_id" not in like:
+        return f"`{like.get('path', 'another result')}`"
+    commit = "" if like["revision"] is None else f"/tree/{like['revision']}"
+    return f"[{like['repo_id']}](https://huggingface.co/{like['repo_id']}{commit})"
+
+
 def dropped_tensors(card: CardData) -> dict[str, str]:
     """Tensors that were left out, counted, by the reason."""
     reasons = Counter(card.report.dropped_tensors.values())
@@ -140,7 +151,7 @@ def cost(card: CardData) -> str:
 
 def layer_table(card: CardData) -> Table:
     """Every layer in a row."""
-    has_router = card.layout is Layout.REDUCED
+    has_router = card.layout in (Layout.REDUCED, Layout.FACTORED)
     has_refit = any(layer.refit is not None for layer in card.layers)
     titles = ["layer", "experts", "pruned" if card.is_pruned else "largest cluster"]
     titles += ["top-k agreement"] if has_router else []

@@ -20,9 +20,10 @@ from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.model_cards.command import convert_command, evaluate_command
 from hcsmoe_hub.model_cards.metadata import front_matter
 from hcsmoe_hub.model_cards.papers import papers
+from hcsmoe_hub.model_cards.quantising import quantising
 from hcsmoe_hub.model_cards.usage import usage
 from hcsmoe_hub.options import FormerRefit, Refit
-from hcsmoe_hub.recipe.words import BUDGETS, PROPAGATIONS, REFITS, SALIENCIES, grouping, merging, routing
+from hcsmoe_hub.recipe.words import BUDGETS, PROPAGATIONS, REFITS, SALIENCIES, compression, grouping, merging, routing
 
 TEMPLATE = "card.md.jinja"
 # Where a sentence goes on after a line of the template that ends within it.
@@ -48,6 +49,7 @@ def render_body(card: CardData, kept_sections: str) -> str:
             papers=papers(card),
             words=_words(card),
             usage=usage(card),
+            quantising=quantising(card),
             commands={"convert": convert_command(card), "evaluate": evaluate_command(card)},
             kept_sections=kept_sections,
             quality=quality,
@@ -112,6 +114,7 @@ def _words(card: CardData) -> SimpleNamespace:
         budget=BUDGETS[recipe.budget].card,
         routing=routing(recipe),
         refit=_refit(card),
+        compression=compression(recipe),
         propagation="" if recipe.propagate is None else PROPAGATIONS[recipe.propagate].card,
     )
 

@@ -37,7 +37,7 @@ from hcsmoe_hub.planning.estimate import estimate_needs
 retry.PAUSES_SECONDS = (0.05,) * 4
 
 
-def answer(action, source, output="unused", token_ids="bundled", low_disk=False, **where):
+def answer(action, source, output="unused", token_ids="bundled", low_disk=False, like=None, **where):
     if action == "download":
         return snapshot_download(source, **where)
     if action == "open":
@@ -47,7 +47,10 @@ def answer(action, source, output="unused", token_ids="bundled", low_disk=False,
     if "cache_dir" in where:
         where["cache_dir"] = Path(where["cache_dir"])
     calibration = CalibrationOptions(dataset=token_ids)
-    options = ConvertOptions(experts=4, output=Path(output), calibration=calibration, low_disk=low_disk)
+    count = {"experts": 4} if like is None else {"like": like}
+    options = ConvertOptions(**count, output=Path(output), calibration=calibration, low_disk=low_disk)
+    if action == "alike":
+        return convert(source, options, **where).as_dict()["like"]
     if action == "convert":
         return convert(source, options, **where).as_dict()["source"]
     plan = plan_conversion(source, options, **where)

@@ -12,7 +12,7 @@ from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.model.blocks import ExpertTensor
 from hcsmoe_hub.model.model_class import model_class
 from hcsmoe_hub.model.source_model import SourceModel, read_model
-from hcsmoe_hub.planning.mapped_layout import MODELING_FILE, mapped_config, modeling_source
+from hcsmoe_hub.planning.mapped_layout import CODE, mapped_config
 
 Maps = Mapping[int, Sequence[int]]
 
@@ -62,5 +62,5 @@ def write_result(source: Path, folder: Path, maps: Maps, *, mapped: bool) -> Pat
     if mapped:
         config = mapped_config(model.source.config, model, maps)
         (folder / "config.json").write_text(json.dumps(config))
-        (folder / MODELING_FILE).write_text(modeling_source(model))
+        (folder / CODE.file).write_text(CODE.source(model))
     return folder

@@ -172,16 +172,16 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def run(source: Path, output: Path, experts: int, *, tokens: int = 72, **options: Any) -> ConversionReport:
+def run(source: Path, output: Path, experts: int | None, *, tokens: int = 72, **options: Any) -> ConversionReport:
     """Converts on random tokens; options of the method go to it."""
     ids = output.with_suffix(".npy")
     np.save(ids, np.random.default_rng(0).integers(3, VOCABULARY, (tokens // 12, 12)))
     return convert(source, wanted(output, experts, ids, **options))
 
 
-def wanted(output: Path, experts: int, ids: Path, **options: Any) -> ConvertOptions:
+def wanted(output: Path, experts: int | None, ids: Path, **options: Any) -> ConvertOptions:
     """The options of such a conversion."""
-    outer = {name: options.pop(name) for name in ("dtype",) if name in options}
+    outer = {name: options.pop(name) for name in ("dtype", "expert_width") if name in options}
     return ConvertOptions(
         experts=experts,
         output=output,

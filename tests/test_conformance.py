@@ -1,7 +1,11 @@
-"""Every architecture, end to end: a tiny model is saved, converted from six experts to three, and loaded strictly."""
+"""Every architecture, end to end: a tiny model is saved, converted from six experts to three, and loaded strictly.
+
+The same with experts of half the width, alone and along with fewer of them.
+"""
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +23,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, Preset, convert
 from hcsmoe_hub.checkpoint.config_json import EXPERT_KEYS
-from hcsmoe_hub.errors import UnsupportedModelError
-from hcsmoe_hub.model.architectures import ARCHITECTURES
+from hcsmoe_hub.errors import PlanError, UnsupportedModelError
+from hcsmoe_hub.model.architectures import ARCHITECTURES, WIDTH_DIVISORS
 from hcsmoe_hub.model.expert_kinds import is_experts_module
+from hcsmoe_hub.model.width import SHARED_KEYS
 from hcsmoe_hub.report import ConversionReport
 
 KEPT = 3
@@ -35,9 +40,12 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(source: Path, output: Path, calibration: Path, experts: int) -> ConversionReport:
+def run(
+    source: Path, output: Path, calibration: Path, experts: int | None, width: str | None = None
+) -> ConversionReport:
     options = ConvertOptions(
         experts=experts,
+        expert_width=width,
         method=MethodOptions(preset=Preset.HC_SMOE),
         output=output,
         device="cpu",
@@ -106,13 +114,60 @@ def test_architecture_converts_and_loads_strictly(
     assert changed_keys(before, after) <= set(EXPERT_KEYS)
     assert [layer.usage for layer in report.layers] == count_choices(model, ids)
 
-    same = run(source, identical, calibration, EXPERTS)
+    same = run(source, identical, calibration, EXPERTS, "100%")
     copies = stored(identical)
     assert copies.keys() == originals.keys()
     assert all(torch.equal(copies[name], originals[name]) for name in originals)
     assert (identical / "config.json").read_bytes() == (source / "config.json").read_bytes()
     assert all(layer.output_error == 0 and layer.router.top_k_agreement == 1 for layer in same.layers)
     record_property("line", f"{model_type}: {len(report.layers)} layers, {EXPERTS} to {KEPT} experts, {seconds:.1f} s")
+
+
+def is_routed(name: str) -> bool:
+    """Whether a stored tensor belongs to the router or to routed experts."""
+    return re.search(r"expert|block_sparse_moe|router|gate\.|wg\.|e_score|ffn\.|moe|tid2eid", name) is not None
+
+
+def check_narrowed(source: Path, result: Path, kind: type[PreTrainedModel], ids: Tensor) -> None:
+    """Checks that a result loads plainly, and that everything but routed experts and routers is the source's."""
+    loaded, info = kind.from_pretrained(result, output_loading_info=True)
+    assert not any(info.values()), info
+    with torch.no_grad():
+        assert loaded.eval()(ids, use_cache=False).logits.isfinite().all()
+    before, after = stored(source), stored(result)
+    assert after.keys() <= before.keys()
+    kept = [name for name in before if "shared" in name or not is_routed(name)]
+    assert [name for name in kept if not torch.equal(before[name], after[name])] == []
+    assert all(after[name].dtype == before[name].dtype for name in after)
+
+
+@pytest.mark.parametrize("model_type", SUPPORTED)
+def test_architecture_takes_experts_of_half_the_width_or_says_why_not(
+    model_type: str, tmp_path: Path, calibration: Path
+) -> None:
+    source, narrow, both = (tmp_path / name for name in ("source", "narrow", "both"))
+    model, ids = save_tiny(model_type, source), torch.from_numpy(np.load(calibration))
+    family = ARCHITECTURES[model_type]
+    if not family.width:
+        with pytest.raises(PlanError, match=r"cannot be made narrower: \w+ of its config also sets the") as caught:
+            run(source, narrow, calibration, None, "50%")
+        assert caught.value.hint == "leave `expert_width` out and keep fewer `experts`"
+        assert not narrow.exists()
+        return
+
+    alone = run(source, narrow, calibration, None, "50%")
+    fewer = run(source, both, calibration, KEPT, "50%")
+    for report, folder, experts in ((alone, narrow, EXPERTS), (fewer, both, KEPT)):
+        counts = report.experts
+        assert (counts["after"], 2 * counts["width_after"]) == (experts, counts["width_before"])
+        check_narrowed(source, folder, type(model), ids)
+        config = json.loads((folder / "config.json").read_text())
+        changed = changed_keys(json.loads((source / "config.json").read_text()), config)
+        shared = changed & set(SHARED_KEYS)
+        assert bool(shared) is (family.width == WIDTH_DIVISORS)
+        assert len(changed - shared - set(EXPERT_KEYS)) == 1
+    assert sum(layer.output_error for layer in alone.layers) < sum(layer.output_error for layer in fewer.layers)
+    assert all(layer.router.top_k_agreement == 1 for layer in alone.layers)
 
 
 @pytest.mark.parametrize("model_type", REFUSED)

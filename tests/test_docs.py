@@ -47,9 +47,13 @@ NOT_RUN = {
     "hf extensions install": "needs a repository on GitHub: tests/cli/test_hf_extension.py",
     "hf auth login": "asks for a token",
     "python benchmarks/": "takes minutes to hours",
+    "python convert_hf_to_gguf.py": "needs llama.cpp",
+    "llama-": "needs llama.cpp",
+    "python fp8.py": "needs llm-compressor and a GPU",
+    "mlx_lm.": "needs mlx-lm",
 }
 # Options in the text that belong to other programs.
-OTHER_OPTIONS = {"--strict", "--check", "--json", "--folder"}
+OTHER_OPTIONS = {"--strict", "--check", "--json", "--folder", "--q-group-size"}
 VOCABULARY = 4096
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -61,6 +65,7 @@ COMMON: dict[str, Any] = {
 }
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistralai/Mixtral-8x7B-v0.1": ("mixtral", {"num_local_experts": 8}),
+    "mistralai/Mixtral-8x7B-Instruct-v0.1": ("mixtral", {"num_local_experts": 8}),
     "Qwen/Qwen3-30B-A3B": ("qwen3_moe", {"num_experts": 128, "num_experts_per_tok": 8}),
     "Qwen/Qwen1.5-MoE-A2.7B-Chat": (
         "qwen2_moe",

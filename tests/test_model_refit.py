@@ -238,7 +238,6 @@ def test_a_training_that_fails_leaves_no_result(
 # Refusals
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
-    "statistics": ({"statistics": Path("statistics")}, "`statistics` keeps what a later conversion needs"),
     "low disk": ({"low_disk": True}, "`low_disk` deletes downloaded shards once they are converted"),
     "layout": (
         {"method": MethodOptions(layout=Layout.FULL, refit=Refit.MODEL)},

@@ -30,7 +30,7 @@ from hcsmoe_hub.errors import PlanError, SourceError, VerificationError
 from hcsmoe_hub.model.source_model import read_model
 from hcsmoe_hub.model_cards import write_card
 from hcsmoe_hub.observation.statistics_file import StatisticsFile
-from hcsmoe_hub.options import MethodOptions, Mtp
+from hcsmoe_hub.options import MethodOptions, Mtp, Preset
 from hcsmoe_hub.planning.sizes import active_parameters, projections, weight_bytes
 from hcsmoe_hub.result.verify import check_structure, verify
 
@@ -175,11 +175,14 @@ def test_the_experts_of_a_head_get_the_inputs_that_transformers_gives_them(
     torch.testing.assert_close(sample.args[0][0], inputs_of_experts(*load_head(start)))
 
 
-def test_statistics_of_a_head_serve_a_later_conversion(source: Source, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", [Preset.HC_SMOE, Preset.HC_REFIT])
+def test_statistics_of_a_head_serve_a_later_conversion(source: Source, tmp_path: Path, preset: Preset) -> None:
     start, file = source("deepseek_v3"), tmp_path / "statistics"
+    for name, statistics in (("direct", None), ("first", file), ("second", file)):
+        method = MethodOptions(preset=preset)
+        convert(start, options(start, KEPT, output=tmp_path / name, statistics=statistics, method=method))
     for name in ("first", "second"):
-        convert(start, options(start, KEPT, output=tmp_path / name, statistics=file))
-    assert differing(read_tensors(tmp_path / "first"), read_tensors(tmp_path / "second")) == []
+        assert differing(read_tensors(tmp_path / name), read_tensors(tmp_path / "direct")) == []
 
 
 def test_statistics_without_the_head_are_refused_where_it_is_kept(source: Source, tmp_path: Path) -> None:

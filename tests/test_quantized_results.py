@@ -171,3 +171,56 @@ def test_a_refit_in_the_format_is_at_most_five_percent_worse_than_in_bfloat16(na
     assert any(layer.refit is not None and layer.refit.is_kept for layer in mine.layers)
     for layer, other in zip(mine.layers, plain.layers, strict=True):
         assert layer.output_error <= 1.05 * other.output_error
+
+
+# Experts of fewer neurons
+
+WIDTHS = {"kimi-int4": 64, "gpt-oss-mxfp4": 64, "deepseek-fp8": 100, "qwen3-fp8": 96}
+
+
+@pytest.fixture(scope="module")
+def narrowed(source: Path) -> tuple[Path, ConversionReport]:
+    """All experts, with half of their neurons or what the blocks of the format allow."""
+    folder = source.with_name("narrowed")
+    return folder, run(source, folder, None, preset="hc-smoe", expert_width=WIDTHS.get(source.name, 12))
+
+
+def test_narrower_experts_keep_the_format_and_weigh_what_was_planned(
+    source: Path, narrowed: tuple[Path, ConversionReport], tmp_path: Path
+) -> None:
+    folder, report = narrowed
+    width = WIDTHS.get(source.name, 12)
+    assert report.experts["width_after"] == width
+    before, after = stored(source), stored(folder)
+    assert after.keys() == before.keys()
+    assert all(after[name].dtype == before[name].dtype for name in after)
+    options = wanted(tmp_path / "other", None, folder.with_suffix(".npy"), preset="hc-smoe", expert_width=width)
+    assert planned_bytes(plan(source, options))["after"] == weight_bytes(folder) == report.weights_bytes["after"]
+    assert verify(folder, against=LocalSource(source)).weights_bytes == weight_bytes(folder)
+
+
+def test_what_is_not_a_routed_expert_is_copied_next_to_narrower_ones(
+    source: Path, narrowed: tuple[Path, ConversionReport]
+) -> None:
+    before, after = stored(source), stored(narrowed[0])
+    others = [name for name in before if ".experts." not in name]
+    assert others
+    assert all(same_bytes(before[name], after[name]) for name in others)
+
+
+def test_narrower_experts_decode_to_neurons_of_the_source(
+    source: Path, narrowed: tuple[Path, ConversionReport]
+) -> None:
+    """Every column of a down projection is, but for rounding to new blocks, one of the source's."""
+    columns = []
+    for folder in (source, narrowed[0]):
+        logical, found = read_model(LocalSource(folder)).tensors, stored(folder)
+        name = next(name for name in logical if ".experts" in name and "down_proj" in name and "bias" not in name)
+        tensor = logical[name]
+        assert tensor.codec is not None
+        values = tensor.codec.decode({role: found[part.name] for role, part in tensor.parts.items()}).float()
+        columns.append(values[0] if values.dim() == 3 else values.T)
+    before, after = columns
+    error = torch.cdist(after, before).min(1)
+    assert (error.values <= 0.2 * after.norm(dim=1).clamp(min=before.norm(dim=1).mean())).all()
+    assert (error.indices.diff() > 0).all()

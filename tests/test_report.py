@@ -74,7 +74,8 @@ def test_the_report_has_every_key_of_the_contract(source: Path, result: Path) ->
         "after": active(sizes["after"], 1, of=4),
     }
     assert report["weights_bytes"] == {when: sum(t.nbytes for t in sizes[when].values()) for when in sizes}
-    assert report["method"].keys() == {field.name for field in fields(Recipe)}
+    # What experts are compressed to is there only where they are.
+    assert report["method"].keys() == {field.name for field in fields(Recipe)} - {"compress"}
     chosen = {name: value for name, value in report["method"].items() if value is not None}
     assert chosen == {
         "method": "merge",
@@ -107,7 +108,9 @@ def test_the_report_has_every_key_of_the_contract(source: Path, result: Path) ->
         ],
     }
     assert [entry["layer"] for entry in report["layers"]] == [0, 1]
-    assert all(entry.keys() == {field.name for field in fields(LayerReport)} for entry in report["layers"])
+    # Ranks belong to factors.
+    expected = {field.name for field in fields(LayerReport)} - {"stable_rank"}
+    assert all(entry.keys() == expected for entry in report["layers"])
     assert all(entry["router"].keys() == {field.name for field in fields(RouterReport)} for entry in report["layers"])
     # Nothing was asked to be fitted.
     unfitted = {"is_fitted": None, "top_k_agreement_before": None}
@@ -150,7 +153,7 @@ def active(tensors: dict[str, Tensor], per_token: int, *, of: int) -> int:
     return sum(t.numel() * per_token // of if ".experts." in name else t.numel() for name, t in tensors.items())
 
 
-@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("layout", [layout for layout in Layout if layout is not Layout.FACTORED])
 def test_a_token_passes_as_many_experts_in_every_layout(source: Path, result: Path, layout: Layout) -> None:
     report = convert(source, options(source, 4, method=MethodOptions(preset=Preset.HC_SMOE, layout=layout)))
     before = active(read_tensors(source), 2, of=8)

@@ -127,7 +127,7 @@ def token_ids(sequences: int = SEQUENCES, length: int = LENGTH) -> Tensor:
 
 
 def options(
-    source: Path, experts: int, *, ids: Tensor | None = None, output: Path | None = None, **others: Any
+    source: Path, experts: int | None, *, ids: Tensor | None = None, output: Path | None = None, **others: Any
 ) -> ConvertOptions:
     """Options of a conversion into ``result`` next to the source, with the token ids from there."""
     file = source.parent / "ids.npy"

@@ -6,6 +6,7 @@ source's spelling. The tuples below list every name that a count has.
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -230,15 +231,60 @@ def edit(
 
 def _set_default(config: dict[str, Any], built: PreTrainedConfig, keys: tuple[str, ...], value: int) -> None:
     """Adds a count that the source left to the default of its config class."""
-    text = config.get("thinker_config", config).get("text_config")
-    section = text if isinstance(text, dict) else config
     name = next((key for key in keys if hasattr(built, key) and key not in built.attribute_map), None)
     if name is None:
         raise PlanError(
             f"config.json has none of the keys {', '.join(keys)}, so the new count cannot be written.",
             hint="add the count to config.json under the name that its class uses",
         )
-    section[name] = value
+    _section_of(config, built, name)[name] = value
+
+
+def size_keys(config: Mapping[str, Any], built: PreTrainedConfig, value: int, name: re.Pattern[str]) -> list[str]:
+    """Keys of a certain kind of name that have a value, in a raw config or by a default of its class.
+
+    Args:
+        config: Raw config.
+        built: The same config as transformers builds it.
+        value: What the keys hold, as a number or a list of it.
+        name: What the names contain.
+    """
+    stored = (key for section in sections(config) for key, held in section.items() if _holds(held, value))
+    defaults = (key for part in _parts(built) for key, held in vars(part).items() if _holds(held, value))
+    return list(dict.fromkeys(key for key in (*stored, *defaults) if name.search(key)))
+
+
+def _holds(held: Any, value: int) -> bool:
+    return bool(held) and set(map(repr, held if isinstance(held, list) else [held])) == {repr(value)}
+
+
+def with_value(config: Mapping[str, Any], built: PreTrainedConfig, key: str, before: int, after: int) -> dict[str, Any]:
+    """A copy of a raw config in which a key that holds one value holds another one.
+
+    Args:
+        config: Raw config.
+        built: The same config as transformers builds it, for values that are defaults of its class.
+        key: Name of the key.
+        before: Its value, as a number or a list of it.
+        after: Its new value.
+    """
+    edited = copy.deepcopy(dict(config))
+    found = [section for section in sections(edited) if _holds(section.get(key), before)]
+    for section in found:
+        section[key] = [after] * len(section[key]) if isinstance(section[key], list) else after
+    if not found:
+        _section_of(edited, built, key)[key] = after
+    return edited
+
+
+def _section_of(config: dict[str, Any], built: PreTrainedConfig, key: str) -> dict[str, Any]:
+    """The section of a raw config that a default of its class belongs to."""
+    text = config.get("thinker_config", config).get("text_config")
+    section = text if isinstance(text, dict) else config
+    if not hasattr(built, key):
+        name = next(name for name in SECTIONS if hasattr(getattr(built, name, None), key))
+        section = section.setdefault(name, {})
+    return section
 
 
 def check_counts(before: MoESettings, *, experts: int, experts_per_token: int | None, label: str) -> MoESettings:

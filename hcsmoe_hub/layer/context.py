@@ -11,6 +11,7 @@ from hcsmoe_hub.model.blocks import MoEBlock
 from hcsmoe_hub.model.layer_loader import free, move_computed_buffers
 from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
+from hcsmoe_hub.planning.expert_shape import ExpertShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -20,22 +21,32 @@ class LayerContext:
     Attributes:
         source: The block of the source.
         result: The result without weights; ``None`` where it has as many router rows as the source.
+        shape: Number and width of the experts of the result.
         originals: Router tensors of the source as stored, by parameter name.
     """
 
     source: RunnableBlock
     result: Skeleton | None
+    shape: ExpertShape
     originals: Mapping[str, Tensor]
 
     @property
     def block(self) -> MoEBlock:
-        """Where the block is, in the source and in the result."""
+        """Where the block is in the source."""
         return self.source.block
 
     @property
     def device(self) -> torch.device:
         """Where the layer runs."""
         return self.source.device
+
+    def expert_shapes(self) -> dict[str, torch.Size]:
+        """Shape of one expert of the result in every tensor, by name relative to the experts module."""
+        assert self.result is not None, "only the reduced layout has experts of another shape"
+        return {
+            self.block.name_in_experts(tensor): tensor.split(self.result.state[tensor.name])[0].shape[1:]
+            for tensor in self.shape.block(self.block).experts
+        }
 
     @contextmanager
     def reduced(self, changed: Mapping[str, Tensor]) -> Iterator[RunnableBlock]:
@@ -46,7 +57,7 @@ class LayerContext:
                 All others are the source's.
         """
         assert self.result is not None, "only the reduced layout has a block of its own"
-        block = RunnableBlock(skeleton=self.result, block=self.block, batcher=self.source.batcher)
+        block = RunnableBlock(skeleton=self.result, block=self.shape.block(self.block), batcher=self.source.batcher)
         moe, prefix = block.moe, f"{self.block.path}."
         current = self.source.moe.state_dict(prefix=prefix)
         state = {name: changed[name].to(value.dtype) if name in changed else value for name, value in current.items()}

@@ -4,8 +4,8 @@ E source experts, U experts that differ from each other, T tokens, K experts per
 size, I expert intermediate size.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from hcsmoe_hub.layer.weights import BlockWeights
 from hcsmoe_hub.methods.clustering import NeuronEnergies
 from hcsmoe_hub.methods.clustering.energies import ENERGY_CHUNK, ENERGY_TOKENS
 from hcsmoe_hub.methods.merging import find_copies
+from hcsmoe_hub.methods.merging.narrowing import magnitudes
 from hcsmoe_hub.methods.merging.neurons import Neurons
 from hcsmoe_hub.model.experts import Experts
 from hcsmoe_hub.observation.observers import InputObserver
@@ -41,13 +42,13 @@ class RoutedTokens:
         """Router weight that every group of experts gets: ``[T, count]`` float32.
 
         Args:
-            places: Group of every expert, ``[E]`` int64.
+            places: Group of every expert, ``[E]`` int64; -1 for none.
             count: Number of groups.
         """
-        is_chosen_TK = self.index_TK >= 0
-        weight_TK = torch.where(is_chosen_TK, self.weight_TK, 0).float()
         place_TK = places[self.index_TK.clamp(min=0)]
-        return torch.zeros(len(weight_TK), count).scatter_add_(1, place_TK, weight_TK)
+        is_counted_TK = (self.index_TK >= 0) & (place_TK >= 0)
+        weight_TK = torch.where(is_counted_TK, self.weight_TK, 0).float()
+        return torch.zeros(len(weight_TK), count).scatter_add_(1, place_TK.clamp(min=0), weight_TK)
 
 
 def even_tokens(total: int) -> Tensor:
@@ -79,17 +80,26 @@ def routed_tokens(block: RunnableBlock, calls: list[Call]) -> RoutedTokens:
     )
 
 
-def collect_energies(layer: LayerContext, weights: BlockWeights, seen: Observation) -> NeuronEnergies:
-    """Runs every expert on evenly spaced tokens of a layer.
+def collect_energies(
+    layer: LayerContext, weights: BlockWeights, seen: Observation, *, named: Set[int] = frozenset()
+) -> NeuronEnergies:
+    """Runs every expert on evenly spaced tokens of a layer, and measures its neurons.
 
     Args:
         layer: The layer; the weights of its block in the source are in memory.
         weights: Its experts.
         seen: What was observed of it.
+        named: Experts whose own neurons are asked for. If one of them is a copy of an expert before it, whose neurons
+            may have another order, all experts count as different.
     """
     neurons = layer.source.experts.neurons(weights.experts)
     place_E = find_copies(neurons)
-    return energies_on(routed_tokens(layer.source, seen.calls), layer.source.experts, neurons, place_E)
+    if any(place_E.index(place_E[expert]) != expert for expert in named):
+        place_E = tuple(range(neurons.count))
+    energies = energies_on(routed_tokens(layer.source, seen.calls), layer.source.experts, neurons, place_E)
+    # At full width too: a curve chooses neurons for several widths from the same energies.
+    magnitude_EI = magnitudes(neurons).to(energies.own_UI.device)
+    return replace(energies, width=layer.shape.width, magnitude_UI=magnitude_EI[list(energies.first_U)])
 
 
 def energies_on(routed: RoutedTokens, experts: Experts, neurons: Neurons, place_E: tuple[int, ...]) -> NeuronEnergies:
@@ -110,7 +120,7 @@ def energies_on(routed: RoutedTokens, experts: Experts, neurons: Neurons, place_
     size_UI = torch.stack([outputs_EIH[expert].float().square().sum(-1) for expert in firsts])
     own_UI = torch.zeros_like(size_UI)
     harm_UUI = torch.zeros(len(firsts), *size_UI.shape, device=device)
-    for inputs_RH, weight_RU, is_chosen_RU in _inputs(routed, place_E, scales_input=experts.scales_input):
+    for inputs_RH, weight_RU, is_chosen_RU in routed_inputs(routed, place_E, scales_input=experts.scales_input):
         for start in range(0, len(inputs_RH), rows):
             chunk = slice(start, start + rows)
             inputs = inputs_RH[chunk].to(device)
@@ -124,10 +134,19 @@ def energies_on(routed: RoutedTokens, experts: Experts, neurons: Neurons, place_
     return NeuronEnergies.of(own_UI, harm_UUI, place_E)
 
 
-def _inputs(
+def routed_inputs(
     routed: RoutedTokens, place_E: tuple[int, ...], *, scales_input: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Inputs of the experts ``[R, H]``, what weighs their outputs ``[R, U]``, and who is wanted there ``[R, U]``."""
+    """What groups of experts are given.
+
+    Args:
+        routed: The tokens.
+        place_E: Group of every expert; -1 for none.
+        scales_input: Whether the router weight multiplies the input of an expert.
+
+    Yields:
+        Inputs of the experts ``[R, H]``, what weighs their outputs ``[R, U]``, and who is wanted there ``[R, U]``.
+    """
     places, count = torch.tensor(place_E), max(place_E) + 1
     weight_TU = routed.weights(places, count)
     is_chosen_TU = weight_TU != 0
@@ -136,7 +155,7 @@ def _inputs(
         return
     # One choice of every token at a time: each expert sees the token at another scale.
     for index_T, weight_T in zip(routed.index_TK.T, routed.weight_TK.T, strict=True):
-        token = torch.where(index_T >= 0)[0]
+        token = torch.where((index_T >= 0) & (places[index_T.clamp(min=0)] >= 0))[0]
         inputs_RH = routed.tokens_TH[token] * weight_T[token, None].to(routed.tokens_TH.dtype)
         weight_RU = torch.nn.functional.one_hot(places[index_T[token]], count).float()
         yield inputs_RH, weight_RU, is_chosen_TU[token]

@@ -6,6 +6,7 @@ from hcsmoe_hub.layer.deviation import Deviation
 from hcsmoe_hub.layer.picture import LayerPicture
 from hcsmoe_hub.layer.router_fit import RouterFit
 from hcsmoe_hub.layer.selection import Selection
+from hcsmoe_hub.layer.spectra import Spectra
 from hcsmoe_hub.observation.statistics import LayerStatistics
 from hcsmoe_hub.options import Linkage
 from hcsmoe_hub.recipe.recipe import Recipe
@@ -22,6 +23,7 @@ class LayerOutcome:
         deviation: How far the converted block is from the one of the source.
         fit: What a fit of the router did; ``None`` where there was none.
         refit: What a refit of the experts did; ``None`` where there was none.
+        spectra: Singular values before and after the merge; ``None`` unless experts become factors.
     """
 
     recipe: Recipe
@@ -29,6 +31,7 @@ class LayerOutcome:
     deviation: Deviation
     fit: RouterFit | None
     refit: RefitReport | None
+    spectra: Spectra | None = None
 
     def report(self, layer: int, statistics: LayerStatistics) -> LayerReport:
         """The part of the report that belongs to the layer.
@@ -56,6 +59,7 @@ class LayerOutcome:
             refit=self.refit,
             output_error=self.deviation.output_error,
             measured_tokens=self.deviation.tokens,
+            stable_rank=None if self.spectra is None else self.spectra.report(),
         )
 
     def _router(self) -> RouterReport:

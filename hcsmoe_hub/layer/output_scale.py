@@ -59,7 +59,7 @@ def _run(layer: LayerContext, changed: Mapping[str, Tensor], fitted: Observation
 
 def _scaled(layer: LayerContext, changed: Mapping[str, Tensor], factor_C: Tensor) -> dict[str, Tensor]:
     """Copies of what experts add to the output, multiplied by a factor each, by parameter name."""
-    block = layer.block
+    block = layer.shape.block(layer.block)
     tensors = {block.name_in_experts(tensor): (tensor, changed[tensor.name].clone()) for tensor in block.experts}
     rows = {name: tensor.split(values)[0] for name, (tensor, values) in tensors.items()}
     neurons = layer.source.experts.neurons(rows)

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from hcsmoe_hub.events import Listener, Warned
+from hcsmoe_hub.layer.compression import compress_experts
 from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.layer.deviation import Deviation, compare_reduced, compare_tied
 from hcsmoe_hub.layer.distances import compare_experts
+from hcsmoe_hub.layer.narrowing import narrow_experts
 from hcsmoe_hub.layer.neuron_energies import collect_energies
 from hcsmoe_hub.layer.outcome import LayerOutcome, picture_of
 from hcsmoe_hub.layer.output_scale import scale_outputs
@@ -17,13 +19,14 @@ from hcsmoe_hub.layer.picture import LayerPicture
 from hcsmoe_hub.layer.refit import refit_layer
 from hcsmoe_hub.layer.refit_rounded import Rounder, refit_rounded
 from hcsmoe_hub.layer.router_fit import RouterFit, RouterFitter
-from hcsmoe_hub.layer.selection import Selection, select
+from hcsmoe_hub.layer.selection import Selection, given_selection, select
+from hcsmoe_hub.layer.spectra import Spectra
 from hcsmoe_hub.layer.stored_experts import Heritage, StoredExperts
 from hcsmoe_hub.layer.subset_error import SubsetError
 from hcsmoe_hub.layer.weights import BlockWeights
 from hcsmoe_hub.machine.allocator import return_freed_memory
 from hcsmoe_hub.methods.clustering import NeuronEnergies
-from hcsmoe_hub.methods.merging import MergeGroups, member_shares, merge_experts
+from hcsmoe_hub.methods.merging import MergeGroups, NeuronOrigins, member_shares, merge_experts
 from hcsmoe_hub.methods.routing import reduce_rows, remap_experts
 from hcsmoe_hub.model.blocks import MoEBlock
 from hcsmoe_hub.model.layer_loader import free
@@ -47,11 +50,15 @@ class LayerReducer:
     Attributes:
         reports: One report per MoE layer, in order.
         pictures: What a figure shows of each of them, if the plan asks for one.
+        origins: Where the neurons of the experts come from, by layer, where these were chosen one by one.
+        spectra: Singular values by decoder layer, if the plan asks for a figure and compresses experts.
     """
 
     def __init__(self, plan: ConversionPlan, emit: Listener, stored: StoredExperts) -> None:
         self.reports: list[LayerReport] = []
         self.pictures: list[LayerPicture] = []
+        self.origins: dict[int, NeuronOrigins] = {}
+        self.spectra: dict[int, Spectra] = {}
         self._plan = plan
         self._emit = emit
         self._stored = stored
@@ -72,26 +79,32 @@ class LayerReducer:
         """
         weights = BlockWeights.of(layer)
         sample = self._sample(layer, seen) if self._plan.recipe.needs_sample else None
-        energies = collect_energies(layer, weights, seen) if self._plan.recipe.needs_energies else None
+        energies = self._energies(layer, weights, seen) if self._plan.recipe.needs_energies else None
         chosen = self._select(layer, weights, seen, sample, energies)
         merged = self._merge(layer, weights, chosen, seen, sample, energies)
         # They are large, and nothing below needs them.
         del energies
+        spectra = self._spectra(layer, weights, merged)
         changed = self._lay_out(layer.block, weights, chosen, merged, seen)
         fit = self._fit_router(layer, chosen, changed, seen, fitted)
         self._scale(layer, chosen, changed, seen, fitted)
         refit = self._refit(layer, chosen, changed, fitted)
         del merged
+        factors = self._compress(layer, changed, fitted)
         changed |= self._round(layer, changed, chosen, refit, fitted)
         deviation = self._compare(layer, changed, chosen, seen)
-        outcome = LayerOutcome(recipe=self._plan.recipe, chosen=chosen, deviation=deviation, fit=fit, refit=refit)
+        outcome = LayerOutcome(
+            recipe=self._plan.recipe, chosen=chosen, deviation=deviation, fit=fit, refit=refit, spectra=spectra
+        )
         self.reports.append(outcome.report(layer.block.layer, seen.statistics))
         if self._plan.options.figure:
             self.pictures.append(picture_of(layer.block.layer, self._plan.recipe, chosen, seen.statistics))
+            if spectra is not None:
+                self.spectra[layer.block.layer] = spectra
         # The source's experts are not needed any more; writing briefly holds parts of the merged ones twice.
         free(layer.source.experts.module)
         return_freed_memory()
-        return changed
+        return changed | factors
 
     def _select(
         self,
@@ -101,8 +114,13 @@ class LayerReducer:
         sample: NeuronSample | None,
         energies: NeuronEnergies | None,
     ) -> Selection:
-        """Compares the experts and decides which are merged or kept."""
+        """Compares the experts and decides which are merged or kept, unless another conversion has decided it."""
         recipe, statistics, number = self._plan.recipe, seen.statistics, layer.block.layer
+        if self._plan.like is not None:
+            made = self._plan.like.layer(number)
+            chosen = given_selection(made.labels, made.dominant)
+            self._warn_unused(number, chosen, statistics.usage_E.tolist())
+            return chosen
         compared = compare_experts(
             recipe,
             statistics,
@@ -122,6 +140,15 @@ class LayerReducer:
         )
         self._warn_unused(number, chosen, statistics.usage_E.tolist())
         return chosen
+
+    def _energies(self, layer: LayerContext, weights: BlockWeights, seen: Observation) -> NeuronEnergies:
+        """What every neuron adds to the output."""
+        origins = self._given_origins(layer)
+        return collect_energies(layer, weights, seen, named=frozenset() if origins is None else origins.experts)
+
+    def _given_origins(self, layer: LayerContext) -> NeuronOrigins | None:
+        """The neurons that another conversion has chosen, if its choices are applied."""
+        return None if self._plan.like is None else self._plan.like.origins.get(layer.block.layer)
 
     def _sample(self, layer: LayerContext, seen: Observation) -> NeuronSample:
         """What the experts are given on the sampled tokens."""
@@ -158,7 +185,13 @@ class LayerReducer:
             dominants=chosen.dominants,
             dominant_weights=recipe.dominant_weights,
         )
-        groups = MergeGroups(clusters=chosen.clusters, dominants=chosen.dominants, share_EC=share_EC)
+        groups = MergeGroups(
+            clusters=chosen.clusters,
+            dominants=chosen.dominants,
+            share_EC=share_EC,
+            shapes=layer.expert_shapes() if self._plan.is_narrower else None,
+            origins=self._given_origins(layer),
+        )
         view = layer.source.experts.neurons
         merged = merge_experts(weights.experts, view, groups=groups, recipe=recipe, sample=sample, energies=energies)
         for number in merged.unseen:
@@ -166,10 +199,26 @@ class LayerReducer:
             self._emit(
                 Warned(f"layer {block.layer}: too few sampled tokens reach experts {names}; neurons matched by weight.")
             )
-        tensors = {block.full_name(name): rows_C for name, rows_C in merged.tensors.items()}
+        rows, origins = merged.tensors, merged.origins
+        if self._plan.is_narrower and recipe.merge is not Merge.NEURONS:
+            rows, origins = self._narrow(layer, rows, chosen, seen)
+        if origins is not None and (self._plan.is_narrower or not chosen.keeps_all):
+            self.origins[block.layer] = origins
+        tensors = {block.full_name(name): rows_C for name, rows_C in rows.items()}
         for name, rows_C in tensors.items():
             self._check_finite(name, rows_C, weights.experts.values())
         return tensors
+
+    def _narrow(
+        self, layer: LayerContext, rows: Mapping[str, Tensor], chosen: Selection, seen: Observation
+    ) -> tuple[dict[str, Tensor], NeuronOrigins | None]:
+        """Experts of fewer neurons, and which these are; a merged one has those of its dominant expert."""
+        made = self._given_origins(layer)
+        given_CW = None if made is None else made.neurons()
+        narrower, kept_CW = narrow_experts(layer, rows, chosen.clusters, seen, given_CW=given_CW)
+        # ZipIt puts the neurons of merged experts in an order of its own.
+        is_named = self._plan.recipe.merge is not Merge.ZIPIT
+        return narrower, NeuronOrigins.within(chosen.dominants, kept_CW) if is_named else None
 
     @staticmethod
     def _check_finite(name: str, values: Tensor, source: Iterable[Tensor]) -> None:
@@ -243,9 +292,9 @@ class LayerReducer:
     def _refit(
         self, layer: LayerContext, chosen: Selection, changed: Mapping[str, Tensor], fitted: Observation
     ) -> RefitReport | None:
-        """Fits what the recipe refits, in place; a layer in which nothing was merged has nothing to refit."""
+        """Fits what the recipe refits, in place; a layer whose experts are all as they were has nothing to refit."""
         recipe = self._plan.recipe
-        if not isinstance(recipe.refit, Refit) or chosen.keeps_all:
+        if not isinstance(recipe.refit, Refit) or (chosen.keeps_all and not self._plan.is_narrower):
             return None
         return refit_layer(
             layer,
@@ -255,6 +304,20 @@ class LayerReducer:
             seen=fitted,
             seed=recipe.seed + layer.block.layer,
         )
+
+    def _spectra(self, layer: LayerContext, weights: BlockWeights, merged: Mapping[str, Tensor]) -> Spectra | None:
+        """Singular values before and after the merge, where matrices are about to become factors."""
+        if self._plan.factors is None:
+            return None
+        block = layer.block
+        rows = {block.name_in_experts(tensor): merged[tensor.name] for tensor in block.experts}
+        return Spectra.of(layer.source.experts.neurons, weights.experts, rows)
+
+    def _compress(self, layer: LayerContext, changed: Mapping[str, Tensor], fitted: Observation) -> dict[str, Tensor]:
+        """Factors of the expert matrices; in ``changed`` these become what their factors add up to."""
+        if self._plan.factors is None:
+            return {}
+        return compress_experts(layer, changed, self._plan.factors, seen=fitted)
 
     def _round(
         self,

@@ -1,6 +1,6 @@
 """Which experts of a layer are merged or kept: the recipe's clustering or pruning, on the layer's statistics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,17 +87,55 @@ def select(
         clusters = _prune(recipe, statistics, count, protected, subset_error)
         kept = tuple(members[0] for members in clusters.members)
         return Selection(grouping=Grouping(clusters=clusters), dominants=kept, distances_EE=None)
-    # Where nothing follows a dominant expert, the report still names one.
-    dominant = recipe.dominant or Dominant.FREQUENCY
-    score_E = _scores(dominant, statistics)
-    distances = compared.distances
-    grouping = group_experts(distances, count, recipe, score_E=score_E, protected=protected, energies=compared.energies)
-    joined_EE = joined_distances(distances) if distances else None
+    grouping = group_experts(
+        compared.distances,
+        count,
+        recipe,
+        score_E=_dominant_scores(recipe, statistics),
+        protected=protected,
+        energies=compared.energies,
+    )
+    return select_groups(recipe, statistics, compared, grouping)
+
+
+def select_groups(recipe: Recipe, statistics: LayerStatistics, compared: Comparison, grouping: Grouping) -> Selection:
+    """Finds the dominant experts of clusters that are known.
+
+    Args:
+        recipe: Names the rule.
+        statistics: Of the layer.
+        compared: How its experts differ.
+        grouping: The clusters.
+    """
+    joined_EE = joined_distances(compared.distances) if compared.distances else None
     nothing = np.zeros((0, 0))
     dominants = dominant_experts(
-        grouping.clusters, nothing if joined_EE is None else joined_EE, dominant, score_E=score_E
+        grouping.clusters,
+        nothing if joined_EE is None else joined_EE,
+        _dominant_rule(recipe),
+        score_E=_dominant_scores(recipe, statistics),
     )
     return Selection(grouping=grouping, dominants=dominants, distances_EE=joined_EE)
+
+
+def given_selection(labels: Sequence[int], dominants: Sequence[int]) -> Selection:
+    """What another conversion has decided; nothing is compared.
+
+    Args:
+        labels: Cluster of every expert.
+        dominants: The dominant expert of every cluster.
+    """
+    grouping = Grouping(clusters=Clusters(labels=tuple(labels)))
+    return Selection(grouping=grouping, dominants=tuple(dominants), distances_EE=None)
+
+
+def _dominant_rule(recipe: Recipe) -> Dominant:
+    # Where nothing follows a dominant expert, the report still names one.
+    return recipe.dominant or Dominant.FREQUENCY
+
+
+def _dominant_scores(recipe: Recipe, statistics: LayerStatistics) -> list[float]:
+    return _scores(_dominant_rule(recipe), statistics)
 
 
 def _scores(dominant: Dominant, statistics: LayerStatistics) -> list[float]:

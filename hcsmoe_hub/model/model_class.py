@@ -13,11 +13,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from hcsmoe_hub.checkpoint import modeling_hcsmoe, modeling_hcsmoe_factored
 from hcsmoe_hub.checkpoint.config_json import SECTIONS
-from hcsmoe_hub.checkpoint.modeling_hcsmoe import CLASS_PREFIX
 from hcsmoe_hub.errors import UnsupportedModelError
 from hcsmoe_hub.model.raw_config import SAME_CODE, buildable, without_foreign_padding
 from hcsmoe_hub.model.transformers_seam import decode_special_floats
+
+# What the names of classes in modelling files of results begin with.
+_OWN_PREFIXES = (modeling_hcsmoe.CLASS_PREFIX, modeling_hcsmoe_factored.CLASS_PREFIX)
 
 
 def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
@@ -53,7 +56,7 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The model class of a config from ``build_config``: the one that its checkpoint names, or that transformers maps.
 
-    For a result in the mapped layout, the class that its own one extends.
+    For a result that brings a modelling file, the class that its own one extends.
     """
     found = _find_class(config)
     assert found is not None, "build_config refuses a config without a language model"
@@ -72,7 +75,9 @@ def _named_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The language model of transformers that ``architectures`` names, if it can be built from the config."""
     own = {type(config), config.sub_configs.get("text_config")}
     for architecture in config.architectures or ():
-        name = architecture.removeprefix(CLASS_PREFIX)
+        name = architecture
+        for prefix in _OWN_PREFIXES:
+            name = name.removeprefix(prefix)
         found = (
             getattr(transformers, name, None) if name.endswith(("ForCausalLM", "ForConditionalGeneration")) else None
         )

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hcsmoe_hub.checkpoint import modeling_hcsmoe_factored
 from hcsmoe_hub.checkpoint.formats import LogicalTensor
 from hcsmoe_hub.checkpoint.modeling_hcsmoe import CLASS_PREFIX, MappedExperts, read_expert_map
+from hcsmoe_hub.checkpoint.modeling_hcsmoe_factored import FactoredExperts, read_sizes
 from hcsmoe_hub.errors import UnsupportedModelError
 from hcsmoe_hub.model.model_class import build_config, model_class
 from hcsmoe_hub.model.mtp import MtpHead, add_parts, with_head
@@ -77,6 +79,7 @@ class Skeleton:
         mtp: The checkpoint's MTP head, built as a decoder layer after the last one; ``None`` builds none.
 
     Attributes:
+        factors: Sizes of the factors of all experts, for a result in the factored layout.
         expert_map: Decoder layer to the expert of each router row, for a result in the mapped layout.
         layers_name: Name of the list of decoder layers.
         layers: The decoder layers, and after them that of the MTP head.
@@ -89,8 +92,12 @@ class Skeleton:
         _set_dtype(self.config, dtype)
         # Collected over the whole calibration set, the logits of every router would outweigh the layers.
         self.text_config.output_router_logits = False
-        self.expert_map = read_expert_map(self.config)
+        self.factors = read_sizes(self.config)
+        self.expert_map = read_expert_map(self.config) if self.factors is None else None
         model_type = model_class(self.config)
+        if self.factors is not None:
+            name = modeling_hcsmoe_factored.CLASS_PREFIX + model_type.__name__
+            model_type = type(name, (FactoredExperts, model_type), {})
         if self.expert_map is not None:
             model_type = type(CLASS_PREFIX + model_type.__name__, (MappedExperts, model_type), {})
         with nullcontext() if mtp is None else with_head(self.config):
@@ -192,6 +199,10 @@ class Skeleton:
     def _parameter_of(self, name: str, conversions: list[Conversion]) -> tuple[str, str | None]:
         """Parameter that a stored name becomes, and the part of the name that a conversion replaces."""
         return parameter_of(self.in_model(name), conversions, self.module.base_model_prefix, self.state)
+
+    def parameters_of(self, names: Iterable[str]) -> dict[str, str]:
+        """The parameters that stored names become, or would become if they were among those of the model."""
+        return {name: self._parameter_of(name, self._conversions)[0] for name in names}
 
     def in_model(self, name: str) -> str:
         """A stored name as the model's conversions know it: the names of an MTP head become those of a layer."""

@@ -15,6 +15,7 @@ from hcsmoe_hub.checkpoint import config_json
 from hcsmoe_hub.checkpoint.config_json import MoESettings, plain_config
 from hcsmoe_hub.checkpoint.formats import LogicalTensor, logical_tensors
 from hcsmoe_hub.checkpoint.modeling_hcsmoe import read_expert_map
+from hcsmoe_hub.checkpoint.modeling_hcsmoe_factored import FactorSizes, read_sizes
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import SourceError, UnsupportedModelError
 from hcsmoe_hub.model.architectures import ARCHITECTURES, Architecture
@@ -39,6 +40,7 @@ class SourceModel:
         placement: Where these belong in it.
         blocks: Its MoE blocks, one per sparse layer.
         expert_map: Decoder layer to the expert of each router row, if it is a result in the mapped layout.
+        factors: Sizes of the factors of its experts, if it is a result in the factored layout.
         mtp_problem: Why the MTP head cannot be treated as a decoder layer, although its arithmetic is known.
     """
 
@@ -50,6 +52,7 @@ class SourceModel:
     placement: Placement
     blocks: tuple[MoEBlock, ...]
     expert_map: Mapping[int, tuple[int, ...]] | None = None
+    factors: FactorSizes | None = None
     mtp_problem: str | None = None
 
     @property
@@ -150,8 +153,9 @@ def read_model(source: Source, *, with_mtp: bool = True, compute: torch.dtype = 
     own_dtype = _main_dtype(source, stored)
     dtype = compute if own_dtype == torch.bfloat16 else own_dtype
     with translated_errors(source.label):
-        # A map leads from the router rows of the decoder only.
-        head = find_head(stored, built) if with_mtp and read_expert_map(built) is None else None
+        # Layouts with a modelling file are of the decoder only.
+        is_plain = read_sizes(built) is None and read_expert_map(built) is None
+        head = find_head(stored, built) if with_mtp and is_plain else None
         skeleton = Skeleton(source.config, dtype, mtp=head)
     placement = skeleton.place(stored)
     problem = None if head is None else mtp_problem(skeleton, placement, stored)
@@ -162,7 +166,9 @@ def read_model(source: Source, *, with_mtp: bool = True, compute: torch.dtype = 
     # A map leads from N router rows; without it, the same config describes the N experts that they had.
     plain = plain_config(source.config)
     untied = skeleton if skeleton.expert_map is None else Skeleton(plain, dtype, mtp=head)
-    twice = _with_experts(plain, built, settings, 2 * settings.experts)
+    # The sizes of factors do not depend on the number of experts.
+    config = plain if skeleton.factors is None else source.config
+    twice = _with_experts(config, built, settings, 2 * settings.experts)
     tensors = compare(untied.state, Skeleton(twice, dtype, mtp=head).state, experts=settings.experts)
     blocks = find_blocks(skeleton.layers_name, skeleton.layers, tensors, skeleton.state)
     if not blocks:
@@ -179,6 +185,7 @@ def read_model(source: Source, *, with_mtp: bool = True, compute: torch.dtype = 
         placement=placement,
         blocks=blocks,
         expert_map=skeleton.expert_map,
+        factors=skeleton.factors,
         mtp_problem=problem,
     )
     _check_expert_dtypes(model)
@@ -244,7 +251,8 @@ def _check_expert_dtypes(model: SourceModel) -> None:
     for group in model.groups.values():
         for name, target in group.targets.items():
             dtype = model.tensors[name].dtype
-            if target in experts and dtype != model.dtype:
+            # Factors come with numbers of rows, which are whole ones.
+            if target in experts and dtype.is_floating_point and dtype != model.dtype:
                 raise UnsupportedModelError(
                     f"expert tensor {name!r} is stored as {dtype}, most weights as {model.dtype}: "
                     "experts of mixed precision cannot be merged without loss.",

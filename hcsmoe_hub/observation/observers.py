@@ -47,42 +47,41 @@ class RoutedObserver:
         chosen_TK = _chosen(experts, index_TK, weight_TK)
         output_TH = torch.zeros(tokens_TH.shape, dtype=torch.float32, device=tokens_TH.device)
         for expert in range(experts.num_experts):
-            hidden_TI = self._all_tokens(experts, expert, tokens_TH)
             token, slot = torch.where(chosen_TK == expert)
             if len(token):
                 weight_N1 = weight_TK[token, slot, None].float()
-                routed_NH = self._routed(experts, expert, tokens_TH, hidden_TI, token, weight_N1)
+                routed_NH = self._routed(experts, expert, tokens_TH, token, weight_N1)
                 self._on_routed(expert, token, slot, routed_NH, weight_N1)
                 output_TH.index_add_(0, token, routed_NH)
+            self._on_expert(experts, expert, tokens_TH, token)
         output_TH = output_TH.to(tokens_TH.dtype)
         if self.remembers:
             self.top_k.append(chosen_TK.to("cpu", torch.int16))
             self.outputs.append(output_TH.to("cpu"))
         return output_TH
 
-    def _all_tokens(self, experts: Experts, expert: int, tokens_TH: Tensor) -> Tensor | None:
-        """Hidden activation of all tokens, if it is computed anyway."""
-        return None
-
     def _on_routed(self, expert: int, token: Tensor, slot: Tensor, routed_NH: Tensor, weight_N1: Tensor) -> None:
         """Sees the router-weighted outputs of one expert, where they belong and what they were weighted with."""
 
-    def _routed(
-        self,
-        experts: Experts,
-        expert: int,
-        tokens_TH: Tensor,
-        hidden_TI: Tensor | None,
-        token: Tensor,
-        weight_N1: Tensor,
-    ) -> Tensor:
-        """Router-weighted outputs ``[N, H]``, float32, of one expert on the N tokens routed to it."""
-        rows = _padded(token)
+    def _on_run(self, experts: Experts, expert: int, hidden_NI: Tensor, output_NH: Tensor) -> None:
+        """Sees the hidden activations of one expert on the tokens routed to it, and its outputs before any weight."""
+
+    def _on_expert(self, experts: Experts, expert: int, tokens_TH: Tensor, token: Tensor) -> None:
+        """Called when the tokens routed to one expert, ``token``, are done with; may run it on more."""
+
+    def _routed(self, experts: Experts, expert: int, tokens_TH: Tensor, token: Tensor, weight_N1: Tensor) -> Tensor:
+        """Router-weighted outputs ``[N, H]``, float32, of one expert on the N tokens routed to it.
+
+        They are computed in the same way whatever else is observed, so that a block which runs again on the same inputs
+        returns the same bits.
+        """
         if experts.scales_input:
             inputs = tokens_TH[token] * weight_N1.to(tokens_TH.dtype)
             return experts.project(expert, experts.hidden(expert, inputs)).float()
-        hidden_NI = experts.hidden(expert, tokens_TH[rows]) if hidden_TI is None else hidden_TI[rows]
-        return experts.project(expert, hidden_NI)[: len(token)].float() * weight_N1
+        hidden_NI = experts.hidden(expert, tokens_TH[_padded(token)])
+        output_NH = experts.project(expert, hidden_NI)
+        self._on_run(experts, expert, hidden_NI[: len(token)], output_NH[: len(token)])
+        return output_NH[: len(token)].float() * weight_N1
 
 
 class TiedObserver(RoutedObserver):
@@ -216,13 +215,23 @@ class CalibrationObserver(RoutedObserver):
             self._routed_TKH = None
         return output_TH
 
-    def _all_tokens(self, experts: Experts, expert: int, tokens_TH: Tensor) -> Tensor | None:
+    def _on_run(self, experts: Experts, expert: int, hidden_NI: Tensor, output_NH: Tensor) -> None:
+        if self._with_outputs:
+            self.statistics.add_features(expert, hidden_NI if experts.is_affine else output_NH)
+
+    def _on_expert(self, experts: Experts, expert: int, tokens_TH: Tensor, token: Tensor) -> None:
         if not self._with_outputs:
-            return None
-        hidden_TI = experts.hidden(expert, tokens_TH)
-        features = hidden_TI if experts.is_affine else experts.project(expert, hidden_TI)
-        self.statistics.add_features(expert, features)
-        return hidden_TI
+            return
+        # A weight on the input makes the routed runs useless for a mean over unweighted tokens.
+        rest = torch.ones(len(tokens_TH), dtype=torch.bool, device=tokens_TH.device)
+        if not experts.scales_input:
+            rest[token] = False
+        others = torch.where(rest)[0]
+        if len(others):
+            features = experts.hidden(expert, tokens_TH[_padded(others)])
+            if not experts.is_affine:
+                features = experts.project(expert, features)
+            self.statistics.add_features(expert, features[: len(others)])
 
     def _on_routed(self, expert: int, token: Tensor, slot: Tensor, routed_NH: Tensor, weight_N1: Tensor) -> None:
         self.statistics.add_saliency(expert, routed_NH)

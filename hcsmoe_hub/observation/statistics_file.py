@@ -1,35 +1,46 @@
 """Calibration statistics in a file: one run of the model serves every later choice of K, method and layout.
 
-A zip archive that is stored, not compressed: ``statistics.json`` says what was observed, ``layer-N.safetensors`` holds
-one MoE layer. Every layer is written as soon as it has run, so that no more than one is in memory.
+A zip archive that is stored, not compressed. ``statistics.json`` says what was observed, ``layer-N.safetensors`` holds
+the sums of one MoE layer, the files in ``states-N`` its hidden states, and ``text.safetensors`` the token ids. Every
+layer is written as soon as it has run and read when it is needed, so that no more than one is in memory. The archive
+has a checksum of every member, which is compared whenever one is read.
 """
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from hcsmoe_hub.calibration.calibration_set import CalibrationSet
 from hcsmoe_hub.calibration.plan import CalibrationPlan
 from hcsmoe_hub.calibration.sources import is_same_dataset
 from hcsmoe_hub.checkpoint.writer import INCOMPLETE
 from hcsmoe_hub.errors import CalibrationError, OutputError, PlanError
+from hcsmoe_hub.methods.clustering import LossTable
 from hcsmoe_hub.model.source_model import SourceModel
-from hcsmoe_hub.observation.statistics import Call, LayerStatistics
+from hcsmoe_hub.observation.statistics import LayerStatistics
+from hcsmoe_hub.observation.stored_states import LayerStates, as_dtype, call_of, call_tensors, members_of, read_states
 from hcsmoe_hub.options import CalibrationOptions, Saliency
 from hcsmoe_hub.recipe.recipe import Recipe
 
+ReadT = TypeVar("ReadT")
 FORMAT, VERSION = "hcsmoe-statistics", 1
 CONTENT = "statistics.json"
-_FIELDS = ("usage_E", "routing_score_E", "saliency_E", "outputs_EH", "logits_gram_EE")
-# What files of earlier versions do not have.
-_LATER_FIELDS = ("mass_E", "norm_E", "gram_EE")
+TEXT = "text.safetensors"
+_OWN_FIELDS = {"tokens", "sample"}
+_TENSORS = tuple(field.name for field in fields(LayerStatistics) if field.name not in _OWN_FIELDS)
+# Files of earlier versions do not have the others.
+_ALWAYS_THERE = tuple(
+    field.name for field in fields(LayerStatistics) if field.name not in _OWN_FIELDS and field.default is MISSING
+)
 _DESCRIBED = {"fingerprint", "source", "options", "plan", "calibration", "layers"}
 # Which of them a choice of experts to keep is made by.
 _NEEDED: Mapping[Saliency, str] = {
@@ -38,7 +49,8 @@ _NEEDED: Mapping[Saliency, str] = {
     Saliency.GRAM: "gram_EE",
     Saliency.OMP: "gram_EE",
 }
-_INPUT, _NAMED_INPUT = "input.", "named_input."
+_IDS, _MEASURED_IDS, _MEASURED_STATES = "token_ids", "measured_ids", "measured_states"
+_EXPERTS, _WIDTHS, _LOST = "experts", "widths", "lost"
 
 
 def fingerprint(model: SourceModel) -> str:
@@ -61,15 +73,39 @@ class StatisticsWriter:
 
     def add(self, layer: int, statistics: LayerStatistics) -> None:
         """Writes one MoE layer."""
-        tensors = {name: getattr(statistics, name) for name in (*_FIELDS, *_LATER_FIELDS)}
+        tensors = {name: getattr(statistics, name) for name in _TENSORS}
         assert statistics.sample is not None, "the plan refuses a statistics file for blocks without a sample"
-        for number, value in enumerate(statistics.sample.args):
-            tensors[f"{_INPUT}{number}"] = value
-        for name, value in statistics.sample.kwargs.items():
-            tensors[f"{_NAMED_INPUT}{name}"] = value
         # What is None is left out.
         stored = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-        self._write(f"layer-{layer}.safetensors", save(stored))
+        self._write(f"layer-{layer}.safetensors", save(stored | call_tensors(statistics.sample)))
+
+    def add_states(self, layer: int, states: LayerStates) -> None:
+        """Writes the hidden states of one MoE layer."""
+        for name, content in members_of(layer, states):
+            self._write(name, content)
+
+    def add_text(self, text: CalibrationSet, measured_MSH: Tensor | None) -> None:
+        """Writes the token ids that were observed.
+
+        Args:
+            text: The calibration set; its domains and sources belong into what ``describe`` is given.
+            measured_MSH: Hidden states of its held-out sequences after the last norm of the source, if they have run.
+        """
+        tensors = {_IDS: text.token_ids, _MEASURED_IDS: text.measured_ids}
+        if measured_MSH is not None:
+            tensors[_MEASURED_STATES] = measured_MSH
+        self._write(
+            TEXT, save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()})
+        )
+
+    def add_losses(self, layer: int, losses: LossTable) -> None:
+        """Writes what fewer and narrower experts of one MoE layer lose."""
+        tensors = {
+            _EXPERTS: torch.tensor(losses.experts),
+            _WIDTHS: torch.tensor(losses.widths),
+            _LOST: torch.from_numpy(losses.lost_KW),
+        }
+        self._write(f"losses-{layer}.safetensors", save(tensors))
 
     def describe(self, content: Mapping[str, Any]) -> None:
         """Writes what was observed."""
@@ -136,9 +172,13 @@ class StatisticsFile:
         )
 
     def _read(self, name: str) -> bytes:
+        return self._reading(lambda archive: archive.read(name))
+
+    def _reading(self, read: Callable[[zipfile.ZipFile], ReadT]) -> ReadT:
+        """What ``read`` finds in the archive."""
         try:
             with zipfile.ZipFile(self.path) as archive:
-                return archive.read(name)
+                return read(archive)
         except (zipfile.BadZipFile, KeyError, OSError, NotImplementedError) as error:
             raise self._broken(str(error)) from error
 
@@ -167,18 +207,103 @@ class StatisticsFile:
         """
         try:
             tensors = load(self._read(f"layer-{layer}.safetensors"))
-            fields = {name: tensors[name] for name in _FIELDS}
-            fields |= {name: tensors[name] for name in _LATER_FIELDS if name in tensors}
+            found = {name: tensors[name] for name in _ALWAYS_THERE}
+            found |= {name: tensors[name] for name in _TENSORS if name in tensors}
         except (safetensors.SafetensorError, KeyError) as error:
             raise self._broken(f"layer {layer} is damaged ({error})") from error
-        # An input that was None is not in the file.
-        numbers = [int(name.removeprefix(_INPUT)) for name in tensors if name.startswith(_INPUT)]
-        args = [tensors.get(f"{_INPUT}{number}") for number in range(max(numbers, default=-1) + 1)]
-        kwargs = {name.removeprefix(_NAMED_INPUT): tensors[name] for name in tensors if name.startswith(_NAMED_INPUT)}
         calibration = self.content["calibration"]
         # An MTP head sees a token less of every sequence.
         missing = calibration["sequences"] if layer in self.content.get("mtp_layers", ()) else 0
-        return LayerStatistics(tokens=calibration["tokens"] - missing, sample=Call(tuple(args), kwargs), **fields)
+        return LayerStatistics(tokens=calibration["tokens"] - missing, sample=call_of(tensors), **found)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return self.path.stat().st_size
+
+    @property
+    def has_states(self) -> bool:
+        """Whether the hidden states of every MoE layer are there."""
+        return self.states_dtype is not None
+
+    @property
+    def states_dtype(self) -> torch.dtype | None:
+        """Dtype that the hidden states were computed in; ``None`` without any."""
+        name = self.content.get("states_dtype")
+        return None if name is None else getattr(torch, name)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the token ids are there; earlier versions did not keep them."""
+        return "text" in self.content
+
+    def states(self, layer: int, dtype: torch.dtype) -> LayerStates:
+        """Reads the hidden states of one MoE layer.
+
+        Args:
+            layer: Its index.
+            dtype: What the machine computes in.
+
+        Raises:
+            CalibrationError: If they are damaged.
+        """
+        assert self.states_dtype is not None, "only what is there is asked for"
+        try:
+            found = self._reading(lambda archive: read_states(layer, archive.namelist(), archive.read))
+        except safetensors.SafetensorError as error:
+            raise self._broken(f"the hidden states of layer {layer} are damaged ({error})") from error
+        return as_dtype(found, self.states_dtype, dtype)
+
+    def text(self) -> CalibrationSet:
+        """The token ids that were observed.
+
+        Raises:
+            CalibrationError: If they are damaged.
+        """
+        tensors, described = self._text_tensors(), self.content["text"]
+        return CalibrationSet(
+            token_ids=tensors[_IDS],
+            domains=tuple(described["domains"]),
+            measured_ids=tensors[_MEASURED_IDS],
+            measured_domains=tuple(described["measured_domains"]),
+            sources=tuple(described["sources"]),
+        )
+
+    def measured_states(self) -> Tensor | None:
+        """Hidden states ``[M, S, H]`` of the held-out sequences after the last norm; ``None`` if they did not run."""
+        return self._text_tensors().get(_MEASURED_STATES)
+
+    def _text_tensors(self) -> dict[str, Tensor]:
+        try:
+            return load(self._read(TEXT))
+        except safetensors.SafetensorError as error:
+            raise self._broken(f"its token ids are damaged ({error})") from error
+
+    def losses(self) -> dict[int, LossTable] | None:
+        """What fewer and narrower experts of every MoE layer lose; ``None`` in files that were collected without it.
+
+        Raises:
+            CalibrationError: If a layer is damaged.
+        """
+        names = {layer: f"losses-{layer}.safetensors" for layer in self.content["layers"]}
+        if not self._names() >= set(names.values()):
+            return None
+        return {layer: self._losses(name) for layer, name in names.items()}
+
+    def _losses(self, name: str) -> LossTable:
+        try:
+            tensors = load(self._read(name))
+            experts, widths = (tuple(tensors[axis].tolist()) for axis in (_EXPERTS, _WIDTHS))
+            return LossTable(experts=experts, widths=widths, lost_KW=tensors[_LOST].numpy())
+        except (safetensors.SafetensorError, KeyError) as error:
+            raise self._broken(f"{name} is damaged ({error})") from error
+
+    def _names(self) -> set[str]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                return set(archive.namelist())
+        except (zipfile.BadZipFile, OSError) as error:
+            raise self._broken(str(error)) from error
 
     def usage(self) -> dict[int, Tensor]:
         """How often the router chose each expert, ``[E]`` int64 by decoder layer."""
@@ -191,7 +316,7 @@ class StatisticsFile:
 
     @property
     def feature_tokens(self) -> int:
-        """Tokens that were kept of every layer, at most."""
+        """Tokens of the sample of every layer, at most."""
         return int(self.content["options"]["feature_tokens"])
 
     def check_scores(self, recipe: Recipe) -> None:

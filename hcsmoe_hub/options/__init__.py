@@ -23,6 +23,7 @@ from hcsmoe_hub.options.choices import (
     Saliency,
     Similarity,
 )
+from hcsmoe_hub.options.compression import Compression
 from hcsmoe_hub.options.conversion import (
     DEFAULT_FEATURE_TOKENS,
     DEFAULT_MAX_SHARD_SIZE,
@@ -34,7 +35,9 @@ from hcsmoe_hub.options.conversion import (
     PushOptions,
     default_samples,
 )
+from hcsmoe_hub.options.curve import CurveOptions
 from hcsmoe_hub.options.method import MethodOptions
+from hcsmoe_hub.options.target import Target
 
 __all__ = [
     "DEFAULT_FEATURE_TOKENS",
@@ -46,7 +49,9 @@ __all__ = [
     "Budget",
     "CalibrationOptions",
     "Clustering",
+    "Compression",
     "ConvertOptions",
+    "CurveOptions",
     "Device",
     "Distance",
     "Dominant",
@@ -67,5 +72,6 @@ __all__ = [
     "RouterPolicy",
     "Saliency",
     "Similarity",
+    "Target",
     "default_samples",
 ]

@@ -21,6 +21,7 @@ from hcsmoe_hub.options.choices import Device
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
+QUANTITY_UNITS: Mapping[str, int] = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 SIZE_UNITS: Mapping[str, int] = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 # What the published code, or the field, calls a value that has another name here; a kind of value takes those it has.
 REFERENCE_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -100,6 +101,45 @@ def read_size(text: str) -> int:
     return int(float(match[1]) * unit)
 
 
+def read_quantity(text: str) -> int:
+    """A number of parameters such as ``16B`` or ``1.5 m``.
+
+    Raises:
+        WrongValue: If it is not a number of them, or zero.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]?)\s*", text)
+    unit = QUANTITY_UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or not float(match[1]):
+        raise WrongValue(f"'{text}' is not a number of parameters; write one such as 16B or 800M.")
+    return int(float(match[1]) * unit)
+
+
+def read_width(value: int | str) -> int | str:
+    """A number of neurons such as ``192``, or a share of them such as ``75%``.
+
+    Raises:
+        WrongValue: If it is neither, or zero, or more than all.
+    """
+    text = str(value).strip()
+    if re.fullmatch(r"\d+", text) and int(text):
+        return int(text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)
+    if match is None or not 0 < float(match[1]) <= 100:
+        raise WrongValue(f"'{text}' is not a width; write a number of neurons such as 512, or a share such as 75%.")
+    return f"{float(match[1]):g}%"
+
+
+def read_share(value: float) -> float:
+    """A share such as 0.5.
+
+    Raises:
+        WrongValue: If it is not more than 0 and less than 1.
+    """
+    if not 0 < value < 1:
+        raise WrongValue(f"{value:g} is not a share; write a number between 0 and 1, such as 0.5.")
+    return value
+
+
 def read_shard_size(text: str) -> str:
     """Checks a size and writes it as ``5GB``.
 
@@ -136,6 +176,11 @@ Count = Annotated[int, at_least(1)]
 Natural = Annotated[int, at_least(0)]
 DeviceName = Annotated[str, read_device]
 ShardSize = Annotated[str, read_shard_size]
+# Numbers may come as numbers, or as the texts that the command line takes.
+Size = Annotated[int, at_least(1)] | Annotated[str, read_size]
+Quantity = Annotated[int, at_least(1)] | Annotated[str, read_quantity]
+Share = Annotated[float, read_share]
+Width = Annotated[int | str, read_width]
 
 
 def check_fields(options: Any) -> None:

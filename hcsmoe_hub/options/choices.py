@@ -170,6 +170,7 @@ class Layout(StrEnum):
     REDUCED = "reduced"
     MAPPED = "mapped"
     FULL = "full"
+    FACTORED = "factored"
 
 
 class Dtype(StrEnum):

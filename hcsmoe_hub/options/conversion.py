@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hcsmoe_hub.options.checks import Count, DeviceName, Natural, ShardSize, check_fields
+from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.options.checks import Count, DeviceName, Natural, ShardSize, Width, check_fields
 from hcsmoe_hub.options.choices import Device, Dtype, Mtp
 from hcsmoe_hub.options.method import MethodOptions
+from hcsmoe_hub.options.target import Target
 
 # The papers' 32 sequences of 2048 tokens; a model that takes shorter ones gets more of them.
 DEFAULT_TOKENS = 32 * 2048
@@ -95,14 +97,19 @@ class ConvertOptions:
     """Everything that a conversion can be asked for.
 
     Attributes:
-        experts: Experts to keep in every MoE layer.
+        experts: Experts to keep in every MoE layer; ``None`` keeps all of them, or what ``target`` or ``like`` says.
+        expert_width: Neurons to keep in every expert, or a share of them such as ``"75%"``; ``None`` keeps all of them,
+            or what ``target`` or ``like`` says.
+        target: What the result may weigh, in place of ``experts`` and ``expert_width``.
         experts_per_token: Active experts per token in the result; ``None`` keeps the source's number.
         method: How the experts are reduced; by default the preset ``hc-refit``.
+        like: A result whose choices are applied to this model: which experts are kept or merged, and which neurons. A
+            folder, the path of its ``hcsmoe.json``, or a Hub repository id.
         calibration: Which text the experts are observed on.
         dtype: How the weights of a quantised source are written: in the source's own format, where what nothing
             changes keeps its bytes, or all of them in bfloat16.
         mtp: Whether the result has the source's multi-token prediction head, its experts reduced as in every layer.
-        output: Folder of the result; ``None`` is ``./NAME-hcsmoe-Ke``.
+        output: Folder of the result; ``None`` is ``./NAME-hcsmoe-Ke``, with ``-Ww`` for experts of fewer neurons.
         max_shard_size: Maximum size of a written shard, such as ``5GB``.
         overwrite: Replace a checkpoint that is already in the output folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
@@ -111,6 +118,8 @@ class ConvertOptions:
         max_memory_bytes: Refuse a plan whose estimated peak is above this many bytes; convert if it is not, even if the
             machine has less. ``None`` plans without a limit, and refuses to convert with more than is available.
         statistics: File of calibration statistics: reused if it exists, written otherwise.
+        keep_states: Whether a statistics file that is written holds the hidden states of all calibration tokens.
+            Without them, a later conversion that fits or scores on single tokens runs the source again.
         measure: Whether to measure what the conversion cost: perplexity and agreement with the source on held-out text
             of the calibration set, which runs through the layers along with it.
         figure: Draw usage, distances and dendrogram of every layer into the result.
@@ -121,9 +130,12 @@ class ConvertOptions:
         PlanError: If a value is not one that the option takes.
     """
 
-    experts: Count
+    experts: Count | None = None
+    expert_width: Width | None = None
+    target: Target | None = None
     experts_per_token: Count | None = None
     method: MethodOptions = field(default_factory=MethodOptions)
+    like: str | None = None
     calibration: CalibrationOptions = CalibrationOptions()
     dtype: Dtype = Dtype.SOURCE
     mtp: Mtp = Mtp.KEEP
@@ -134,10 +146,27 @@ class ConvertOptions:
     batch_tokens: Count | None = None
     max_memory_bytes: Count | None = None
     statistics: Path | None = None
+    keep_states: bool = True
     measure: bool = True
     figure: bool = False
     push: PushOptions | None = None
     low_disk: bool = False
 
     def __post_init__(self) -> None:
+        # A folder may be given as a path.
+        if isinstance(self.like, Path):
+            object.__setattr__(self, "like", str(self.like))
         check_fields(self)
+        counted = self.experts is not None or self.expert_width is not None
+        if self.like is not None:
+            if self.target is not None:
+                raise PlanError(
+                    "`like` takes the number and width of experts from another result, but a target is given as well.",
+                    hint="leave the target out, or `like`",
+                )
+        elif counted is (self.target is not None):
+            raise PlanError(
+                "`experts` and `expert_width` say what is left, a target (`size`, `parameters`, `active` or `ratio`) "
+                f"what it may weigh, but {'both are' if counted else 'neither is'} given.",
+                hint="give `experts`, `expert_width`, or both; or one target; or `like`",
+            )

@@ -22,6 +22,7 @@ from hcsmoe_hub.options.choices import (
     Saliency,
     Similarity,
 )
+from hcsmoe_hub.options.compression import CompressionText
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,10 @@ class MethodOptions:
         refit_passes: How often ``refit="block"`` sees the calibration text.
         router: How the router follows, in the ``reduced`` layout.
         propagate: On whose hidden states a router is fitted and a layer is refitted.
-        layout: How the result is written.
+        layout: How the result is written; ``factored`` with ``compress``, and ``reduced`` otherwise.
+        compress: ``RANK[,SPARSITY]`` of the matrices of all experts: the rank of two factors, as a number or as a
+            percentage of the smaller side (``32``, ``25%``), and the share of rows that the sparse part next to them
+            loses (``32,0.9`` or ``32,90%``); without it there is no sparse part.
         seed: Seed of every random choice.
 
     Raises:
@@ -85,6 +89,7 @@ class MethodOptions:
     router: RouterPolicy | None = None
     propagate: Propagate | None = None
     layout: Layout | None = None
+    compress: CompressionText | None = None
     seed: Natural = 42
 
     def __post_init__(self) -> None:

@@ -31,15 +31,17 @@ def why_not_measured(plan: ConversionPlan, calibration: CalibrationSet | None) -
 
     Args:
         plan: The conversion.
-        calibration: Its calibration set; ``None`` where statistics of an earlier run take its place.
+        calibration: Its calibration set; ``None`` where a statistics file has none.
     """
     if not plan.options.measure:
         return "it was switched off"
     if calibration is None:
-        return "calibration statistics were reused, so the model did not run"
+        return "the statistics file is of an earlier version, which kept no text"
     if not len(calibration.measured_ids):
         if plan.calibration.is_token_ids:
             return "all token ids were used for calibration"
+        if not plan.calibration.measures:
+            return "the statistics were collected without text to measure on"
         return "the calibration text is too short to hold any of it out"
     if calibration.measured_ids.shape[1] < 2:
         return "sequences of one token predict nothing"
@@ -75,40 +77,57 @@ class HeldOut:
         Returns:
             The figures; ``None`` if they are not finite.
         """
-        before, after, agreement = Perplexity(), Perplexity(), Agreement(dtype=torch.float32)
-        last: Any = self.skeleton.module.get_output_embeddings()
-        last.to(self.device)
-        size = logit_tokens(last.weight.shape[0])
-        with torch.no_grad():
-            for number, domain in enumerate(self.domains):
-                for start in range(0, self.ids_MS.shape[1] - 1, size):
-                    # The last token has no next one.
-                    rows = slice(start, min(start + size, self.ids_MS.shape[1] - 1))
-                    targets_S = self.ids_MS[number, rows.start + 1 : rows.stop + 1].to(self.device)
-                    source_SV = head(self.skeleton, self.source_MSH[number, rows])
-                    result_SV = head(self.skeleton, self.result_MSH[number, rows])
-                    before.add(domain or None, source_SV, targets_S)
-                    after.add(domain or None, result_SV, targets_S)
-                    agreement.add(domain or None, result_SV, source_SV)
-                advance()
-        losses = [perplexity.losses.overall.mean for perplexity in (before, after)]
-        if not all(isfinite(loss) and loss < _GREATEST_LOSS for loss in losses):
-            return None
-        return self._described(before.figures(), after.figures(), agreement.figures())
+        return measure_results(self, [self.result_MSH], advance)[0]
 
-    def _described(self, before: dict[str, Any], after: dict[str, Any], agreement: dict[str, Any]) -> Measured:
-        sequences, length = self.ids_MS.shape
-        domains = {
-            domain: _row(before["domains"][domain], row, agreement["domains"][domain])
-            for domain, row in after["domains"].items()
-        }
-        return {
-            "sequences": sequences,
-            "sequence_length": length,
-            "sha256": fingerprint(self.ids_MS),
-            "overall": _row(before["overall"], after["overall"], agreement["overall"]),
-            "domains": domains,
-        }
+
+def measure_results(
+    held_out: HeldOut, results_MSH: Sequence[Tensor], advance: Callable[[], None]
+) -> list[Measured | None]:
+    """Compares the predictions of several results with those of their source, which are computed once.
+
+    Args:
+        held_out: The sequences; its own result is not looked at.
+        results_MSH: Hidden states after the last norm of every result.
+        advance: Called after each sequence.
+
+    Returns:
+        The figures of every result; ``None`` if they are not finite.
+    """
+    before, after = Perplexity(), [Perplexity() for _ in results_MSH]
+    agreement = [Agreement(dtype=torch.float32) for _ in results_MSH]
+    skeleton, ids_MS = held_out.skeleton, held_out.ids_MS
+    last: Any = skeleton.module.get_output_embeddings()
+    last.to(held_out.device)
+    size = logit_tokens(last.weight.shape[0])
+    with torch.no_grad():
+        for number, domain in enumerate(held_out.domains):
+            for start in range(0, ids_MS.shape[1] - 1, size):
+                # The last token has no next one.
+                rows = slice(start, min(start + size, ids_MS.shape[1] - 1))
+                targets_S = ids_MS[number, rows.start + 1 : rows.stop + 1].to(held_out.device)
+                source_SV = head(skeleton, held_out.source_MSH[number, rows])
+                before.add(domain or None, source_SV, targets_S)
+                for place, result_MSH in enumerate(results_MSH):
+                    result_SV = head(skeleton, result_MSH[number, rows])
+                    after[place].add(domain or None, result_SV, targets_S)
+                    agreement[place].add(domain or None, result_SV, source_SV)
+            advance()
+    return [_described(ids_MS, before, *found) for found in zip(after, agreement, strict=True)]
+
+
+def _described(ids_MS: Tensor, before: Perplexity, after: Perplexity, agreement: Agreement) -> Measured | None:
+    losses = [perplexity.losses.overall.mean for perplexity in (before, after)]
+    if not all(isfinite(loss) and loss < _GREATEST_LOSS for loss in losses):
+        return None
+    sequences, length = ids_MS.shape
+    tables = before.figures(), after.figures(), agreement.figures()
+    return {
+        "sequences": sequences,
+        "sequence_length": length,
+        "sha256": fingerprint(ids_MS),
+        "overall": _row(*(table["overall"] for table in tables)),
+        "domains": {domain: _row(*(table["domains"][domain] for table in tables)) for domain in tables[1]["domains"]},
+    }
 
 
 def _row(before: dict[str, Any], after: dict[str, Any], agreement: dict[str, Any]) -> MeasuredRow:

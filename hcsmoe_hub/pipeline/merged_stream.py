@@ -60,7 +60,7 @@ class MergedStream:
             layer: The layer, which has run on the source's inputs.
             context: The same for its MoE block.
             inputs: Its inputs in the reduced model.
-            output: What it returned in the source.
+            output: What it returned in the source, or the hidden states of that.
             seen: What was observed of it in the source; statistics and choices stay those.
         """
         moe, experts = context.source.moe, context.source.experts
@@ -73,7 +73,7 @@ class MergedStream:
 
         with remembering_calls(moe, calls), experts.observing(moe, silence):
             self._silent = layer.run(inputs, restart)
-        silent = _hidden(self._silent)
+        silent = hidden_of(self._silent)
         wanted, self._gain = seen.outputs, None
         if self._compensates:
             self._gain = self._find_gain(layer, context.source, inputs=inputs, silent=silent)
@@ -81,7 +81,7 @@ class MergedStream:
                 self._warn(layer.index)
             else:
                 wanted = _missing(
-                    _hidden(output), silent, self._gain, tokens=silence.tokens, dtype=seen.outputs[0].dtype
+                    hidden_of(output), silent, self._gain, tokens=silence.tokens, dtype=seen.outputs[0].dtype
                 )
         return replace(seen, calls=[inputs] if is_whole else calls, outputs=wanted)
 
@@ -100,7 +100,7 @@ class MergedStream:
         silent, self._silent = self._silent, None
         if silent is None or self._gain is None:
             return None
-        hidden = _hidden(silent)
+        hidden = hidden_of(silent)
         routed_TH = torch.cat(reduced.rerun(calls, RoutedObserver).outputs).to(hidden.device)
         found = (hidden.float() + self._gain * routed_TH.float().view_as(hidden)).to(hidden.dtype)
         return found if isinstance(silent, Tensor) else type(silent)((found, *silent[1:]))
@@ -131,7 +131,7 @@ class MergedStream:
         forward = partial(type(layer.module).forward, layer.module)
         batcher = MicroBatcher(rows, rows, self._batcher.device)
         with block.experts.observing(block.moe, noise):
-            loud = _hidden(batcher.wrap(forward, lambda: None)(*args, **kwargs))
+            loud = hidden_of(batcher.wrap(forward, lambda: None)(*args, **kwargs))
         return find_gain(loud, expected, noise.values_TH)
 
 
@@ -177,7 +177,7 @@ def find_gain(loud: Tensor, silent: Tensor, values_TH: Tensor) -> float | None:
     return gain if gain and float(is_exact.double().mean()) > 0.5 else None
 
 
-def _hidden(output: Any) -> Tensor:
+def hidden_of(output: Any) -> Tensor:
     """The hidden states among what a layer returns."""
     hidden = output if isinstance(output, Tensor) else output[0]
     assert isinstance(hidden, Tensor)

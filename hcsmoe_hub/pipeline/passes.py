@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -13,14 +14,18 @@ from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.layer.reducer import LayerReducer, rerun_on_sample
 from hcsmoe_hub.layer.stored_experts import StoredExperts
 from hcsmoe_hub.machine.allocator import return_freed_memory
+from hcsmoe_hub.methods.clustering import LossTable
 from hcsmoe_hub.model.expert_kinds import use_probe
 from hcsmoe_hub.model.layer_loader import LayerLoader, free
 from hcsmoe_hub.model.microbatch import MicroBatcher
+from hcsmoe_hub.observation.observers import RoutedObserver
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
 from hcsmoe_hub.observation.statistics import Call
 from hcsmoe_hub.observation.statistics_file import StatisticsFile, StatisticsWriter
+from hcsmoe_hub.observation.stored_states import LayerStates
 from hcsmoe_hub.observation.watcher import BlockWatcher, Observation
-from hcsmoe_hub.pipeline.merged_stream import MergedStream
+from hcsmoe_hub.pipeline.losses import predict
+from hcsmoe_hub.pipeline.merged_stream import MergedStream, hidden_of
 from hcsmoe_hub.pipeline.reduced_layer import RunLayer, reduced_layer, run_routed
 from hcsmoe_hub.pipeline.stream import StreamedLayer
 from hcsmoe_hub.pipeline.streams import Part, Streams
@@ -55,7 +60,8 @@ class ResultWriter:
         if names:
             skeleton = self._plan.model.skeleton
             state = skeleton.module.state_dict()
-            tensors = {name: changed.get(name, state[name]) for name in names}
+            # Factors take the place of matrices that the model has in memory.
+            tensors = {name: changed[name] if name in changed else state[name] for name in names}
             for name, tensor in skeleton.to_stored(tensors, self._plan.model.groups[layer]).items():
                 self._writer.write(name, tensor.to(self._plan.shards.tensors[name].dtype))
         for name, part in self._stored.take(layer).items():
@@ -88,13 +94,16 @@ class Work:
             originals: Its router tensors as stored, by parameter name.
         """
         block = find_block(self.plan, layer, self.batcher)
-        return None if block is None else LayerContext(source=block, result=self.plan.reduced, originals=originals)
+        if block is None:
+            return None
+        return LayerContext(source=block, result=self.plan.reduced, shape=self.plan.shape, originals=originals)
 
     def differs(self, report: LayerReport) -> bool:
         """Whether a converted layer computes anything else than before."""
         before, after = self.plan.model.settings, self.plan.settings
         is_routed_alike = replace(after, experts=before.experts) == before
-        return report.experts < len(report.labels) or not is_routed_alike
+        is_changed = report.experts < len(report.labels) or self.plan.is_narrower or self.plan.factors is not None
+        return is_changed or not is_routed_alike
 
 
 class ObservingPass:
@@ -105,6 +114,9 @@ class ObservingPass:
         batcher: Cuts sequences into micro-batches.
         statistics: Where statistics go; ``None`` if they are not kept.
         domains: Domain of each calibration sequence.
+
+    Attributes:
+        losses: By layer, what the shapes that meet a target would lose, if the plan has yet to choose among them.
     """
 
     def __init__(
@@ -120,24 +132,38 @@ class ObservingPass:
         self._batcher = batcher
         self._statistics = statistics
         self._domains = domains
+        self.losses: dict[int, LossTable] = {}
 
     def observe(self, layer: StreamedLayer, inputs: Call, block: RunnableBlock) -> tuple[Any, Observation]:
         """Runs a layer over the calibration set; returns its output, and what was observed of its MoE block."""
+        # Those that only choose a shape convert nothing.
+        is_converting = not self._plan.is_choosing
         watcher = BlockWatcher(
             block,
             feature_tokens=self._plan.feature_tokens,
             seed=self._plan.calibration.seed,
             domains=self._domains,
             # A file of statistics serves every method.
-            with_outputs=self._plan.recipe.needs_mean_outputs or self._statistics is not None,
-            with_gram=self._plan.recipe.needs_gram or self._statistics is not None,
+            with_outputs=(self._plan.needs_mean_outputs and is_converting) or self._statistics is not None,
+            with_gram=(self._plan.needs_gram and is_converting) or self._statistics is not None,
         )
         with watcher.watching(inputs):
             output = layer.run(inputs, watcher.restart)
         seen = watcher.observation()
         if self._statistics is not None:
             self._statistics.add(layer.index, seen.statistics)
+            if self._plan.keeps_states:
+                states = LayerStates(calls=seen.calls, output_BSH=hidden_of(output))
+                self._statistics.add_states(layer.index, states)
+        if self._plan.is_choosing:
+            self._predict(layer, block, seen)
         return output, seen
+
+    def _predict(self, layer: StreamedLayer, block: RunnableBlock, seen: Observation) -> None:
+        context = LayerContext(source=block, result=None, shape=self._plan.shape, originals=layer.originals)
+        self.losses[layer.index] = predict(self._plan, context, seen)
+        if self._statistics is not None:
+            self._statistics.add_losses(layer.index, self.losses[layer.index])
 
     def visit(self, layer: StreamedLayer, inputs: Call) -> Any:
         """All that happens to a decoder layer while it is in memory: it runs, and its MoE block is observed."""
@@ -148,7 +174,8 @@ class ObservingPass:
 class Observe(Protocol):
     """Finds out what there is to know of the MoE block of a layer.
 
-    Returns the layer's output, ``None`` where it did not run, and what was observed of its block.
+    Returns the layer's output, only its hidden states or ``None`` where it did not run, and what was observed of its
+    block.
     """
 
     def __call__(self, layer: StreamedLayer, inputs: Call | None, context: LayerContext) -> tuple[Any, Observation]: ...
@@ -195,20 +222,19 @@ class ConvertingPass:
     def _run_plain(self, layer: StreamedLayer, found: Mapping[Part, Call]) -> dict[Part, Any]:
         """Runs a layer that has no experts, the same in both models."""
         outputs = self._run(layer, found, StreamedLayer.run, is_reduced=False)
+        outputs |= self._run_alone(layer, found, StreamedLayer.run)
         self._work.writer.write(layer.index, {})
         return outputs | self._reduced(layer, found, outputs, StreamedLayer.run)
 
     def _convert(self, layer: StreamedLayer, found: Mapping[Part, Call], context: LayerContext) -> dict[Part, Any]:
         """Converts a layer between its run in the source and that in the reduced model."""
         output, seen = self._observe(layer, found.get(Part.SOURCE), context)
-        outputs: dict[Part, Any] = {} if output is None else {Part.SOURCE: output}
-        if Part.MEASURED in found:
-            outputs |= self._run(
-                layer,
-                {Part.MEASURED: found[Part.MEASURED]},
-                lambda at, call: run_routed(at, context.source, call),
-                is_reduced=False,
-            )
+        run = partial(_run_source, context.source)
+        outputs = {Part.SOURCE: output} if Part.SOURCE in found else {}
+        outputs |= self._run(
+            layer, {part: call for part, call in found.items() if part.is_measured}, run, is_reduced=False
+        )
+        outputs |= self._run_alone(layer, found, run)
         fitted = seen
         if self._merged is not None and self._is_apart:
             fitted = self._merged.wanted(layer, context, inputs=found[Part.REDUCED], output=output, seen=seen)
@@ -218,6 +244,8 @@ class ConvertingPass:
         self._is_apart |= self._work.differs(report)
         if not self._is_apart or not any(part.is_reduced for part in found):
             return outputs | self._reduced(layer, found, outputs, StreamedLayer.run)
+        # Those that ran alone did so in case this layer had turned out to be the same.
+        outputs = {part: output for part, output in outputs.items() if not part.is_reduced}
         with reduced_layer(context, changed, report.labels) as reduced:
             if self._merged is not None and reduced.block is not None:
                 advanced = self._merged.advance(reduced.block, fitted.calls)
@@ -226,13 +254,20 @@ class ConvertingPass:
             left = {part: call for part, call in found.items() if part not in outputs}
             return outputs | self._reduced(layer, left, outputs, reduced.run)
 
+    def _run_alone(self, layer: StreamedLayer, found: Mapping[Part, Call], run: RunLayer) -> dict[Part, Any]:
+        """Runs the sets in the reduced model that follow none in the source, as long as the two models are the same."""
+        if self._is_apart:
+            return {}
+        alone = {part: call for part, call in found.items() if part.original not in found}
+        return self._run(layer, alone, run, is_reduced=True)
+
     def _reduced(
         self, layer: StreamedLayer, found: Mapping[Part, Call], outputs: Mapping[Part, Any], run: RunLayer
     ) -> dict[Part, Any]:
         """The outputs in the reduced model; until the first layer that differs, they are those in the source."""
         if self._is_apart:
             return self._run(layer, found, run, is_reduced=True)
-        return {part: outputs[part.original] for part in found if part.is_reduced}
+        return {part: outputs[part if part in outputs else part.original] for part in found if part.is_reduced}
 
     def _run(
         self, layer: StreamedLayer, found: Mapping[Part, Call], run: RunLayer, *, is_reduced: bool
@@ -257,12 +292,12 @@ def observing(observer: ObservingPass) -> Observe:
 
 
 def recalling(statistics: StatisticsFile) -> Observe:
-    """Recalls what was observed of every block; layers do not run over calibration sequences."""
-    return lambda layer, inputs, context: (None, _recall(statistics, context))
+    """Recalls what was observed of every block; layers of the source do not run over calibration sequences."""
+    return lambda layer, inputs, context: _recall(statistics, context)
 
 
 def convert_from_statistics(work: Work, statistics: StatisticsFile, loader: LayerLoader, layers: Iterable[int]) -> None:
-    """Converts layers without running the model: reads weights only.
+    """Converts layers without running the model: of a layer, only its MoE block runs.
 
     Args:
         work: What layers are converted with.
@@ -275,21 +310,41 @@ def convert_from_statistics(work: Work, statistics: StatisticsFile, loader: Laye
         for layer in layers:
             changed, context = {}, work.context(layer, loader.take(layer))
             if context is not None:
-                seen = _recall(statistics, context)
+                _, seen = _recall(statistics, context)
                 changed = work.reducer.reduce(context, seen, fitted=seen)
             work.writer.write(layer, changed)
             free(work.plan.model.skeleton.layers[layer])
             return_freed_memory()
 
 
-def _recall(statistics: StatisticsFile, layer: LayerContext) -> Observation:
-    """What was observed of a block, its choices and outputs computed again on the sampled tokens."""
+def _recall(statistics: StatisticsFile, layer: LayerContext) -> tuple[Tensor | None, Observation]:
+    """What was observed of a block, its choices and outputs computed again from its inputs.
+
+    Returns:
+        The hidden states that left the layer in the source, and the observation; where a file holds no hidden states,
+        ``None`` and what the block does on its sample.
+    """
     found = statistics.layer(layer.block.layer)
+    if statistics.has_states:
+        states = statistics.states(layer.block.layer, layer.source.skeleton.dtype)
+        run = layer.source.rerun(states.calls, RoutedObserver)
+        return states.output_BSH, Observation(
+            statistics=found,
+            calls=states.calls,
+            top_k=run.top_k,
+            outputs=run.outputs,
+            domains=statistics.text().domains,
+        )
     assert found.sample is not None, "a statistics file holds a sample of every block"
     seen = Observation(statistics=found, calls=[found.sample], top_k=[], outputs=[], domains=("",))
     observer = rerun_on_sample(layer, seen)
     seen.top_k, seen.outputs = observer.top_k, observer.outputs
-    return seen
+    return None, seen
+
+
+def _run_source(block: RunnableBlock, layer: StreamedLayer, inputs: Call) -> Any:
+    """Runs a layer with its block in the source."""
+    return run_routed(layer, block, inputs)
 
 
 def find_block(plan: ConversionPlan, layer: int, batcher: MicroBatcher) -> RunnableBlock | None:

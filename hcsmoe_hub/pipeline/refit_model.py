@@ -77,7 +77,7 @@ def refit_model(
     pieces = make_pieces(calibration.token_ids, calibration.domains)
     trained = _trained(result, stored)
     pair, steps = Pair(student=_logits(result, device), teacher=_logits(source, device)), 0
-    for rate in rates_for(plan.options.experts / plan.model.settings.experts):
+    for rate in rates_for(plan.kept_share):
         done = train(
             pair,
             list(trained.values()),

@@ -1,21 +1,28 @@
 """What a conversion will do, decided before a weight is read."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from hcsmoe_hub.calibration.plan import CalibrationPlan
 from hcsmoe_hub.checkpoint.config_json import MoESettings
+from hcsmoe_hub.checkpoint.modeling_hcsmoe_factored import FactorSizes
 from hcsmoe_hub.checkpoint.pieces import Step, reading_order
 from hcsmoe_hub.checkpoint.writer import ShardLayout
 from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.model.source_model import SourceModel
+from hcsmoe_hub.model.width import neurons_of
 from hcsmoe_hub.observation.statistics_file import StatisticsFile
 from hcsmoe_hub.options import ConvertOptions, Dtype
+from hcsmoe_hub.planning.expert_shape import ExpertShape
+from hcsmoe_hub.planning.like import Like
+from hcsmoe_hub.planning.target import TargetPlan
 from hcsmoe_hub.planning.tensor_fates import Account
 from hcsmoe_hub.recipe.recipe import Recipe
+from hcsmoe_hub.report import ExpertCounts
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,19 +34,25 @@ class ConversionPlan:
         options: The options as they were given.
         recipe: Every choice of the method in force.
         settings: Expert counts in the config of the result.
+        shape: Number and width of its experts; where a budget gives each layer its own number, the average.
         experts_by_layer: Experts that each MoE layer will have left. Where the budget depends on statistics that nobody
             has collected yet, the average.
-        is_final: Whether ``experts_by_layer`` is more than the average.
-        state: Parameters and buffers of the result on the meta device.
-        reduced: The result as a model without weights, if it is one of fewer experts and router rows.
+        target: What the result may weigh, and the shapes that meet it; ``None`` where its shape was given.
+        is_final: Whether ``experts_by_layer`` is more than the average, and ``shape`` more than one of several that
+            meet a target.
+        state: Parameters and buffers of the result on the meta device; of factored experts, the matrices before.
+        reduced: The result as a model without weights, if it is one of fewer experts and router rows; its experts have
+            whole matrices.
+        factored: The result as a model without weights, if the matrices of its experts are factors.
         account: What becomes of every stored tensor.
         shards: Where every tensor of the result will lie.
-        config: ``config.json`` of the result, but for what the mapped layout adds.
+        config: ``config.json`` of the result, but for what the mapped layout adds at the end.
         sidecars: Files that are copied byte for byte.
         left_files: Reasons by the names of the other files, which stay behind.
         calibration: What the experts are observed on.
-        feature_tokens: Tokens of every layer that are kept for methods that look at single tokens.
-        statistics: Statistics of an earlier run that take the place of running the model.
+        feature_tokens: Tokens in the sample of every layer, for methods that look at single tokens.
+        statistics: Statistics of an earlier run.
+        like: Another conversion whose choices are applied.
         on_device: Whether layers run on an accelerator.
         batch_tokens: Tokens per micro-batch.
         output: Folder of the result.
@@ -50,10 +63,13 @@ class ConversionPlan:
     options: ConvertOptions
     recipe: Recipe
     settings: MoESettings
+    shape: ExpertShape
+    target: TargetPlan | None
     experts_by_layer: dict[int, int]
     is_final: bool
     state: dict[str, Tensor]
     reduced: Skeleton | None
+    factored: Skeleton | None
     account: Account
     shards: ShardLayout
     config: dict[str, Any]
@@ -66,6 +82,52 @@ class ConversionPlan:
     batch_tokens: int
     output: Path
     warnings: list[str]
+    like: Like | None = None
+
+    @property
+    def needs_mean_outputs(self) -> bool:
+        """Whether experts are compared by their mean outputs: not if another conversion has compared them."""
+        return self.like is None and self.recipe.needs_mean_outputs
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether experts are kept by the products of their outputs: not if another conversion has chosen them."""
+        return self.like is None and self.recipe.needs_gram
+
+    @property
+    def experts(self) -> int:
+        """K, the experts that every MoE layer keeps; where a budget gives each its own number, the average."""
+        return self.shape.experts
+
+    @property
+    def width(self) -> int:
+        """W, the neurons of every expert of the result."""
+        return self.shape.width
+
+    @property
+    def is_narrower(self) -> bool:
+        """Whether experts of the result have fewer neurons than those of the source."""
+        return self.shape.narrowed is not None
+
+    @property
+    def kept_share(self) -> float:
+        """Parameters of the result's routed experts over those of the source's, 0 to 1."""
+        return self.experts * self.width / (self.model.settings.experts * neurons_of(self.model))
+
+    @property
+    def stored_state(self) -> Mapping[str, Tensor]:
+        """Parameters and buffers of the result as it is stored: the state, with factors in place of matrices."""
+        return self.state if self.factored is None else self.factored.state
+
+    @property
+    def factors(self) -> FactorSizes | None:
+        """Sizes of the factors that the experts of the result become; ``None`` where their matrices stay whole."""
+        return None if self.factored is None else self.factored.factors
+
+    @property
+    def is_choosing(self) -> bool:
+        """Whether several shapes meet a target, and nobody has observed yet which of them loses least."""
+        return self.target is not None and self.target.chosen is None
 
     @property
     def keeps_format(self) -> bool:
@@ -79,8 +141,50 @@ class ConversionPlan:
 
     @property
     def trains_model(self) -> bool:
-        """Whether the whole reduced model is trained on its source's logits; it is not if it has as many experts."""
-        return self.recipe.refits_model and self.options.experts < self.model.settings.experts
+        """Whether the whole reduced model is trained on its source's logits; it is not if its experts are all there."""
+        return self.recipe.refits_model and (self.is_narrower or self.experts < self.model.settings.experts)
+
+    @property
+    def works_on_tokens(self) -> bool:
+        """Whether the result depends on all tokens of the text one by one, not only on sums over them and a sample."""
+        recipe = self.recipe
+        return recipe.refits or recipe.fits_router or recipe.needs_energies or self.is_narrower
+
+    @property
+    def recalls_states(self) -> bool:
+        """Whether the hidden states of the source are read from a file."""
+        return self.statistics is not None and self.statistics.has_states
+
+    @property
+    def runs_source(self) -> bool:
+        """Whether the calibration sequences run through the layers of the source."""
+        if self.statistics is None:
+            return True
+        return self.works_on_tokens and self.statistics.has_text and not self.statistics.has_states
+
+    @property
+    def writes_statistics(self) -> bool:
+        """Whether the conversion writes the statistics file that the options name."""
+        return self.options.statistics is not None and self.statistics is None
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether that file holds hidden states."""
+        return self.writes_statistics and self.options.keep_states
+
+    @property
+    def expert_counts(self) -> ExpertCounts:
+        """Experts, active experts and layers, before and after; widths where experts are narrower."""
+        counts: dict[str, int] = {
+            "before": self.model.settings.experts,
+            "after": self.experts,
+            "per_token_before": self.model.settings.experts_per_token,
+            "per_token_after": self.settings.experts_per_token,
+            **self.model.layer_counts,
+        }
+        if self.is_narrower:
+            counts |= {"width_before": neurons_of(self.model), "width_after": self.width}
+        return cast(ExpertCounts, counts)
 
     @property
     def method(self) -> dict[str, Any]:
@@ -104,4 +208,4 @@ class ConversionPlan:
     def parameters_after(self) -> int:
         """Parameters of all that the result stores, shared ones counted once."""
         unused = self.model.placement.unused
-        return self.model.count(self.state, (name for name in unused if name not in self.account.dropped))
+        return self.model.count(self.stored_state, (name for name in unused if name not in self.account.dropped))

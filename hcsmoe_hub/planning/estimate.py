@@ -2,16 +2,20 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from hcsmoe_hub.calibration.measured import MEASURED_TOKENS, MOST_DOMAINS
 from hcsmoe_hub.checkpoint.pieces import download_bytes, largest_pair
 from hcsmoe_hub.checkpoint.tensors import total_bytes
 from hcsmoe_hub.methods.clustering.energies import ENERGY_CHUNK, ENERGY_TOKENS
 from hcsmoe_hub.methods.refit.cost import FittedLayer
 from hcsmoe_hub.methods.refit.down_projections import KEPT_BYTES
-from hcsmoe_hub.model.expert_kinds import experts_of
+from hcsmoe_hub.model.width import neurons_of
 from hcsmoe_hub.options import Align, Linkage, Merge, Refit
+from hcsmoe_hub.planning.compression_cost import compression_bytes, compression_flops
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.model_refit import model_refit_bytes, model_refit_flops
+from hcsmoe_hub.planning.statistics_use import statistics_bytes
 
 # Resident size of a Python process that has imported torch and transformers and run a first layer, without weights.
 PROCESS_BYTES = 480_000_000
@@ -64,6 +68,7 @@ class Needs:
         download_bytes: Weights that are not on this machine yet; twice where they are deleted and read again.
         cache_bytes: Most that they take on the disk of the cache.
         disk_bytes: Most that the result takes on the disk of the output.
+        statistics_bytes: Size of the statistics file that is written; 0 if none is.
         memory_bytes: Peak of resident memory.
         device_bytes: Peak of the accelerator's memory, 0 on the CPU.
         flops: Floating-point operations of the whole run.
@@ -73,6 +78,7 @@ class Needs:
     download_bytes: int
     cache_bytes: int
     disk_bytes: int
+    statistics_bytes: int
     memory_bytes: int
     device_bytes: int
     flops: int
@@ -81,7 +87,7 @@ class Needs:
 
 def layer_cost(plan: ConversionPlan) -> LayerCost:
     """Sizes and arithmetic of a plan's layers, from the shapes of both models."""
-    model, experts_after = plan.model, plan.options.experts
+    model, experts_after = plan.model, plan.experts
     state, itemsize = model.skeleton.state, model.skeleton.dtype.itemsize
     sizes = {
         layer: sum(state[name].numel() for name in set(group.targets.values())) for layer, group in model.groups.items()
@@ -89,12 +95,12 @@ def layer_cost(plan: ConversionPlan) -> LayerCost:
     merged = max(sum(plan.state[tensor.name].numel() for tensor in block.experts) for block in model.blocks)
     layers = [size for layer, size in sizes.items() if layer is not None]
     experts = model.expert_parameters()
-    kept = experts * experts_after // model.settings.experts
+    kept = kept_parameters(plan)
     share_before = model.settings.experts_per_token / model.settings.experts
     share_after = plan.settings.experts_per_token / experts_after
     # For mean outputs gate and up run on every token; otherwise experts run on the tokens that are routed to them.
     matrices = _matrices(plan)
-    runs_all = plan.recipe.needs_mean_outputs or plan.options.statistics is not None
+    runs_all = plan.runs_source and (plan.needs_mean_outputs or plan.writes_statistics)
     share = (matrices - 1 + share_before) / matrices if runs_all else share_before
     active = sum(layers) - experts + experts * share + kept * share_after
     others = sum(layers) - experts
@@ -112,13 +118,10 @@ def layer_cost(plan: ConversionPlan) -> LayerCost:
     )
 
 
-def neurons_of(plan: ConversionPlan) -> int:
-    """Neurons of one expert."""
-    model, block = plan.model, plan.model.blocks[0]
-    rows = {
-        block.name_in_experts(tensor): tensor.split(model.skeleton.state[tensor.name])[0] for tensor in block.experts
-    }
-    return experts_of(model.skeleton.module.get_submodule(block.experts_path)).neurons(rows).size
+def kept_parameters(plan: ConversionPlan) -> int:
+    """Parameters of all routed experts of the result, those of layouts with N copies counted once."""
+    before = plan.model.settings.experts * neurons_of(plan.model)
+    return plan.model.expert_parameters() * plan.experts * plan.width // before
 
 
 def expert_parameters(plan: ConversionPlan) -> int:
@@ -130,7 +133,7 @@ def _matrices(plan: ConversionPlan) -> int:
     """Matrices of one expert: a gate, an up and a down projection, or no gate."""
     hidden = plan.model.skeleton.text_config.hidden_size
     # Biases are a small part of one more.
-    return max(2, expert_parameters(plan) // (hidden * neurons_of(plan)))
+    return max(2, expert_parameters(plan) // (hidden * neurons_of(plan.model)))
 
 
 def matching_bytes(plan: ConversionPlan) -> int:
@@ -139,9 +142,9 @@ def matching_bytes(plan: ConversionPlan) -> int:
     ZipIt holds one float32 matrix over all neurons of a cluster, which can have as many members as experts are merged
     away, and one more; the assignments of the others hold a few matrices over the neurons of one expert.
     """
-    recipe, experts, neurons = plan.recipe, plan.model.settings.experts, neurons_of(plan)
+    recipe, experts, neurons = plan.recipe, plan.model.settings.experts, neurons_of(plan.model)
     if recipe.merge is Merge.ZIPIT:
-        members = min(experts - plan.options.experts + 1, recipe.max_cluster_size or experts)
+        members = min(experts - plan.experts + 1, recipe.max_cluster_size or experts)
         return 4 * (members * neurons) ** 2
     matches = recipe.features is not None or recipe.align not in (None, Align.NONE)
     return ASSIGNMENT_BYTES * neurons**2 if matches else 0
@@ -151,7 +154,7 @@ def energy_bytes(plan: ConversionPlan) -> int:
     """Memory for the energies of neurons, and for what clusters of them have added up."""
     if not plan.recipe.needs_energies:
         return 0
-    experts, neurons = plan.model.settings.experts, neurons_of(plan)
+    experts, neurons = plan.model.settings.experts, neurons_of(plan.model)
     tables = (2 if plan.recipe.linkage is Linkage.LOSS else 1) * 4 * experts**2 * neurons
     hidden = plan.model.skeleton.text_config.hidden_size * plan.model.skeleton.dtype.itemsize
     return tables + ENERGY_COPIES * 4 * min(ENERGY_CHUNK, ENERGY_TOKENS * neurons) + ENERGY_TOKENS * hidden
@@ -161,7 +164,7 @@ def energy_flops(plan: ConversionPlan) -> int:
     """Operations of all layers for the energies of neurons: every expert's activations, and sums of their squares."""
     if not plan.recipe.needs_energies:
         return 0
-    experts, neurons = plan.model.settings.experts, neurons_of(plan)
+    experts, neurons = plan.model.settings.experts, neurons_of(plan.model)
     hidden, tokens = plan.model.skeleton.text_config.hidden_size, min(ENERGY_TOKENS, plan.calibration.tokens)
     per_layer = 2 * tokens * experts * neurons * ((_matrices(plan) - 1) * hidden + experts)
     return per_layer * len(plan.experts_by_layer)
@@ -169,12 +172,12 @@ def energy_flops(plan: ConversionPlan) -> int:
 
 def refit_bytes(plan: ConversionPlan) -> int:
     """Memory for a refit: its own experts, its tokens, and what its equations or its optimiser need."""
-    refit, neurons = plan.recipe.refit, neurons_of(plan)
+    refit, neurons = plan.recipe.refit, plan.width
     hidden, tokens = plan.model.skeleton.text_config.hidden_size, plan.calibration.tokens
-    experts = 4 * plan.options.experts * expert_parameters(plan)
+    experts = 4 * kept_parameters(plan) // len(plan.model.blocks)
     # Tokens, both outputs, what is wanted, and the parts of these that are fitted.
     states = 4 * FITTED_STATES * tokens * hidden
-    kept = min(KEPT_BYTES, 8 * plan.options.experts * neurons**2)
+    kept = min(KEPT_BYTES, 8 * plan.experts * neurons**2)
     kept += min(KEPT_BYTES, 4 * tokens * plan.model.settings.experts_per_token * neurons)
     equations = 3 * 8 * neurons**2
     match refit:
@@ -190,7 +193,7 @@ def refit_bytes(plan: ConversionPlan) -> int:
 
 def gram_bytes(plan: ConversionPlan) -> int:
     """Memory for the outputs of one micro-batch, choice by choice, whose products are added up."""
-    if not plan.recipe.needs_gram and plan.options.statistics is None:
+    if not plan.needs_gram and not plan.writes_statistics:
         return 0
     tokens = min(plan.batch_tokens, plan.calibration.tokens)
     return 4 * tokens * plan.model.settings.experts_per_token * plan.model.skeleton.text_config.hidden_size
@@ -198,7 +201,8 @@ def gram_bytes(plan: ConversionPlan) -> int:
 
 def measured_tokens(plan: ConversionPlan) -> int:
     """Most tokens that the cost of a conversion is measured on."""
-    is_measured = plan.options.measure and plan.statistics is None and not plan.calibration.is_token_ids
+    has_text = plan.statistics is None or plan.statistics.has_text
+    is_measured = plan.options.measure and has_text and not plan.calibration.is_token_ids
     # A sequence of every domain, though how many there are shows only when the text is read.
     most = max(MEASURED_TOKENS, MOST_DOMAINS * plan.calibration.sequence_length)
     return min(most, plan.calibration.tokens) if is_measured else 0
@@ -249,8 +253,8 @@ def fitted_layer(plan: ConversionPlan) -> FittedLayer:
     """Sizes of a layer that is refitted."""
     return FittedLayer(
         hidden=plan.model.skeleton.text_config.hidden_size,
-        neurons=neurons_of(plan),
-        experts=plan.options.experts,
+        neurons=plan.width,
+        experts=plan.experts,
         top_k=plan.settings.experts_per_token,
         tokens=plan.calibration.tokens,
         matrices=_matrices(plan),
@@ -273,7 +277,16 @@ def result_bytes(plan: ConversionPlan) -> int:
     """The most of a result that is on disk at a time: one that is sent away goes shard by shard."""
     if plan.sends_away:
         return max(len(plan.shards.headers[name]) + total_bytes(shard) for name, shard in plan.shards.files.items())
-    return plan.shards.file_bytes
+    return plan.shards.file_bytes + _neuron_file_bytes(plan)
+
+
+def _neuron_file_bytes(plan: ConversionPlan) -> int:
+    """The file that lists where neurons come from, as it would be without compression."""
+    if plan.recipe.merge is not Merge.NEURONS and not plan.is_narrower:
+        return 0
+    greatest = (plan.model.settings.experts - 1, neurons_of(plan.model) - 1)
+    per_neuron = sum(np.min_scalar_type(number).itemsize for number in greatest)
+    return per_neuron * plan.width * sum(plan.experts_by_layer.values())
 
 
 def estimate_needs(plan: ConversionPlan, *, flops_per_second: float | None = None) -> Needs:
@@ -297,22 +310,25 @@ def estimate_needs(plan: ConversionPlan, *, flops_per_second: float | None = Non
     # The layers are gone when the head runs, on the device if there is one.
     at_work = max(at_work, head_bytes(plan))
     # Energies are gone before anything is refitted.
-    matching = matching_bytes(plan) + max(energy_bytes(plan), refit_bytes(plan))
+    matching = matching_bytes(plan) + max(energy_bytes(plan), refit_bytes(plan), compression_bytes(plan))
     process = PROCESS_BYTES + (0 if plan.calibration.is_token_ids else TEXT_BYTES)
     flops = cost.flops_per_token * tokens + cost.measured_flops_per_token * measured
-    flops += energy_flops(plan) + int(refit_flops(plan) + model_refit_flops(plan))
-    seconds = None
+    flops += energy_flops(plan) + compression_flops(plan) + int(refit_flops(plan) + model_refit_flops(plan))
+    seconds, written = None, statistics_bytes(plan, measured)
     if flops_per_second is not None:
-        moved = total_bytes(source.tensors.values()) + plan.shards.file_bytes
+        moved = total_bytes(source.tensors.values()) + plan.shards.file_bytes + written
+        if plan.statistics is not None:
+            moved += plan.statistics.bytes
         seconds = COMPUTE_OVERHEAD * flops / flops_per_second + moved / DISK_BYTES_PER_SECOND
     downloaded, held = download_needs(plan)
     converting = cost.rest_bytes + states + matching + (0 if plan.on_device else at_work)
     # It begins when the layers are done.
-    training, kept = model_refit_bytes(plan, neurons_of(plan))
+    training, kept = model_refit_bytes(plan, plan.width)
     return Needs(
         download_bytes=downloaded,
         cache_bytes=held,
         disk_bytes=result_bytes(plan),
+        statistics_bytes=written,
         memory_bytes=process + max(converting, kept + (0 if plan.on_device else training)),
         device_bytes=max(at_work, training) if plan.on_device else 0,
         flops=flops,

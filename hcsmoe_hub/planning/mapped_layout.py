@@ -6,25 +6,15 @@ the members of a cluster lead to one expert.
 
 import copy
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
-from hcsmoe_hub.checkpoint.modeling_hcsmoe import CLASS_PREFIX, LAYOUT, SECTION, expert_modules
+from hcsmoe_hub.checkpoint.modeling_hcsmoe import LAYOUT, SECTION, expert_modules
 from hcsmoe_hub.errors import PlanError
-from hcsmoe_hub.model.model_class import model_class
 from hcsmoe_hub.model.source_model import SourceModel
+from hcsmoe_hub.options import Layout
+from hcsmoe_hub.planning.own_code import OWN_CODE
 
-MODELING_FILE = "modeling_hcsmoe.py"
-AUTO_CLASS = "AutoModelForCausalLM"
-
-APPENDED = '''
-
-from transformers import {base}  # noqa: E402
-
-
-class {name}(MappedExperts, {base}):
-    """``{base}`` whose router rows share experts."""
-'''
+CODE = OWN_CODE[Layout.MAPPED]
 
 
 def mapped_refusal(model: SourceModel) -> str | None:
@@ -40,16 +30,6 @@ def mapped_refusal(model: SourceModel) -> str | None:
             "rows can lead to one expert"
         )
     return None
-
-
-def mapped_class_name(model: SourceModel) -> str:
-    """Name of the class in the modelling file, also for a model that already is of this layout."""
-    return CLASS_PREFIX + model_class(model.skeleton.config).__name__
-
-
-def auto_map(model: SourceModel) -> dict[str, str]:
-    """The entry ``auto_map`` of ``config.json``: which class of which file loads the checkpoint."""
-    return {AUTO_CLASS: f"{MODELING_FILE.removesuffix('.py')}.{mapped_class_name(model)}"}
 
 
 def mapped_config(
@@ -80,8 +60,8 @@ def mapped_config(
                 hint="give one map for every MoE layer",
             )
     config = copy.deepcopy(dict(raw_config))
-    config["architectures"] = [mapped_class_name(model)]
-    config["auto_map"] = auto_map(model)
+    config["architectures"] = [CODE.class_name(model)]
+    config["auto_map"] = CODE.auto_map(model)
     text_config = config.get("text_config")
     section = text_config if isinstance(text_config, dict) else config
     section[SECTION] = {
@@ -89,9 +69,3 @@ def mapped_config(
         "expert_map": {str(layer): [int(expert) for expert in maps[layer]] for layer in sorted(maps)},
     }
     return config
-
-
-def modeling_source(model: SourceModel) -> str:
-    """Text of the file ``modeling_hcsmoe.py`` that belongs into the result: the module of that name and one class."""
-    module = files("hcsmoe_hub.checkpoint").joinpath(MODELING_FILE).read_text("utf-8")
-    return module + APPENDED.format(base=model_class(model.skeleton.config).__name__, name=mapped_class_name(model))

@@ -99,7 +99,7 @@ def _possible_recipe(plan: ConversionPlan, options: ConvertOptions) -> Recipe | 
     """The recipe of other options for the same model; ``None`` if they are refused."""
     try:
         recipe, _ = suit_default(plan.model, options)
-        check_recipe(plan.model, recipe, options)
+        check_recipe(plan.model, recipe, options, experts=plan.experts)
     except PlanError:
         return None
     return recipe

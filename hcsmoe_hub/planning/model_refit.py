@@ -45,7 +45,7 @@ def model_refit_flops(plan: ConversionPlan) -> float:
     experts = model.expert_parameters()
     whole = sum(tensor.numel() for tensor in model.skeleton.state.values())
     active = whole - experts + experts * model.settings.experts_per_token / model.settings.experts
-    left = experts * plan.options.experts / model.settings.experts
+    left = sum(plan.state[tensor.name].numel() for block in model.blocks for tensor in block.experts)
     reduced = whole - experts + left * after.experts_per_token / after.experts
     fitted = plan.calibration.tokens - plan.calibration.tokens // JUDGE_SHARE
     visits = step_count(max(1, fitted // PIECE_TOKENS), PIECE_TOKENS) * STEP_TOKENS

@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+from hcsmoe_hub.checkpoint.writer import is_occupied
 from hcsmoe_hub.errors import OutputError
+from hcsmoe_hub.planning.conversion_plan import ConversionPlan
+from hcsmoe_hub.planning.disk_space import existing_part
 
 HINT = "choose another folder with `output`"
 
@@ -36,3 +39,33 @@ def check_place(output: Path) -> None:
         )
     if existing.is_dir() and not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(f"{existing} cannot be written to.", hint=f"check its permissions, or {HINT}")
+
+
+def check_output(plan: ConversionPlan) -> None:
+    """Checks that the output folder can be made, and that nothing is lost there.
+
+    Raises:
+        OutputError: If it cannot, or something would be.
+    """
+    output, overwrite = plan.output, plan.options.overwrite
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file.", hint="choose another folder with `output`")
+    source_path = plan.model.source.path
+    if source_path is not None and output.resolve() == source_path.resolve():
+        raise OutputError(f"{output} is the source itself.", hint="choose another folder with `output`")
+    if is_occupied(output):
+        is_checkpoint = (output / "config.json").exists() or any(output.glob("*.safetensors*"))
+        if not overwrite:
+            raise OutputError(
+                f"{output} is not empty.", hint="choose another folder with `output`, or add `overwrite=True`"
+            )
+        if not is_checkpoint:
+            raise OutputError(
+                f"{output} holds files but no checkpoint, so `overwrite` does not touch it.",
+                hint="choose another folder with `output`",
+            )
+    existing = existing_part(output)
+    if not existing.is_dir():
+        raise OutputError(
+            f"{existing} is a file, so {output} cannot be made.", hint="choose another folder with `output`"
+        )

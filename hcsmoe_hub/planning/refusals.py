@@ -23,7 +23,9 @@ from hcsmoe_hub.options import (
     Saliency,
     Similarity,
 )
+from hcsmoe_hub.planning.factored_layout import factored_refusal
 from hcsmoe_hub.planning.mapped_layout import mapped_refusal
+from hcsmoe_hub.planning.statistics_use import check_text
 from hcsmoe_hub.recipe.presets import DEFAULT_PRESET, starting_point
 from hcsmoe_hub.recipe.recipe import Recipe
 from hcsmoe_hub.recipe.resolve import resolve
@@ -55,8 +57,14 @@ def suit_default(model: SourceModel, options: ConvertOptions) -> tuple[Recipe, l
     return recipe, notes
 
 
-def check_recipe(model: SourceModel, recipe: Recipe, options: ConvertOptions) -> MoESettings:
+def check_recipe(model: SourceModel, recipe: Recipe, options: ConvertOptions, *, experts: int) -> MoESettings:
     """Checks everything about a recipe that depends on the model.
+
+    Args:
+        model: The source.
+        recipe: The recipe.
+        options: All other options.
+        experts: K.
 
     Returns:
         Expert counts of the result's config.
@@ -65,8 +73,10 @@ def check_recipe(model: SourceModel, recipe: Recipe, options: ConvertOptions) ->
         PlanError: If the recipe cannot be carried out on this model.
     """
     _check_layers(model, recipe)
-    _check_layout(model, recipe, options)
-    _check_numbers(model, recipe, options.experts)
+    _check_layout(model, recipe, experts)
+    if recipe.layout is Layout.FACTORED:
+        _check_factored(model, options)
+    _check_numbers(model, recipe, experts)
     _check_router(model, recipe)
     _check_sample(model, recipe, options)
     _check_refit(model, recipe)
@@ -74,10 +84,36 @@ def check_recipe(model: SourceModel, recipe: Recipe, options: ConvertOptions) ->
     _check_model_refit(model, recipe, options)
     if options.figure and not has_matplotlib():
         raise PlanError("`figure` draws with matplotlib, which is not installed.", hint="pip install 'hcsmoe[plots]'")
-    before = model.settings
+    return _check_router_rows(model, recipe, options, experts)
+
+
+def possible_counts(model: SourceModel, recipe: Recipe, options: ConvertOptions) -> list[int]:
+    """Numbers of experts that a recipe can leave and the router can choose from as it does in the source, ascending.
+
+    Raises:
+        PlanError: If not even all experts are such a number.
+    """
+    counts = range(1, model.settings.experts)
+    after = {experts: _counts_after(model, recipe, options, experts) for experts in counts}
+    found = [experts for experts in counts if (left := after[experts]) and left.groups == model.settings.groups]
+    check_recipe(model, recipe, options, experts=model.settings.experts)
+    return [*found, model.settings.experts]
+
+
+def _counts_after(model: SourceModel, recipe: Recipe, options: ConvertOptions, experts: int) -> MoESettings | None:
+    """Expert counts of a result of so many experts; ``None`` where the recipe or the router does not allow it."""
+    try:
+        _check_numbers(model, recipe, experts)
+        return _check_router_rows(model, recipe, options, experts)
+    except PlanError:
+        return None
+
+
+def _check_router_rows(model: SourceModel, recipe: Recipe, options: ConvertOptions, experts: int) -> MoESettings:
     # A router that keeps its N rows works with any number of experts behind them.
-    experts = before.experts if recipe.is_tied else options.experts
-    return check_counts(before, experts=experts, experts_per_token=options.experts_per_token, label=model.source.label)
+    rows = model.settings.experts if recipe.is_tied else experts
+    per_token = options.experts_per_token
+    return check_counts(model.settings, experts=rows, experts_per_token=per_token, label=model.source.label)
 
 
 def converted_layers(model: SourceModel, recipe: Recipe) -> list[int]:
@@ -97,7 +133,7 @@ def _check_layers(model: SourceModel, recipe: Recipe) -> None:
             f" ({len(layers)} of {len(model.skeleton.layers)} layers).",
             hint="name MoE layers only",
         )
-    if recipe.layout is Layout.REDUCED and layers - set(recipe.layers):
+    if not recipe.is_tied and layers - set(recipe.layers):
         raise PlanError(
             f"`layers` leaves {len(layers - set(recipe.layers))} MoE layers with all their experts, but the config "
             "of a stock model holds one number for all layers.",
@@ -105,22 +141,41 @@ def _check_layers(model: SourceModel, recipe: Recipe) -> None:
         )
 
 
-def _check_layout(model: SourceModel, recipe: Recipe, options: ConvertOptions) -> None:
-    if recipe.layout is Layout.REDUCED and recipe.budget is not Budget.UNIFORM:
-        total = options.experts * len(converted_layers(model, recipe))
+def _check_layout(model: SourceModel, recipe: Recipe, experts: int) -> None:
+    if not recipe.is_tied and recipe.budget is not Budget.UNIFORM:
+        total = experts * len(converted_layers(model, recipe))
         raise PlanError(
             f"`budget='{recipe.budget}'` gives each layer its own number of experts, but the config of a stock model "
-            f"holds one number for all. The nearest uniform plan keeps {options.experts} in each, {total} in all.",
+            f"holds one number for all. The nearest uniform plan keeps {experts} in each, {total} in all.",
             hint="use `layout='mapped'` or `layout='full'`, or `budget='uniform'`",
         )
     reason = mapped_refusal(model) if recipe.layout is Layout.MAPPED else None
     if reason is not None:
         raise PlanError(f"the mapped layout cannot hold {model.source.label}: {reason}.", hint="use `layout='full'`")
+    if model.factors is not None:
+        raise PlanError(
+            f"{model.source.label} is a result of hcsmoe in the factored layout, whose experts have no matrices to "
+            "merge.",
+            hint="convert the source that its hcsmoe.json names",
+        )
     if model.expert_map is not None:
         raise PlanError(
             f"{model.source.label} is a result of hcsmoe in the mapped layout, whose router rows share experts "
             "already.",
             hint="convert the source that its hcsmoe.json names",
+        )
+
+
+def _check_factored(model: SourceModel, options: ConvertOptions) -> None:
+    """Checks that the matrices of a model's experts can become factors."""
+    reason = factored_refusal(model)
+    if reason is not None:
+        raise PlanError(f"the factored layout cannot hold {model.source.label}: {reason}.", hint="leave `compress` out")
+    if model.is_quantized and options.dtype is Dtype.SOURCE:
+        raise PlanError(
+            f"`compress` writes factors in plain numbers, but {model.source.label} is quantised, and its format has "
+            "scales for whole matrices only.",
+            hint="add `dtype='bfloat16'`",
         )
 
 
@@ -205,26 +260,15 @@ def _check_refit(model: SourceModel, recipe: Recipe) -> None:
 
 def _check_propagation(model: SourceModel, recipe: Recipe, options: ConvertOptions) -> None:
     """Checks that the reduced model's hidden states can be computed along with the source's."""
-    if not recipe.propagates:
-        return
-    if options.statistics is not None:
-        raise PlanError(
-            "`statistics` keeps what a later conversion needs without running the model, but `propagate='merged'` runs "
-            "every layer of the reduced model.",
-            hint="leave `statistics` or `propagate` out",
-        )
+    if recipe.propagates:
+        check_text(options, "propagate='merged'", hint="`propagate='original'`")
 
 
 def _check_model_refit(model: SourceModel, recipe: Recipe, options: ConvertOptions) -> None:
     """Checks that both models can be in memory at once, with text to run them on, and be written again."""
     if not recipe.refits_model:
         return
-    if options.statistics is not None:
-        raise PlanError(
-            "`statistics` keeps what a later conversion needs without running the model, but `refit='model'` runs the "
-            "source and the result on calibration text.",
-            hint="leave `statistics` out, or use another `refit`",
-        )
+    check_text(options, "refit='model'", hint="another `refit`")
     if options.low_disk:
         raise PlanError(
             "`low_disk` deletes downloaded shards once they are converted, but `refit='model'` reads the source again "

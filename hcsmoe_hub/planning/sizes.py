@@ -1,17 +1,20 @@
 """How many parameters a model has, how many of them a token uses, and what fewer experts would leave."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from hcsmoe_hub.checkpoint.config_json import MoESettings
 from hcsmoe_hub.checkpoint.tensors import total_bytes
+from hcsmoe_hub.model.blocks import ExpertTensor, MoEBlock
 from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
+from hcsmoe_hub.planning.expert_shape import ExpertShape
+from hcsmoe_hub.planning.factored_layout import expert_flops, factor_tensors
 from hcsmoe_hub.planning.tensor_fates import MtpRule
-from hcsmoe_hub.report import Change
+from hcsmoe_hub.report import Change, CompressionRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,7 @@ def parameter_counts(plan: ConversionPlan) -> Change:
 
 def active_parameter_counts(plan: ConversionPlan) -> Change:
     """Parameters of the source and of the result that one token uses."""
-    after = _active_parameters(plan.model, plan.state, plan.settings.experts_per_token)
+    after = active_parameters_of(plan.model, plan.stored_state, plan.shape, plan.settings.experts_per_token)
     return {"before": active_parameters(plan.model), "after": after}
 
 
@@ -48,33 +51,66 @@ def weight_bytes(plan: ConversionPlan) -> Change:
     }
 
 
+def compression_record(plan: ConversionPlan) -> CompressionRecord | None:
+    """What every expert matrix of the result is stored as; ``None`` where it is whole."""
+    if plan.factors is None:
+        return None
+    return {
+        "rank": plan.factors.rank,
+        "incoming_rows": plan.factors.incoming_rows,
+        "outgoing_rows": plan.factors.outgoing_rows,
+        "expert_flops_per_token": expert_flops(plan.model, plan.stored_state, plan.settings.experts_per_token),
+    }
+
+
 def active_parameters(model: SourceModel) -> int:
     """Parameters that one token uses: those of the model without an MTP head, and of the experts it is routed to."""
-    return _active_parameters(model, model.skeleton.state, model.settings.experts_per_token)
+    return _active_parameters(model, model.skeleton.state, model.decoder_blocks, model.settings.experts_per_token)
 
 
-def _active_parameters(model: SourceModel, state: Mapping[str, Tensor], per_token: int) -> int:
+def active_parameters_of(model: SourceModel, state: Mapping[str, Tensor], shape: ExpertShape, per_token: int) -> int:
+    """Parameters of a result that one token uses.
+
+    Args:
+        model: The source.
+        state: Tensors of the result by their names.
+        shape: Number and width of its experts.
+        per_token: Active experts of every token.
+    """
+    return _active_parameters(model, state, tuple(map(shape.block, model.decoder_blocks)), per_token)
+
+
+def _active_parameters(
+    model: SourceModel, state: Mapping[str, Tensor], blocks: Sequence[MoEBlock], per_token: int
+) -> int:
     """Parameters that one token uses: see ``_idle_parameters``."""
     head = None if model.skeleton.mtp is None else model.skeleton.mtp.layer
     ahead = (name for name in state if head is not None and model.skeleton.layer_of(name) == head)
     used = model.count(state, ()) - sum(state[name].numel() for name in ahead)
-    return used - _idle_parameters(model, state, per_token)
+    return used - _idle_parameters(state, blocks, per_token)
 
 
-def _idle_parameters(model: SourceModel, state: Mapping[str, Tensor], per_token: int) -> int:
+def _idle_parameters(state: Mapping[str, Tensor], blocks: Sequence[MoEBlock], per_token: int) -> int:
     """Parameters of the routed experts that are not active for a token, in all layers but an MTP head's.
 
     Args:
-        model: The source, for the places of experts in its tensors.
         state: Tensors of the model in question by their names.
+        blocks: Its MoE blocks that every token runs through.
         per_token: Active experts of every token.
     """
     idle = 0
-    for expert in (expert for block in model.decoder_blocks for expert in block.experts):
+    for expert in (expert for block in blocks for expert in _expert_tensors(block, state)):
         tensor = state[expert.name]
         rows = tensor.shape[expert.dim] - expert.extra_rows - per_token * expert.rows_per_expert
         idle += max(rows, 0) * (tensor.numel() // tensor.shape[expert.dim])
     return idle
+
+
+def _expert_tensors(block: MoEBlock, state: Mapping[str, Tensor]) -> list[ExpertTensor]:
+    """What a state holds of the experts of a block: matrices or factors of them, and biases."""
+    plain = [tensor for tensor in block.experts if tensor.name in state]
+    known = {tensor.name for tensor in plain}
+    return plain + [tensor for tensor in factor_tensors(block, state) if tensor.name not in known]
 
 
 def stored_experts(model: SourceModel) -> dict[int, int]:
@@ -87,9 +123,9 @@ def stored_experts(model: SourceModel) -> dict[int, int]:
 def projections(model: SourceModel) -> list[Projection]:
     """What three quarters and half of the experts would leave, where that is fewer than now and enough for a token.
 
-    There is none for a result whose router rows share experts: it cannot be converted again.
+    There is none for a result with a modelling file: it cannot be converted again.
     """
-    if model.expert_map is not None:
+    if model.expert_map is not None or model.factors is not None:
         return []
     return [_projection(model, kept) for kept in _worth_trying(model.settings)]
 

@@ -1,6 +1,7 @@
 """Accounts for every stored tensor: copied as it is, merged with the experts, dequantised, or dropped with a reason."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -104,7 +105,8 @@ def take_account(
 
     Args:
         model: The source.
-        result: Parameters and buffers of the result, on any device, as ``result_state`` makes them.
+        result: Parameters and buffers of the result as it is stored, on any device; those that the model does not have
+            are factors of its experts, in place of their matrices.
         layout: How the result writes its experts, which decides whether the router is written as well.
         mtp: What becomes of MTP heads that the model does not load.
         keep_format: Whether tensors of a quantised format stay in it.
@@ -115,10 +117,15 @@ def take_account(
     account = Account(keeps_format=keep_format)
     _sort_unused(account, model, mtp)
     edited = edited_names(model, layout)
+    added = defaultdict[int | None, list[str]](list)
+    for name in result.keys() - model.skeleton.state.keys():
+        added[model.skeleton.layer_of(name)].append(name)
     for layer in sorted(model.groups, key=lambda layer: -1 if layer is None else layer):
         group = model.groups[layer]
-        rewritten = [name for name in dict.fromkeys(group.targets.values()) if name in edited]
-        account.rewritten[layer] = rewritten
+        changed = [name for name in dict.fromkeys(group.targets.values()) if name in edited]
+        rewritten = [name for name in changed if name in result]
+        factors = sorted(added[layer])
+        account.rewritten[layer] = [*rewritten, *factors]
         tensors = model.skeleton.to_stored({name: result[name] for name in rewritten}, group)
         unknown = tensors.keys() - group.targets.keys()
         if unknown:
@@ -127,8 +134,11 @@ def take_account(
             )
         for name, tensor in tensors.items():
             account.add(model.tensors[name], tuple(tensor.shape))
+        for name, tensor in model.skeleton.to_stored({name: result[name] for name in factors}, group).items():
+            dtype = model.dtype if tensor.is_floating_point() else tensor.dtype
+            account.outputs.append((name, dtype, tuple(tensor.shape)))
         for name, target in group.targets.items():
-            if target not in rewritten:
+            if target not in changed:
                 account.keep(model.tensors[name])
     for name in account.unread:
         account.keep(model.tensors[name])

@@ -7,10 +7,17 @@ from hcsmoe_hub.checkpoint.sidecars import is_sidecar, sidecar_files
 from hcsmoe_hub.checkpoint.source import LocalSource, Source
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
 from hcsmoe_hub.hub.write_errors import PushError
-from hcsmoe_hub.report import CARD_FILE, EVALUATION_FILE, FIGURE_FILE, REPORT_FILE
+from hcsmoe_hub.report import (
+    CARD_FILE,
+    EVALUATION_FILE,
+    FIGURE_FILE,
+    NEURONS_FILE,
+    REPORT_FILE,
+    SINGULAR_VALUES_FILE,
+)
 from hcsmoe_hub.result.verify import check_structure
 
-REPORTS = (REPORT_FILE, EVALUATION_FILE, FIGURE_FILE)
+REPORTS = (REPORT_FILE, NEURONS_FILE, EVALUATION_FILE, FIGURE_FILE, SINGULAR_VALUES_FILE)
 EVALUATIONS = ".eval_results/*.yaml"
 # Files of other checkpoints that transformers might load instead of the pushed one.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")

@@ -1,6 +1,6 @@
 """Named starting points: every choice that is not given is taken from one of them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any
@@ -57,21 +57,26 @@ DEFAULT_PRESET = Preset.HC_REFIT
 # Options of grouping and merging that no part of the default can be combined with, whatever their value.
 _PUBLISHED = frozenset({"similarity", "distance", "kmeans_start", "dominant_weights", "features", "align"})
 # Values of the other options that go with the default; others are choices of the published method.
-_OWN: Mapping[str, Any] = MappingProxyType(
+_OWN: Mapping[str, Collection[Any]] = MappingProxyType(
     {
-        "clustering": Clustering.HIERARCHICAL,
-        "linkage": Linkage.LOSS,
-        "merge": Merge.NEURONS,
-        "router": RouterPolicy.FIT,
-        "budget": Budget.UNIFORM,
-        "layout": Layout.REDUCED,
+        "clustering": (Clustering.HIERARCHICAL,),
+        "linkage": (Linkage.LOSS,),
+        "merge": (Merge.NEURONS,),
+        "router": (RouterPolicy.FIT,),
+        "budget": (Budget.UNIFORM,),
+        "layout": (Layout.REDUCED, Layout.FACTORED),
     }
 )
 
 
 def complete(options: MethodOptions) -> MethodOptions:
-    """Takes every choice that is not given from a preset: the one that is named, or ``starting_point``."""
-    return replace(PRESETS[options.preset or starting_point(options)], **given(options))
+    """Takes every choice that is not given from a preset: the one that is named, or ``starting_point``.
+
+    Compressed experts have a layout of their own, which holds the same number of them in every layer, whatever the
+    preset says.
+    """
+    own = {"layout": Layout.FACTORED, "budget": Budget.UNIFORM} if options.compress is not None else {}
+    return replace(PRESETS[options.preset or starting_point(options)], **{**own, **given(options)})
 
 
 def starting_point(options: MethodOptions) -> Preset:
@@ -84,7 +89,7 @@ def starting_point(options: MethodOptions) -> Preset:
     values = given(options)
     if options.method is Method.PRUNE or (options.method is None and options.saliency is not None):
         return Preset.REAP
-    is_published = any(name in _PUBLISHED or value is not _OWN.get(name, value) for name, value in values.items())
+    is_published = any(name in _PUBLISHED or value not in _OWN.get(name, (value,)) for name, value in values.items())
     return Preset.HC_SMOE if is_published else DEFAULT_PRESET
 
 

@@ -7,6 +7,7 @@ from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
+    Compression,
     Distance,
     Dominant,
     Features,
@@ -25,6 +26,8 @@ from hcsmoe_hub.options import (
 
 # Merges that average groups of neurons.
 NEURON_MERGES = frozenset({Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.ZIPIT})
+# What follows the choice of experts and neurons: a conversion that applies another one's choices decides it anew.
+AFTERWARDS = ("refit", "refit_passes", "router", "propagate")
 # Distances between the outputs of two experts token by token, instead of between two vectors.
 OVERLAPS = frozenset({Distance.KL_DIVERGENCE, Distance.WASSERSTEIN})
 
@@ -57,12 +60,18 @@ class Recipe:
     router: RouterPolicy | None
     propagate: Propagate | None
     layout: Layout
+    compress: str | None
     seed: int
 
     @property
     def is_tied(self) -> bool:
         """Whether the router keeps its N rows and several of them lead to one expert."""
-        return self.layout is not Layout.REDUCED
+        return self.layout in (Layout.MAPPED, Layout.FULL)
+
+    @property
+    def compression(self) -> Compression | None:
+        """What the matrices of the experts are reduced to; ``None`` if they stay whole."""
+        return None if self.compress is None else Compression.parse(self.compress)
 
     @property
     def needs_sample(self) -> bool:
@@ -117,6 +126,9 @@ class Recipe:
             match field.name:
                 case "similarity" if value is not None:
                     content[field.name] = "+".join(value)
+                # Results without it are described as they were before there was a choice.
+                case "compress" if value is None:
+                    continue
                 case "protect":
                     named = (f"{'*' if layer is None else layer}:{expert}" for layer, expert in value)
                     content[field.name] = ",".join(named) or None

@@ -5,7 +5,7 @@ with the reason why there is nothing to choose.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from hcsmoe_hub.errors import PlanError
@@ -28,7 +28,7 @@ from hcsmoe_hub.options import (
     Saliency,
     Similarity,
 )
-from hcsmoe_hub.recipe.presets import complete
+from hcsmoe_hub.recipe.presets import complete, given
 from hcsmoe_hub.recipe.recipe import NEURON_MERGES, OVERLAPS, Recipe
 
 Chosen = Mapping[str, Any]
@@ -41,15 +41,19 @@ class NotApplicable:
     reason: str
 
 
-def resolve(options: MethodOptions) -> Recipe:
+def resolve(options: MethodOptions, *, start: MethodOptions | None = None) -> Recipe:
     """Fills in every choice: from the preset, then from the other choices.
 
     A choice of the preset that the given ones leave nothing to do for is dropped.
 
+    Args:
+        options: The choices that are given.
+        start: Choices that take the place of a preset.
+
     Raises:
         PlanError: If a given choice contradicts another one, or would have no effect.
     """
-    completed = complete(options)
+    completed = complete(options) if start is None else replace(start, **given(options))
     chosen: dict[str, Any] = {field.name: getattr(completed, field.name) for field in fields(Recipe)}
     for name, decide in _DECISIONS.items():
         default, asked = decide(chosen), chosen[name]
@@ -181,8 +185,13 @@ def _dominant(chosen: Chosen) -> Dominant | NotApplicable:
     return Dominant.CENTER if needs_center and has_center else Dominant.FREQUENCY
 
 
+def _is_tied(chosen: Chosen) -> bool:
+    """Whether the layout keeps all router rows."""
+    return chosen["layout"] in (Layout.MAPPED, Layout.FULL)
+
+
 def _refit(chosen: Chosen) -> Refit | NotApplicable:
-    if chosen["layout"] is not Layout.REDUCED:
+    if _is_tied(chosen):
         return NotApplicable(f"the {chosen['layout']} layout keeps to the papers, which refit nothing")
     return Refit.NONE
 
@@ -194,7 +203,7 @@ def _refit_passes(chosen: Chosen) -> int | NotApplicable:
 
 
 def _router(chosen: Chosen) -> RouterPolicy | NotApplicable:
-    if chosen["layout"] is not Layout.REDUCED:
+    if _is_tied(chosen):
         return NotApplicable(f"the {chosen['layout']} layout keeps all router rows")
     if chosen["method"] is Method.PRUNE:
         is_fitted = chosen["router"] is RouterPolicy.FIT
@@ -240,6 +249,21 @@ def _is_fuzzy(chosen: Chosen) -> bool:
 
 
 _CONTRADICTIONS: tuple[tuple[Callable[[Chosen], bool], str, str], ...] = (
+    (
+        lambda c: c["layout"] is Layout.FACTORED and c["compress"] is None,
+        "`layout='factored'` holds experts as factors and a few whole rows, but not of which rank and how many.",
+        "add a rank and a sparsity, such as `compress='32,0.9'`, or leave `layout` out",
+    ),
+    (
+        lambda c: c["compress"] is not None and c["layout"] is not Layout.FACTORED,
+        "`compress='{compress}'` makes factors of every expert matrix, but the {layout} layout holds whole matrices.",
+        "leave `layout` or `compress` out",
+    ),
+    (
+        lambda c: c["compress"] is not None and c["refit"] is Refit.MODEL,
+        "`refit='model'` trains the weights of a result as a whole, but those of `compress='{compress}'` are factors.",
+        "use `refit='block'`, `refit='down'` or `refit='none'`: they fit the experts that the factors are made of",
+    ),
     (
         lambda c: (
             c["linkage"] is Linkage.WARD and (c["distance"] is not Distance.EUCLIDEAN or len(c["similarity"]) > 1)
@@ -287,7 +311,7 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Chosen], bool], str, str], ...] = (
         "use `clustering='fuzzy'` with `router='membership'` or `router='fit'`, or another `clustering`",
     ),
     (
-        lambda c: _is_fuzzy(c) and c["layout"] is not Layout.REDUCED,
+        lambda c: _is_fuzzy(c) and _is_tied(c),
         "the {layout} layout sends every router row to one expert, but a fuzzy cluster has a part of every expert.",
         "use `layout='reduced'`, or another `clustering`",
     ),
@@ -297,7 +321,7 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Chosen], bool], str, str], ...] = (
         "use `dominant='frequency'`, routing-score or saliency",
     ),
     (
-        lambda c: c["method"] is Method.PRUNE and c["layout"] is not Layout.REDUCED,
+        lambda c: c["method"] is Method.PRUNE and _is_tied(c),
         "the {layout} layout keeps the router rows of all experts, so the router would select experts that no longer "
         "exist.",
         "use `layout='reduced'`",

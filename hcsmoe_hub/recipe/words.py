@@ -6,11 +6,12 @@ Every value of a choice has one record with both.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from hcsmoe_hub.machine.units import format_list, format_numbers, format_plural
+from hcsmoe_hub.machine.units import format_list, format_numbers, format_percent, format_plural
 from hcsmoe_hub.options import (
     Align,
     Budget,
     Clustering,
+    Compression,
     Distance,
     Dominant,
     Features,
@@ -222,6 +223,8 @@ def method_line(recipe: Recipe) -> str:
         parts += [ROUTERS[recipe.router].line] if recipe.router is RouterPolicy.FIT else []
     else:
         parts = [_grouping_line(recipe), *_merging_parts(recipe), f"{recipe.layout} layout"]
+    if recipe.compress is not None:
+        parts.append(f"compressed to {compression_line(recipe.compress)}")
     if recipe.refit is not None:
         parts.append(REFITS[recipe.refit].line)
     if recipe.propagate is not None:
@@ -232,6 +235,27 @@ def method_line(recipe: Recipe) -> str:
     if recipe.layers is not None:
         parts.append(f"layers {format_numbers(recipe.layers)}")
     return ", ".join(part for part in parts if part)
+
+
+def compression_line(compress: str) -> str:
+    """What every expert matrix is reduced to.
+
+    Args:
+        compress: The choice, ``32,0.9`` say.
+    """
+    found = Compression.parse(compress)
+    rank = f"rank {compress.partition(',')[0]}"
+    return rank if found.sparsity is None else f"{rank} and {format_percent(1 - found.sparsity)} of the rows"
+
+
+def compression(recipe: Recipe) -> str:
+    """What the expert matrices became, as a sentence; empty if they stayed whole."""
+    if recipe.compress is None:
+        return ""
+    found = Compression.parse(recipe.compress)
+    rank = f"{recipe.compress.partition(',')[0]}{' of its smaller side' if found.rank is None else ''}"
+    rows = "" if found.sparsity is None else f" and {format_percent(1 - found.sparsity)} of its rows, kept whole"
+    return f"Every expert matrix is stored as two factors of rank {rank}{rows}."
 
 
 def _grouping_line(recipe: Recipe) -> str:

@@ -3,7 +3,8 @@
 from typing import Any
 
 from hcsmoe_hub.errors import SourceError
-from hcsmoe_hub.report.schema import SCHEMA_VERSION, ConversionReport, LayerReport, MethodRecord
+from hcsmoe_hub.report.layers import LayerReport
+from hcsmoe_hub.report.schema import SCHEMA_VERSION, ConversionReport, MethodRecord
 from hcsmoe_hub.report.texts import Measured
 from hcsmoe_hub.report.validate import conform, parse_json
 

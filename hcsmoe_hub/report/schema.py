@@ -9,6 +9,7 @@ from typing import Any, NotRequired
 # Pydantic takes those of Python itself from 3.12 on.
 from typing_extensions import TypedDict
 
+from hcsmoe_hub.report.layers import LayerReport
 from hcsmoe_hub.report.texts import CalibrationRecord, Measured
 
 SCHEMA_VERSION = 2
@@ -34,12 +35,43 @@ class ExpertCounts(Change):
     """Experts per MoE layer (after a budget the average), experts per token, and the number of MoE layers.
 
     ``mtp_layers`` is there with a multi-token prediction head whose experts were reduced alike: its number of layers.
+    ``width_before`` and ``width_after`` are there where experts are narrower: the neurons of one expert.
     """
 
     per_token_before: int
     per_token_after: int
     moe_layers: int
     mtp_layers: NotRequired[int]
+    width_before: NotRequired[int]
+    width_after: NotRequired[int]
+
+
+class TargetCandidate(TypedDict):
+    """Experts that meet a target: ``experts`` of them per layer, of ``width`` neurons each, and what the result has.
+
+    ``predicted_error`` is the share of the routed output that is lost, as predicted before anything was converted; null
+    where there was nothing to choose.
+    """
+
+    experts: int
+    width: int
+    parameters: int
+    active_parameters: int
+    weights_bytes: int
+    predicted_error: float | None
+
+
+class TargetRecord(TypedDict):
+    """What a result was to keep to: ``size``, ``parameters``, ``active`` or ``ratio``, at most ``value``.
+
+    ``chosen`` is the place of the converted one among the ``candidates``, most experts first; null in a dry run whose
+    choice is still open.
+    """
+
+    limit: str
+    value: float
+    chosen: int | None
+    candidates: list[TargetCandidate]
 
 
 class SourceRecord(TypedDict):
@@ -61,11 +93,31 @@ class SourceRecord(TypedDict):
     gated: NotRequired[bool]
 
 
+class LikeRecord(TypedDict):
+    """Whose choices a conversion applied: ``repo_id`` or ``path``, the name of a folder or a report.
+
+    ``sha256`` is that of its ``hcsmoe.json``; ``neurons`` says whether its choice of neurons was applied as well.
+    """
+
+    repo_id: NotRequired[str]
+    path: NotRequired[str]
+    revision: str | None
+    sha256: str
+    neurons: bool
+
+
+class NeuronRecord(Change):
+    """The file that lists the source of every neuron: its digest and size; and the neurons of an expert."""
+
+    sha256: str
+    bytes: int
+
+
 class MethodRecord(TypedDict):
     """Every choice in force, by the names of ``MethodOptions``; null where the others leave nothing to choose.
 
-    ``refit_passes`` is absent in early reports. ``dtype`` is how the weights of a quantised source are written; absent
-    or null in early reports: in bfloat16.
+    ``refit_passes`` is absent in early reports, and ``compress`` where experts did not become factors. ``dtype`` is how
+    the weights of a quantised source are written; absent or null in early reports: in bfloat16.
     """
 
     method: str
@@ -89,62 +141,22 @@ class MethodRecord(TypedDict):
     router: str | None
     propagate: str | None
     layout: str
+    compress: NotRequired[str | None]
     dtype: NotRequired[str | None]
     seed: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouterReport:
-    """How the router of one layer was reduced.
+class CompressionRecord(TypedDict):
+    """What every expert matrix became: two factors of a rank, and rows that stay whole.
 
-    Attributes:
-        policy: The rule that made K rows from N; ``unchanged`` where all N are kept, ``kept rows`` after pruning.
-        top_k_agreement: Share of the original router's choices that the reduced router keeps, 0 to 1.
-        is_fitted: Of ``fit``: whether the rows are fitted ones. They are not where nothing was merged or pruned, where
-            a table chooses the experts, or where a fit was worse on held-out calibration text; then the rows that it
-            began with stay. ``None`` for other rules.
-        top_k_agreement_before: The share with the rows that the fit began with; ``None`` where none was tried.
+    ``incoming_rows`` are those of gate and up, ``outgoing_rows`` those of the down projection. The operations are those
+    of the routed experts of all layers for one token, two for every number of a matrix, a factor or a row.
     """
 
-    policy: str
-    top_k_agreement: float
-    is_fitted: bool | None = None
-    top_k_agreement_before: float | None = None
-
-
-class ErrorChange(TypedDict):
-    """A relative error before and after a refit."""
-
-    before: float
-    after: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefitReport:
-    """What refitting one layer did to its error on held-out calibration text.
-
-    Attributes:
-        is_kept: Whether it lowered the held-out error, of every domain; otherwise it was dropped.
-        error_before: Relative error of the routed output on held-out calibration tokens without it.
-        error_after: The same with it.
-        fitted_tokens: Tokens that it was fitted to; ``None`` in early reports.
-        held_out_tokens: Tokens that it was judged by; ``None`` in early reports.
-        rounds: Rounds of least squares that were kept; ``None`` in early reports.
-        steps: Steps of gradient descent within the block that were kept.
-        strength: Share of the fitted change that was kept, 0 to 1: how far the weights went from the start to the fit;
-            ``None`` in early reports and where the fit was dropped.
-        domains: The errors by domain of the calibration text; empty in early reports and where domains are unknown.
-    """
-
-    is_kept: bool
-    error_before: float
-    error_after: float
-    fitted_tokens: int | None
-    held_out_tokens: int | None
-    rounds: int | None
-    steps: int = 0
-    strength: float | None = None
-    domains: dict[str, ErrorChange] = field(default_factory=dict)
+    rank: int
+    incoming_rows: int
+    outgoing_rows: int
+    expert_flops_per_token: Change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,64 +198,6 @@ class ModelRefitReport:
     held_out_tokens: int
     domains: list[DomainDivergence]
     seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerReport:
-    """One MoE layer.
-
-    Attributes:
-        layer: Index of the decoder layer.
-        experts: Experts that the layer has left.
-        labels: Cluster of every source expert, numbered by first appearance; -1 for an expert that was pruned.
-        dominant: The source expert of every cluster that the others follow; after pruning, the kept expert.
-        usage: How often the router chose each source expert on the calibration tokens.
-        routing_score: Mean probability of each source expert over all calibration tokens (softmax of the logits);
-            ``None`` in early reports.
-        saliency: Mean of router weight times output norm over the tokens routed to each source expert.
-        dead_experts: Source experts that no calibration token was routed to.
-        merge_heights: Linkage distance of every merge.
-        tree: The whole dendrogram, ``[left, right, height]`` per merge as scipy numbers them; ``None`` if the method
-            has none.
-        silhouette: Mean silhouette of the clusters, -1 to 1; ``None`` where it is not defined.
-        dunn: Dunn index of the clusters; ``None`` where it is not defined.
-        router: How the router was reduced.
-        refit: What the refit did; ``None`` without one, or where nothing was merged.
-        output_error: Relative error of the new block's routed output against the old one; shared experts, which do not
-            change, are left out.
-        measured_tokens: Tokens that ``output_error`` and ``top_k_agreement`` were measured on; ``None`` in early
-            reports.
-    """
-
-    layer: int
-    experts: int
-    labels: list[int]
-    dominant: list[int]
-    usage: list[int]
-    routing_score: list[float] | None
-    saliency: list[float]
-    dead_experts: list[int]
-    merge_heights: list[float]
-    tree: list[list[float]] | None
-    silhouette: float | None
-    dunn: float | None
-    router: RouterReport
-    refit: RefitReport | None
-    output_error: float
-    measured_tokens: int | None
-
-    def members(self) -> list[list[int]]:
-        """Source experts of every cluster."""
-        members: list[list[int]] = [[] for _ in self.dominant]
-        for expert, label in enumerate(self.labels):
-            if label >= 0:
-                members[label].append(expert)
-        return members
-
-    @property
-    def pruned(self) -> list[int]:
-        """Source experts that were pruned."""
-        return [expert for expert, label in enumerate(self.labels) if label < 0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,6 +261,11 @@ class ConversionReport:
         versions: Python and the libraries.
         refit_model: What the training of the whole model did after its layers were converted, which is what ``layers``
             describe; ``None`` without one, or where nothing was merged or pruned.
+        like: Whose choices were applied; ``None`` if they were made here.
+        neurons: The file that lists where the neurons of the experts come from; ``None`` where none were chosen, and in
+            early reports.
+        compression: What the matrices of the experts became; ``None`` where they stayed whole.
+        target: What the result was to keep to, and how its shape was chosen; ``None`` where numbers were given.
         schema_version: Version of the format.
         pushed: Where the result is on the Hub; not part of ``hcsmoe.json``, which is pushed itself.
     """
@@ -329,6 +288,10 @@ class ConversionReport:
     peak_memory_bytes: dict[str, int]
     versions: dict[str, str]
     refit_model: ModelRefitReport | None = None
+    like: LikeRecord | None = None
+    neurons: NeuronRecord | None = None
+    compression: CompressionRecord | None = None
+    target: TargetRecord | None = None
     schema_version: int = SCHEMA_VERSION
     pushed: Pushed | None = None
 
@@ -336,6 +299,10 @@ class ConversionReport:
         """The content of ``hcsmoe.json`` as JSON values, ``schema_version`` first."""
         content = asdict(replace(self, pushed=None))
         del content["pushed"]
-        if self.refit_model is None:
-            del content["refit_model"]
+        for key in ("refit_model", "like", "neurons", "compression", "target"):
+            if content[key] is None:
+                del content[key]
+        for layer in content["layers"]:
+            if layer["stable_rank"] is None:
+                del layer["stable_rank"]
         return {"schema_version": content.pop("schema_version"), **content}

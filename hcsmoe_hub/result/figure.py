@@ -37,7 +37,7 @@ MIN_GAPPED_CELL = 1.2
 SHADES, LEVELS = ("#FFFFFF", "#4A4A4A"), 16
 _MIXED = -2
 _TICKS = {"labelsize": 7, "color": FAINT, "labelcolor": INK, "major.width": 0.6, "major.size": 2, "major.pad": 2}
-_STYLE: dict[str, Any] = {f"{axis}tick.{key}": value for axis in "xy" for key, value in _TICKS.items()} | {
+STYLE: dict[str, Any] = {f"{axis}tick.{key}": value for axis in "xy" for key, value in _TICKS.items()} | {
     "font.size": 8,
     "axes.linewidth": 0.6,
     "axes.edgecolor": FAINT,
@@ -347,7 +347,7 @@ def draw(layers: Sequence[LayerPicture], path: Path, *, title: str) -> None:
     heading, caption = wrap(title, 78), wrap(_caption(layers, shown), 130)
     start = MARGIN + LINE * (len(heading) + len(caption)) + 0.12
     end, draw_layers = (_rows if len(shown) <= MAX_ROWS else _cards)(shown, start)
-    with style.context(["default", _STYLE]):
+    with style.context(["default", STYLE]):
         page = _Page(figure=Figure(figsize=(WIDTH, end), dpi=DPI), height=end)
         for number, line in enumerate(heading):
             page.write(MARGIN, MARGIN + number * LINE, line, fontsize=11, weight="bold")

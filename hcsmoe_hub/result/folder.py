@@ -1,7 +1,7 @@
 """The output folder: locked while a conversion writes to it, and never left in a state that looks complete."""
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +21,31 @@ from hcsmoe_hub.checkpoint.writer import (
     write_json,
 )
 from hcsmoe_hub.errors import OutputError
+from hcsmoe_hub.methods.merging import NeuronOrigins
+from hcsmoe_hub.model.width import neurons_of
 from hcsmoe_hub.options import Layout
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
-from hcsmoe_hub.planning.mapped_layout import MODELING_FILE, mapped_config, modeling_source
-from hcsmoe_hub.report import BENCHMARK_FILE, EVALUATION_FILE, FIGURE_FILE, REPORT_FILE, ConversionReport
+from hcsmoe_hub.planning.mapped_layout import mapped_config
+from hcsmoe_hub.planning.neuron_file import describe_neurons, neuron_file
+from hcsmoe_hub.planning.own_code import OWN_CODE
+from hcsmoe_hub.report import (
+    BENCHMARK_FILE,
+    EVALUATION_FILE,
+    FIGURE_FILE,
+    NEURONS_FILE,
+    REPORT_FILE,
+    SINGULAR_VALUES_FILE,
+    ConversionReport,
+    NeuronRecord,
+)
 
 
 def _clear(folder: Path) -> None:
     """Removes an old checkpoint, the files that mark it as complete first; the user's other files stay."""
     present = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     sidecars = sidecar_files(present, lambda name: (folder / name).read_text(encoding="utf-8-sig", errors="replace"))
-    for name in (INDEX_FILE, "config.json", REPORT_FILE, FIGURE_FILE, EVALUATION_FILE):
+    reports = (REPORT_FILE, NEURONS_FILE, FIGURE_FILE, SINGULAR_VALUES_FILE, EVALUATION_FILE)
+    for name in (INDEX_FILE, "config.json", *reports):
         (folder / name).unlink(missing_ok=True)
     _remove_sidecars(folder, sidecars)
     for pattern in ("*.safetensors", f"*{INCOMPLETE}"):
@@ -115,6 +129,24 @@ def open_writer(plan: ConversionPlan, recipient: Recipient | None) -> Iterator[S
         raise
 
 
+def write_neurons(plan: ConversionPlan, origins: Mapping[int, NeuronOrigins]) -> NeuronRecord | None:
+    """Writes where the neurons of a result come from.
+
+    Args:
+        plan: The conversion.
+        origins: By decoder layer.
+
+    Returns:
+        What the report says of the file; ``None`` if there is nothing to list.
+    """
+    if not origins:
+        return None
+    content = neuron_file(origins)
+    write_bytes(plan.output / NEURONS_FILE, content)
+    after = next(iter(origins.values())).neuron_CI.shape[1]
+    return describe_neurons(content, before=neurons_of(plan.model), after=after)
+
+
 def write_result(plan: ConversionPlan, writer: ShardWriter, report: ConversionReport) -> None:
     """Writes everything but the weights; the config and the index last, since they mark the result as complete."""
     copy_sidecars(plan.model.source, plan.sidecars, plan.output)
@@ -123,7 +155,8 @@ def write_result(plan: ConversionPlan, writer: ShardWriter, report: ConversionRe
     config = plan.config
     if plan.recipe.layout is Layout.MAPPED:
         config = mapped_config(config, plan.model, {layer.layer: layer.labels for layer in report.layers})
-        write_bytes(plan.output / MODELING_FILE, modeling_source(plan.model).encode())
+    if (code := OWN_CODE.get(plan.recipe.layout)) is not None:
+        write_bytes(plan.output / code.file, code.source(plan.model).encode())
     if config == source.config:
         # An unchanged config keeps its formatting too.
         write_bytes(plan.output / "config.json", source.fetch("config.json").read_bytes())

@@ -2,10 +2,12 @@
 
 from hcsmoe_hub.errors import SourceError, VerificationError
 from hcsmoe_hub.model.source_model import SourceModel
+from hcsmoe_hub.model.width import neurons_of
 from hcsmoe_hub.options import Layout
-from hcsmoe_hub.planning.mapped_layout import MODELING_FILE, auto_map, modeling_source
+from hcsmoe_hub.planning.neuron_file import read_neuron_file
+from hcsmoe_hub.planning.own_code import OWN_CODE
 from hcsmoe_hub.planning.sizes import stored_experts
-from hcsmoe_hub.report import REPORT_FILE, ConversionReport
+from hcsmoe_hub.report import NEURONS_FILE, REPORT_FILE, ConversionReport
 from hcsmoe_hub.report.read import read_report
 
 
@@ -15,11 +17,13 @@ def experts_per_layer(model: SourceModel) -> int:
 
 
 def layout_of(model: SourceModel) -> Layout:
-    """Layout of a checkpoint: its config shows a map, but only its report shows copies of merged experts.
+    """Layout of a checkpoint: its config shows factors or a map, but only its report shows copies of merged experts.
 
     Raises:
         VerificationError: If there is a report that cannot be read.
     """
+    if model.factors is not None:
+        return Layout.FACTORED
     if model.expert_map is not None:
         return Layout.MAPPED
     is_full = REPORT_FILE in model.source.files() and _layout(_read_claims(model)) is Layout.FULL
@@ -54,7 +58,7 @@ def check_report(model: SourceModel) -> None:
     """Checks the report of a conversion, if there is one, against the config.
 
     Raises:
-        VerificationError: If they differ in layout, counts or clusters.
+        VerificationError: If they differ in layout, counts, widths or clusters.
     """
     if REPORT_FILE not in model.source.files():
         return
@@ -67,6 +71,11 @@ def check_report(model: SourceModel) -> None:
             f"{REPORT_FILE} names the layout {layout}, but config.json has {kind} from router rows to experts.",
             hint="convert again",
         )
+    if (layout is Layout.FACTORED) != (model.factors is not None):
+        kind = "no sizes" if model.factors is None else "sizes"
+        raise VerificationError(
+            f"{REPORT_FILE} names the layout {layout}, but config.json has {kind} of factors.", hint="convert again"
+        )
     if model.expert_map is not None and dict(model.expert_map) != labels:
         raise VerificationError(
             f"the clusters in {REPORT_FILE} are not those that config.json maps router rows to.", hint="convert again"
@@ -77,11 +86,17 @@ def check_report(model: SourceModel) -> None:
             f"{REPORT_FILE} reports on layer {strangers[0]}, which is not an MoE layer of the model{why}.",
             hint="convert again",
         )
-    # Only the reduced layout changes the count in the config.
-    claimed = after if layout is Layout.REDUCED else report.experts["before"]
+    # The others do not change the count in the config.
+    claimed = after if layout in (Layout.REDUCED, Layout.FACTORED) else report.experts["before"]
     if claimed != model.settings.experts:
         raise VerificationError(
             f"{REPORT_FILE} declares {claimed} experts, config.json {model.settings.experts}.", hint="convert again"
+        )
+    # A report names the widths only where experts became narrower.
+    width, found = report.experts.get("width_after"), neurons_of(model)
+    if width is not None and width != found:
+        raise VerificationError(
+            f"{REPORT_FILE} declares experts of {width} neurons, config.json experts of {found}.", hint="convert again"
         )
     counts = [layer.experts for layer in report.layers]
     if not min(counts) <= after <= max(counts):
@@ -89,6 +104,35 @@ def check_report(model: SourceModel) -> None:
             f"{REPORT_FILE} declares {after} experts per layer, but its layers have {min(counts)} to {max(counts)}.",
             hint="convert again",
         )
+
+
+def check_neurons(model: SourceModel) -> None:
+    """Checks the file that lists where the neurons of the experts come from, if the report lists it.
+
+    Raises:
+        VerificationError: If it is missing, or is not what the report says.
+    """
+    if REPORT_FILE not in model.source.files():
+        return
+    report, size = _read_claims(model), neurons_of(model)
+    record = report.neurons
+    if record is None:
+        return
+    if NEURONS_FILE not in model.source.files():
+        raise VerificationError(
+            f"{REPORT_FILE} lists {NEURONS_FILE}, which is missing.", hint="download it, or convert again"
+        )
+    if record["after"] != size:
+        raise VerificationError(
+            f"{REPORT_FILE} declares {record['after']} neurons per expert, but the experts have {size}.",
+            hint="convert again",
+        )
+    try:
+        read_neuron_file(model.source.fetch(NEURONS_FILE).read_bytes(), record, report.layers)
+    except ValueError as error:
+        raise VerificationError(
+            f"{NEURONS_FILE} is damaged: {error}.", hint="download it again, or convert again"
+        ) from error
 
 
 def _layout(report: ConversionReport) -> Layout:
@@ -107,20 +151,19 @@ def _layout(report: ConversionReport) -> Layout:
 
 
 def check_code(model: SourceModel) -> None:
-    """Checks that a mapped result brings the code that loads it, and no other code that would run.
+    """Checks that a result that needs code brings the code that loads it, and no other code that would run.
 
     Raises:
         VerificationError: If what it brings is not, byte for byte, what this version writes.
     """
-    if model.expert_map is None:
+    code = OWN_CODE.get(layout_of(model))
+    if code is None:
         return
     source = model.source
-    is_ours = MODELING_FILE in source.files() and source.fetch(MODELING_FILE).read_bytes() == (
-        modeling_source(model).encode()
-    )
-    if not is_ours or source.config.get("auto_map") != auto_map(model):
+    is_ours = code.file in source.files() and source.fetch(code.file).read_bytes() == code.source(model).encode()
+    if not is_ours or source.config.get("auto_map") != code.auto_map(model):
         raise VerificationError(
-            f"{MODELING_FILE} or auto_map of {source.label} is not what this version of hcsmoe writes, and foreign "
+            f"{code.file} or auto_map of {source.label} is not what this version of hcsmoe writes, and foreign "
             "code is never run.",
             hint="convert again, or verify it with the version that made it",
         )

@@ -16,7 +16,7 @@ from hcsmoe_hub.events import Listener, Warned
 from hcsmoe_hub.machine.versions import installed_versions, tool
 from hcsmoe_hub.observation.statistics_file import StatisticsWriter, fingerprint
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
-from hcsmoe_hub.planning.sizes import active_parameter_counts, parameter_counts, weight_bytes
+from hcsmoe_hub.planning.sizes import active_parameter_counts, compression_record, parameter_counts, weight_bytes
 from hcsmoe_hub.report import (
     CalibrationDomain,
     CalibrationRecord,
@@ -49,23 +49,18 @@ def describe_making(plan: ConversionPlan, calibration: CalibrationSet | None, em
 
     Args:
         plan: The conversion.
-        calibration: What the model is run on; ``None`` where the plan has statistics.
+        calibration: What the model is run on; ``None`` where a statistics file has no text.
         emit: Receives a warning if the card of the source cannot be read.
     """
-    source, before, after = plan.model.source, plan.model.settings, plan.settings
+    source = plan.model.source
     described = {**describe_source(source), "model_type": source.config["model_type"]}
     return {
         "tool": tool(),
         "source": {**described, **_inherited(source, emit)},
-        "experts": {
-            "before": before.experts,
-            "after": plan.options.experts,
-            "per_token_before": before.experts_per_token,
-            "per_token_after": after.experts_per_token,
-            **plan.model.layer_counts,
-        },
+        "experts": plan.expert_counts,
         "method": plan.method,
         "calibration": calibration_record(plan, calibration),
+        "like": None if plan.like is None else plan.like.record,
     }
 
 
@@ -108,12 +103,14 @@ def make_report(
         measured=outcome.measured,
         not_measured=outcome.not_measured,
         layers=outcome.layers,
+        compression=compression_record(plan),
         dropped_tensors=plan.account.dropped,
         left_files=plan.left_files,
         warnings=[strip_paths(message, names) for message in warnings],
         timings_seconds=seconds,
         peak_memory_bytes=peak,
         versions=installed_versions(),
+        target=None if plan.target is None else plan.target.record(),
     )
 
 
@@ -122,7 +119,7 @@ def calibration_record(plan: ConversionPlan, calibration: CalibrationSet | None)
 
     Args:
         plan: The conversion.
-        calibration: The loaded set, ``None`` where statistics took its place.
+        calibration: The loaded set, ``None`` where a statistics file has none.
     """
     if plan.statistics is not None:
         recorded: CalibrationRecord = plan.statistics.content["calibration"]
@@ -205,5 +202,11 @@ def describe(writer: StatisticsWriter, plan: ConversionPlan, calibration: Calibr
             "calibration": calibration_record(plan, calibration),
             "layers": [block.layer for block in plan.model.blocks],
             "mtp_layers": [block.layer for block in plan.model.blocks[len(plan.model.decoder_blocks) :]],
+            "text": {
+                "domains": calibration.domains,
+                "measured_domains": calibration.measured_domains,
+                "sources": calibration.sources,
+            },
+            "states_dtype": str(plan.model.skeleton.dtype).removeprefix("torch.") if plan.keeps_states else None,
         }
     )

@@ -1,8 +1,8 @@
 """Loads a checkpoint as a user would, in a separate process, and reports what transformers found.
 
 Run as ``python -m hcsmoe_hub.result.reload FOLDER TOKENS LAYOUT``; prints the name of every step before it begins, and
-last one JSON object. ``mapped`` runs the modelling file in the folder, so the caller must first have compared it with
-the one that hcsmoe writes.
+last one JSON object. A layout with a modelling file runs the one in the folder, so the caller must first have compared
+it with the one that hcsmoe writes.
 """
 
 import json
@@ -28,6 +28,7 @@ from hcsmoe_hub.model.model_class import build_config, model_class
 from hcsmoe_hub.model.raw_config import SAME_CODE
 from hcsmoe_hub.model.transformers_seam import class_in_folder
 from hcsmoe_hub.options import Layout
+from hcsmoe_hub.planning.own_code import OWN_CODE
 
 # Any short prompt will do: this checks the strict load, and that the model runs.
 PROMPT_LENGTH = 8
@@ -138,7 +139,7 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     folder, tokens, layout = sys.argv[1:]
-    sys.stdout.write(json.dumps(reload(Path(folder), int(tokens), run_code=Layout(layout) is Layout.MAPPED)) + "\n")
+    sys.stdout.write(json.dumps(reload(Path(folder), int(tokens), run_code=Layout(layout) in OWN_CODE)) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,16 @@ from hcsmoe_hub.model.source_model import SourceModel, read_model
 from hcsmoe_hub.model.trained import trained_keys
 from hcsmoe_hub.observation.overflow import overflow_hint, overflow_in
 from hcsmoe_hub.options import Layout
+from hcsmoe_hub.planning.factored_layout import factor_tensors
 from hcsmoe_hub.planning.tensor_fates import MtpRule, take_account
-from hcsmoe_hub.result.layout_check import check_code, check_report, experts_per_layer, is_trained, layout_of
+from hcsmoe_hub.result.layout_check import (
+    check_code,
+    check_neurons,
+    check_report,
+    experts_per_layer,
+    is_trained,
+    layout_of,
+)
 from hcsmoe_hub.result.reload import GENERATION_FILE, Step
 
 GENERATED_TOKENS = 8
@@ -105,6 +113,7 @@ def check_structure(folder: Path, *, sent: Mapping[str, Mapping[str, StoredTenso
             )
     model = read_model(source)
     check_report(model)
+    check_neurons(model)
     check_code(model)
     return model
 
@@ -150,7 +159,11 @@ def _compare(model: SourceModel, against: Source) -> int:
         VerificationError: If one is missing or differs.
     """
     original = read_model(against, with_mtp=model.skeleton.mtp is not None)
-    if original.skeleton.state.keys() != model.skeleton.state.keys():
+    factors = {tensor.name for block in model.blocks for tensor in factor_tensors(block, model.skeleton.state)}
+    whole = {tensor.name for block in original.blocks for tensor in block.experts} if factors else set[str]()
+    kept_names = model.skeleton.state.keys() - factors
+    # Matrices that became factors are missing; biases of experts are not.
+    if not original.skeleton.state.keys() - whole <= kept_names <= original.skeleton.state.keys():
         raise VerificationError(
             f"{against.label} is not the source of {model.source.label}: their tensors differ.",
             hint="pass the checkpoint that it was made from; hcsmoe.json names it",

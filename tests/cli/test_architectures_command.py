@@ -9,9 +9,10 @@ def test_every_architecture_has_a_line(run):
     result = run("architectures")
     assert (result.code, result.stderr) == (0, "")
     title, *lines = result.stdout.splitlines()
-    assert title.split() == ["MODEL", "TYPE", "SUPPORTED", "EXAMPLE", "ROUTER", "NOTE"]
-    assert [line.split()[:3] for line in lines] == [
-        [family.model_type, "no" if family.refusal else "yes", family.example] for family in FAMILIES
+    assert title.split() == ["MODEL", "TYPE", "SUPPORTED", "WIDTH", "EXAMPLE", "ROUTER", "NOTE"]
+    assert [line.split()[:4] for line in lines] == [
+        [family.model_type, "no" if family.refusal else "yes", family.width or "fixed", family.example]
+        for family in FAMILIES
     ]
 
 
@@ -41,11 +42,13 @@ def test_document_lists_every_architecture(run):
         "text_type": "llama4_text",
         "example": "meta-llama/Llama-4-Scout-17B-16E-Instruct",
         "supported": True,
+        "width": None,
         "router": "top-k of the logits, then sigmoid",
         "note": "the router weight multiplies the expert's input",
         "refusal": None,
     }
     assert rows["mixtral"]["text_type"] is None
+    assert (rows["mixtral"]["width"], rows["deepseek_v3"]["width"]) == ("any", "divisors")
     assert rows["doge"]["supported"] is False
     assert rows["doge"]["refusal"]
 
@@ -53,6 +56,7 @@ def test_document_lists_every_architecture(run):
 def test_the_documentation_lists_the_same_architectures():
     page = (ROOT / "docs" / "architectures.md").read_text("utf-8")
     _, *rows = [line for line in page.splitlines() if line.startswith("| `")]
-    assert rows == [
-        f"| `{family.model_type}` | `{family.example}` | {family.refusal or family.router} |" for family in FAMILIES
+    assert [row.strip("| ").split(" | ") for row in rows] == [
+        [f"`{family.model_type}`", f"`{family.example}`", family.width or "fixed", family.refusal or family.router]
+        for family in FAMILIES
     ]

@@ -54,6 +54,28 @@ def test_document_agrees_with_the_conversion(run, measuring, converted):
     assert "experts_by_layer" not in planned
 
 
+def test_document_says_what_the_result_quantises_to_and_what_it_does_not(run, measuring):
+    quantises = run(*measuring, "--dry-run", "--json").document()["quantises"]
+    assert (quantises["expert_width"], quantises["hidden_size"]) == (192, 128)
+    assert quantises["to"] == ["GGUF Q8_0 and Q4_0", "FP8 per channel", "MXFP4", "NVFP4", "MLX in groups of 64"]
+    assert quantises["not_to"]["GGUF K-quants"].startswith("expert width 192 is not a multiple of 256")
+    assert quantises["tensor_parallel"] == {"divides": [1, 2], "whole_tiles": []}
+    assert quantises["expert_parallel"] == [1, 2, 4]
+
+
+def test_person_sees_what_the_result_quantises_to_and_what_it_does_not(run, measuring, empty_folder):
+    lines = " ".join(run(*measuring, "--dry-run").stdout.split())
+    assert "quantises to GGUF Q8_0 and Q4_0, FP8 per channel, MXFP4, NVFP4, MLX in groups of 64" in lines
+    assert "not to GGUF K-quants (expert width 192 is not a multiple of 256 and hidden size 128" in lines
+    assert "serving 1 or 2 parts of an expert, not of 128 neurons or a multiple each, do not suit" in lines
+
+
+def test_a_layout_that_only_transformers_loads_is_not_said_to_quantise(run, measuring):
+    arguments = (*measuring, "--layout", "mapped", "--dry-run")
+    assert run(*arguments, "--json").document()["quantises"] is None
+    assert "quantises to" not in run(*arguments).stdout
+
+
 def test_nothing_is_written(run, measuring, empty_folder):
     assert run(*measuring, "--dry-run").code == 0
     assert list(empty_folder.iterdir()) == []
@@ -166,11 +188,16 @@ def test_person_sees_that_a_budget_needs_statistics_first(run, measuring):
 def test_statistics_are_shown_before_and_after_they_exist(run, measuring, tmp_path):
     file = tmp_path / "model.stats"
     words = (*measuring, "--statistics", file, "--dry-run")
-    assert run(*words, "--json").document()["statistics"] == {"path": str(file), "reused": False}
-    assert f"statistics {file}, will be written" in " ".join(run(*words).stdout.split())
+    planned = run(*words, "--json").document()
+    assert planned["statistics"]["bytes"] == planned["needs"]["statistics_bytes"] > 0
+    assert {key: planned["statistics"][key] for key in ("path", "reused")} == {"path": str(file), "reused": False}
+    assert f"statistics {file}, will be written (" in " ".join(run(*words).stdout.split())
+    small = run(*words, "--no-states", "--json").document()["statistics"]
+    assert small["bytes"] < planned["statistics"]["bytes"]
     assert run(*measuring, "--statistics", file, "--output", tmp_path / "result", "--quiet").code == 0
-    assert run(*words, "--json").document()["statistics"] == {"path": str(file), "reused": True}
-    assert f"statistics {file}, reused, so the model does not run" in " ".join(run(*words).stdout.split())
+    reused = {"path": str(file), "reused": True, "bytes": file.stat().st_size}
+    assert run(*words, "--json").document()["statistics"] in ({**reused, "runs": "result"}, {**reused, "runs": None})
+    assert re.search(rf"statistics {file} \(.*\), reused, ", " ".join(run(*words).stdout.split()))
 
 
 def test_where_a_result_goes_is_shown_and_not_looked_up(run, example):

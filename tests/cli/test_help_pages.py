@@ -18,12 +18,18 @@ from hcsmoe_hub.recipe.resolve import resolve
 
 OPTIONS = {
     "convert": (
-        "--experts -e --experts-per-token --preset --method --refit --refit-passes --budget --layers --protect "
-        "--router --layout --propagate --clustering --similarity --distance --linkage --kmeans-start --dominant "
-        "--max-cluster-size --merge --dominant-weights --align --features --saliency --calibration --samples "
-        "--sequence-length --seed --text-column --feature-tokens --statistics --no-measure --device --batch-tokens "
-        "--max-memory --output -o --dtype --max-shard-size --mtp --figure --overwrite --dry-run --json --quiet -q "
-        "--push-to --private --create-pr --low-disk --revision --token --cache-dir --help-methods --help -h"
+        "--experts -e --expert-width --experts-per-token --like --preset --method --refit --refit-passes --size "
+        "--parameters --active --ratio --budget --layers --protect --router --layout --compress --propagate "
+        "--clustering --similarity --distance --linkage --kmeans-start --dominant --max-cluster-size --merge "
+        "--dominant-weights --align --features --saliency --calibration --samples --sequence-length --seed "
+        "--text-column --feature-tokens --statistics --no-states --no-measure --device --batch-tokens --max-memory "
+        "--output -o --dtype --max-shard-size --mtp --figure --overwrite --dry-run --json --quiet -q --push-to "
+        "--private --create-pr --low-disk --revision --token --cache-dir --help-methods --help -h"
+    ),
+    "curve": (
+        "--experts -e --expert-width --measure-points --figure --json --quiet -q --calibration --samples "
+        "--sequence-length --seed --text-column --feature-tokens --statistics --no-states --device --batch-tokens "
+        "--max-memory --revision --token --cache-dir --help -h"
     ),
     "inspect": "--layer --json --revision --token --cache-dir --help -h",
     "verify": "--against --json --revision --token --cache-dir --help -h",
@@ -120,17 +126,18 @@ def test_every_value_of_a_choice_is_in_the_help_of_its_option():
                 assert [value for value in kind if value not in words] == [], name
 
 
-@pytest.mark.parametrize("command", ["convert", "evaluate"])
+@pytest.mark.parametrize("command", ["convert", "curve", "evaluate"])
 def test_devices_are_those_that_the_library_knows(run, command):
     assert f"{one_of((*Device, 'cuda:N'))}." in flat(run(command, "--help").stdout)
 
 
-def test_everyday_options_take_at_most_two_screens(run):
-    page = run("convert", "--help", COLUMNS=str(SCREEN_COLUMNS)).stdout
+@pytest.mark.parametrize("command", ["convert", "curve"])
+def test_everyday_options_take_at_most_two_screens(run, command):
+    page = run(command, "--help", COLUMNS=str(SCREEN_COLUMNS)).stdout
     assert len(page.splitlines()) <= 2 * SCREEN_LINES
 
 
-@pytest.mark.parametrize("command", sorted(OPTIONS.keys() - {"convert"}))
+@pytest.mark.parametrize("command", sorted(OPTIONS.keys() - {"convert", "curve"}))
 def test_other_commands_take_one_screen(run, command):
     assert len(run(command, "--help", COLUMNS=str(SCREEN_COLUMNS)).stdout.splitlines()) <= SCREEN_LINES
 
@@ -168,6 +175,7 @@ def test_a_command_that_is_too_long_for_its_line_can_still_be_copied(run):
     [
         ("budget", {}, "uniform"),
         ("layout", {}, "reduced"),
+        ("layout", {"compress": "32"}, "factored with --compress"),
         ("propagate", {"refit": Refit.DOWN}, "original with others"),
         ("propagate", {"preset": Preset.HC_REFIT}, "merged"),
         ("clustering", {}, "hierarchical"),

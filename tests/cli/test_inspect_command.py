@@ -29,7 +29,14 @@ def test_document_describes_the_model(run, example):
         "quantization": None,
     }
     assert document["architecture"] == "MixtralForCausalLM"
-    assert document["experts"] == {"per_layer": 8, "per_token": 2, "groups": 1, "moe_layers": 4, "layers": 4}
+    assert document["experts"] == {
+        "per_layer": 8,
+        "width": 192,
+        "per_token": 2,
+        "groups": 1,
+        "moe_layers": 4,
+        "layers": 4,
+    }
     # 4 layers of 8 experts with three matrices of 128 x 192.
     assert document["parameters"] == {"total": 3085440, "experts": 2359296, "active": 3085440 - 2359296 * 6 // 8}
     assert (document["weights_bytes"], document["shards"]) == (6170880, 2)
@@ -50,7 +57,7 @@ def test_person_sees_experts_router_sizes_and_what_fewer_would_save(run, example
     assert "architecture MixtralForCausalLM" in lines
     assert "router softmax over all experts, then top-k, renormalised" in lines
     assert "layers 4 of 4 decoder layers are MoE layers" in lines
-    assert "experts 8 per layer, 2 per token" in lines
+    assert "experts 8 per layer, 192 neurons each, 2 per token" in lines
     assert "parameters 3.09 M, 76 % in experts, 1.32 M active per token" in lines
     assert "weights 6.2 MB BF16 in 2 shards" in lines
     assert "--experts 6 about 2.50 M parameters, 5.0 MB" in lines

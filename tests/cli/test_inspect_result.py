@@ -136,7 +136,7 @@ def test_mapped_result_shows_rows_and_experts_and_how_it_is_loaded(run, mapped):
     assert "experts per layer 8 4 to 8 6.0 on average" in lines
     assert "router unchanged tokens are routed as in the source" in lines
     found = run("inspect", folder)
-    assert "experts 8 router rows share 4 to 8 experts per layer, 2 per token" in lines_of(found)
+    assert "experts 8 router rows share 4 to 8 experts per layer, 192 neurons each, 2 per token" in lines_of(found)
     assert "LAYER EXPERTS SILHOUETTE DUNN OUTPUT ERROR DEAD MERGE HEIGHTS" in lines_of(found)
     assert "--experts" not in found.everything
 
@@ -261,7 +261,7 @@ def test_report_that_is_not_a_report_is_one_message(run, copy, content):
     (folder / "hcsmoe.json").write_bytes(content)
     result = run("inspect", folder)
     assert result.code == 0
-    assert "experts 4 per layer, 2 per token" in lines_of(result)
+    assert "experts 4 per layer, 192 neurons each, 2 per token" in lines_of(result)
     assert result.stderr.count("Warning: ") == 1
     refused = run("inspect", folder, "--layer", 0)
     assert (refused.code, refused.stdout) == (1, "")

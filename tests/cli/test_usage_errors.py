@@ -2,7 +2,7 @@
 
 import pytest
 
-from hcsmoe_hub.options import Clustering, Merge, Similarity
+from hcsmoe_hub.options import Clustering, Layout, Merge, Similarity
 
 
 def usage_error(run, *words):
@@ -21,8 +21,10 @@ def test_misspelt_option_is_answered_with_the_right_one(run):
     assert "--experts" in usage_error(run, "convert", "model", "--exprts", "4")
 
 
-def test_experts_are_required(run):
-    assert "Missing option '--experts'" in usage_error(run, "convert", "model")
+def test_a_number_a_width_or_a_target_is_required(run):
+    result = run("convert", "model")
+    assert result.code == 1
+    assert "Hint: give --experts, --expert-width, or both; or one target; or --like" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def test_experts_are_required(run):
         ("--linkage", "Average", "average", "average, single, complete, ward, loss"),
         ("--merge", "freqency", "frequency", ", ".join(Merge)),
         ("--router", "dominat", "dominant", "dominant, frequency, average, membership, fit"),
-        ("--layout", "reduce", "reduced", "reduced, mapped, full"),
+        ("--layout", "reduce", "reduced", ", ".join(Layout)),
         ("--device", "cud", "cuda", "auto, cpu, cuda, cuda:N"),
         ("--device", "GPU", "cuda", "auto, cpu, cuda, cuda:N"),
         ("--device", "cuda:first", "cuda:N", "auto, cpu, cuda, cuda:N"),

@@ -29,7 +29,7 @@ from hcsmoe_hub.checkpoint.modeling_hcsmoe import expert_modules, tie_experts
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.errors import PlanError, SourceError
 from hcsmoe_hub.model.source_model import SourceModel, read_model
-from hcsmoe_hub.planning.mapped_layout import mapped_config, mapped_refusal, modeling_source
+from hcsmoe_hub.planning.mapped_layout import CODE, mapped_config, mapped_refusal
 
 ROW_MAPS = {0: [0, 1, 0, 2, 1, 0], 1: [0, 0, 0, 0, 1, 1]}
 
@@ -193,7 +193,7 @@ def test_the_config_changes_by_the_map_and_the_class_only(source: SourceModel) -
 
 
 def test_the_modelling_file_stands_alone(source: SourceModel, tmp_path: Path) -> None:
-    text = modeling_source(source)
+    text = CODE.source(source)
     modules = set()
     for node in ast.walk(ast.parse(text)):
         match node:
@@ -213,7 +213,7 @@ def test_the_modelling_file_stands_alone(source: SourceModel, tmp_path: Path) ->
 
 def test_a_mapped_result_describes_itself_as_its_source_would(folder: Path, source: SourceModel) -> None:
     model = read_model(LocalSource(folder))
-    assert modeling_source(model) == modeling_source(source) == (folder / "modeling_hcsmoe.py").read_text()
+    assert CODE.source(model) == CODE.source(source) == (folder / "modeling_hcsmoe.py").read_text()
     assert model.expert_map == {0: (0, 1, 0, 2, 1, 0), 1: (0, 0, 0, 0, 1, 1)}
     assert source.expert_map is None
     # Matrices of 7 experts less, in float32: 12 experts were stored, 5 are.

@@ -15,7 +15,9 @@ from hcsmoe_hub.checkpoint.config_json import MoESettings
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.model.source_model import SourceModel, read_model
+from hcsmoe_hub.model.width import neurons_of
 from hcsmoe_hub.options import Layout
+from hcsmoe_hub.planning.expert_shape import ExpertShape
 from hcsmoe_hub.planning.mapped_layout import mapped_refusal
 from hcsmoe_hub.planning.result_shapes import edited_names, result_state
 from hcsmoe_hub.result.verify import check_structure
@@ -43,6 +45,11 @@ def load(folder: Path) -> PreTrainedModel:
     return model
 
 
+def shape_of(source: SourceModel) -> ExpertShape:
+    """Experts as wide as those of the source."""
+    return ExpertShape(experts=KEPT, width=neurons_of(source))
+
+
 @pytest.mark.parametrize("model_type", [name for name in SUPPORTED if name != REFUSED])
 def test_mapped_result_computes_what_the_full_result_computes(model_type: str, tmp_path: Path) -> None:
     original = save_tiny(model_type, tmp_path / "source")
@@ -52,7 +59,7 @@ def test_mapped_result_computes_what_the_full_result_computes(model_type: str, t
     mapped = load(write_result(tmp_path / "source", tmp_path / "mapped", maps, mapped=True))
 
     counts = {layer: max(row_map) + 1 for layer, row_map in maps.items()}
-    expected = result_state(source, counts, Layout.MAPPED)
+    expected = result_state(source, counts, Layout.MAPPED, shape_of(source))
     assert {name: tensor.shape for name, tensor in mapped.state_dict().items()} == {
         name: tensor.shape for name, tensor in expected.items()
     }
@@ -78,8 +85,8 @@ def test_names_and_shapes_of_a_result_follow_from_the_source(model_type: str, tm
     assert (mapped_refusal(source) is None) == (model_type != REFUSED)
     reduced = Skeleton(with_experts(source, tmp_path, KEPT), source.skeleton.dtype)
     for layout in Layout:
-        state = result_state(source, {block.layer: KEPT for block in source.blocks}, layout)
-        built = reduced if layout is Layout.REDUCED else source.skeleton
+        state = result_state(source, {block.layer: KEPT for block in source.blocks}, layout, shape_of(source))
+        built = reduced if layout in (Layout.REDUCED, Layout.FACTORED) else source.skeleton
         routers = {tensor.name for block in source.blocks for tensor in block.router}
         same = state.keys() if layout is not Layout.MAPPED else routers
         assert {name: state[name].shape for name in same} == {name: built.state[name].shape for name in same}

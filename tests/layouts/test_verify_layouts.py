@@ -17,7 +17,7 @@ import hcsmoe_hub.result.verify
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.errors import HcsmoeError, SourceError, VerificationError
 from hcsmoe_hub.model.source_model import read_model
-from hcsmoe_hub.planning.mapped_layout import MODELING_FILE
+from hcsmoe_hub.planning.mapped_layout import CODE
 from hcsmoe_hub.result.reload import PROMPT_LENGTH
 from hcsmoe_hub.result.verify import GENERATED_TOKENS, check_structure, verify
 
@@ -132,7 +132,7 @@ def test_prediction_heads_are_kept_as_a_whole_or_left_out(source: Path, tmp_path
 
 @pytest.mark.parametrize("damage", ["changed", "line_ends", "missing"])
 def test_a_modelling_file_that_is_not_ours_is_not_run(mapped: Path, damage: str, tmp_path: Path) -> None:
-    file, mark = mapped / MODELING_FILE, tmp_path / "it_ran"
+    file, mark = mapped / CODE.file, tmp_path / "it_ran"
     text = file.read_bytes()
     match damage:
         case "changed":

@@ -88,7 +88,9 @@ def test_classes_of_experts_that_are_known_by_name_are_in_the_installed_transfor
 
 def test_no_other_file_names_a_private_attribute_of_transformers() -> None:
     private = private_names(SEAM)
-    found = {file.relative_to(ROOT).as_posix(): private & private_names(file) for file in library()}
+    # Code that results carry runs without this package.
+    own = (file for file in library() if not file.name.startswith("modeling_"))
+    found = {file.relative_to(ROOT).as_posix(): private & private_names(file) for file in own}
     assert {name: names for name, names in found.items() if names} == {}
 
 

@@ -24,6 +24,7 @@ CONFIG = {
     "num_experts_per_tok": 2,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
+    "hidden_size": 4096,
     "intermediate_size": 14336,
     "max_position_embeddings": 512,
     "rope_theta": 10000.0,

@@ -28,7 +28,7 @@ from hcsmoe_hub.options import (
     Saliency,
     Similarity,
 )
-from hcsmoe_hub.recipe.presets import PRESETS, Preset
+from hcsmoe_hub.recipe.presets import PRESETS, Preset, given
 from hcsmoe_hub.recipe.resolve import resolve
 
 OPTIONS = [
@@ -191,3 +191,24 @@ def test_measuring_a_folder_needs_no_output_file(make_folder: Any) -> None:
     facts = facts_of(make_folder())
     assert "--output" not in evaluate_command(facts)
     assert evaluate_command(facts).startswith("hcsmoe evaluate mixtral-tiny-hcsmoe-4e")
+
+
+LIKE = {"repo_id": "me/base-4e", "revision": "0123abcd", "sha256": "0" * 64, "neurons": True}
+
+
+@pytest.mark.parametrize(
+    ("like", "address"),
+    [
+        (LIKE, "hf://me/base-4e@0123abcd"),
+        ({"path": "base 4e", "revision": None, "sha256": "0" * 64, "neurons": False}, "base 4e"),
+    ],
+)
+def test_choices_of_another_result_are_not_repeated_but_named(
+    make_folder: Any, monkeypatch: pytest.MonkeyPatch, like: Any, address: str
+) -> None:
+    recipe = resolve(MethodOptions(refit=Refit.BLOCK, refit_passes=2))
+    words = words_of(convert_command(facts_of(make_folder({"method": recipe.as_dict(), "like": like}))))
+    found = options_of(words, monkeypatch)
+    assert (found.like, found.experts) == (address, None)
+    asked = {name: value for name, value in given(found.method).items() if value != ()}
+    assert asked == {"refit": "block", "refit_passes": 2, "router": "fit", "propagate": "merged", "seed": 42}

@@ -46,7 +46,13 @@ def usage(card: Any) -> str:
     return render_body(card, "").partition("\n## Use\n")[2].partition("\n## Quality\n")[0]
 
 
-BASE = {"num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 1e6, "max_position_embeddings": 512}
+BASE = {
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "rope_theta": 1e6,
+    "max_position_embeddings": 512,
+}
 
 
 @pytest.mark.parametrize(

@@ -202,3 +202,28 @@ def test_a_card_says_that_the_whole_model_was_trained_if_it_was(make_folder: Any
     assert (claim in text) is kept
     assert ("The model as a whole was not trained." in text) is not kept
     assert "All other weights are the base model's." in text
+
+
+LIKE = {"repo_id": "me/base-4e", "revision": "0123abcd", "sha256": "0" * 64, "neurons": True}
+
+
+def test_a_card_says_whose_choices_were_applied(make_folder: Any) -> None:
+    text = card(make_folder({"like": LIKE}))
+    assert (
+        "These choices, down to single neurons, were made for "
+        "[me/base-4e](https://huggingface.co/me/base-4e/tree/0123abcd), and applied to this model; all weights come "
+        "from this model and its own calibration text."
+    ) in text
+    local = {"path": "base-4e", "revision": None, "sha256": "0" * 64, "neurons": False}
+    assert "These choices were made for `base-4e`, and applied" in card(make_folder({"like": local}, name="local"))
+    assert "These choices" not in card(make_folder(name="own"))
+
+
+def test_a_card_mentions_the_file_of_neurons_where_there_is_one(make_folder: Any) -> None:
+    record = {"before": 14336, "after": 14336, "sha256": "0" * 64, "bytes": 5_000_000}
+    listed = card(make_folder({"neurons": record}))
+    assert (
+        "holds every choice in force and the clusters of every layer, [`hcsmoe-neurons.npz`](hcsmoe-neurons.npz) "
+        "(5.0 MB, which no program loads) the source of each of their neurons."
+    ) in listed
+    assert "hcsmoe-neurons" not in card(make_folder(name="without"))

@@ -1,5 +1,6 @@
 """What a conversion cost, measured on held-out sequences that run through both models in the same pass."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from tiny_models import build, differing, options, read_tensors, token_ids
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hcsmoe_hub import convert
+from hcsmoe_hub import convert, plan
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
 from hcsmoe_hub.evaluation.checkpoint import Checkpoint
 from hcsmoe_hub.evaluation.scorer import Request
 from hcsmoe_hub.evaluation.scorers import LoadedScorer
 from hcsmoe_hub.hub.open import open_source
+from hcsmoe_hub.observation.statistics_file import StatisticsFile
 from hcsmoe_hub.options import Budget, Layout, MethodOptions, Preset, Propagate, Refit
+from hcsmoe_hub.pipeline.held_out import why_not_measured
 from hcsmoe_hub.report import ConversionReport, Measured
 
 IDS = held_out_ids()
@@ -185,12 +188,26 @@ def test_measuring_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.Monke
     assert (report.measured, report.not_measured) == (None, "it was switched off")
 
 
-def test_reused_statistics_leave_nothing_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_that_were_collected_without_held_out_text_leave_nothing_to_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = build(tmp_path / "model")
+    hold_out(monkeypatch, torch.empty(0, 16, dtype=torch.int64), ())
+    with_file = options(source, 4, statistics=tmp_path / "statistics")
+    convert(source, with_file)
+    planned = plan(source, replace(with_file, output=tmp_path / "other"))
+    # As if text had been read, but not to measure on.
+    planned.calibration = replace(planned.calibration, is_token_ids=False, measures=False)
+    text = StatisticsFile(tmp_path / "statistics").text()
+    assert why_not_measured(planned, text) == "the statistics were collected without text to measure on"
+
+
+def test_statistics_with_held_out_text_are_measured_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = build(tmp_path / "model")
     hold_out(monkeypatch, IDS)
     measured(convert(source, options(source, 4, statistics=tmp_path / "statistics")))
-    report = convert(source, options(source, 3, statistics=tmp_path / "statistics", output=tmp_path / "other"))
-    assert report.not_measured == "calibration statistics were reused, so the model did not run"
+    found = measured(convert(source, options(source, 3, statistics=tmp_path / "statistics", output=tmp_path / "other")))
+    check(found, *(AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("model", "other")))
 
 
 def test_a_file_of_token_ids_is_used_for_calibration_alone(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import save_tiny, tiny_model
-from tiny_models import build, differing, options, read_tensors, refuse, token_ids
+from tiny_models import build, differing, options, read_tensors, token_ids
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -276,14 +276,6 @@ def test_what_does_not_reach_the_output_or_reaches_several_has_no_gain() -> None
 
 
 # Refusals
-
-
-def test_statistics_cannot_be_kept(tmp_path: Path) -> None:
-    source = build(tmp_path / "model")
-    wanted = options(source, 4, statistics=tmp_path / "statistics", method=method(Propagate.MERGED))
-    error = refuse(source, PlanError, wanted)
-    assert "`propagate='merged'` runs every layer of the reduced model" in error.message
-    assert error.hint == "leave `statistics` or `propagate` out"
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,19 @@ def test_every_set_gets_its_own_rows_back(calibration: int, measured: int, doubl
 
 def test_the_states_of_held_out_sequences_are_found_in_the_batch() -> None:
     sets = streams(3, 2, doubles=True)
-    source, reduced = sets.measured(torch.arange(len(sets.batch))[:, None, None].expand(-1, LENGTH, 4))
-    assert (source[:, 0, 0].tolist(), reduced[:, 0, 0].tolist()) == ([3, 4], [8, 9])
+    found = sets.measured(torch.arange(len(sets.batch))[:, None, None].expand(-1, LENGTH, 4))
+    rows = {part: states[:, 0, 0].tolist() for part, states in found.items()}
+    assert rows == {Part.MEASURED: [3, 4], Part.MEASURED_REDUCED: [8, 9]}
+
+
+def test_sets_that_are_recalled_have_no_rows() -> None:
+    sets = Streams(ids(3), ids(2, 100), doubles=True, lengths={LENGTH}, recalled={Part.SOURCE, Part.MEASURED})
+    found = sets.split(Call((sets.batch,)))
+    assert {part: call.args[0][:, 0].tolist() for part, call in found.items()} == {
+        Part.REDUCED: [0, 1, 2],
+        Part.MEASURED_REDUCED: [100, 101],
+    }
+    assert sets.measured(sets.batch[..., None]).keys() == {Part.MEASURED_REDUCED}
 
 
 def test_a_set_that_a_layer_leaves_out_keeps_its_place() -> None:

@@ -76,7 +76,9 @@ def refusal(plan: ConversionPlan, free: Mapping[str, int], monkeypatch: pytest.M
 def test_everything_that_is_downloaded_and_written_stays(plan: ConversionPlan) -> None:
     needs = estimate_needs(plan)
     assert needs.download_bytes == needs.cache_bytes == sum(path.stat().st_size for path in EXAMPLE.glob("*.safet*rs"))
-    assert needs.disk_bytes == plan.shards.file_bytes
+    # Two bytes for each neuron of the result: its expert and its number there.
+    neurons = 2 * sum(plan.experts_by_layer.values()) * plan.width
+    assert needs.disk_bytes == plan.shards.file_bytes + neurons
 
 
 def test_little_disk_holds_two_layers_of_the_source(plan: ConversionPlan) -> None:
@@ -166,3 +168,19 @@ def test_each_of_two_disks_is_named(plan: ConversionPlan, monkeypatch: pytest.Mo
     first, second = refusals(plan, {"cache": 1000, "results": 1000}, monkeypatch)
     assert first.message.startswith("the download needs ")
     assert second.message.startswith("the result needs ")
+
+
+def test_a_statistics_file_needs_room_as_well(
+    plan: ConversionPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "observed").mkdir()
+    kept = plan_conversion(plan.model.source, replace(plan.options, statistics=tmp_path / "observed" / "file"))
+    needs = estimate_needs(kept)
+    room = {"cache": needs.cache_bytes, "results": needs.disk_bytes, "observed": needs.statistics_bytes}
+    assert refusal(kept, room, monkeypatch) is None
+    error = refusal(kept, room | {"observed": needs.statistics_bytes - 1}, monkeypatch)
+    assert error is not None
+    assert error.message.startswith(f"the statistics file needs {format_bytes(needs.statistics_bytes)}, but ")
+    assert error.hint == "choose another disk with `statistics`, or add `keep_states=False`"
+    lighter = replace(kept, options=replace(kept.options, keep_states=False))
+    assert estimate_needs(lighter).statistics_bytes < needs.statistics_bytes // 2

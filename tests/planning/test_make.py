@@ -27,8 +27,9 @@ from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions
 from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.errors import OutputError, PlanError, UnsupportedModelError
+from hcsmoe_hub.model.width import neurons_of
 from hcsmoe_hub.options import Distance, Dtype, Linkage, Preset, Refit
-from hcsmoe_hub.planning.estimate import estimate_needs, expert_parameters, neurons_of, refit_flops
+from hcsmoe_hub.planning.estimate import estimate_needs, expert_parameters, refit_flops
 
 
 @pytest.fixture
@@ -265,7 +266,7 @@ def test_experts_without_a_gate_have_as_many_neurons_as_they_are_wide(tmp_path: 
         plan = plan_conversion(tmp_path / model_type, wanted)
         config = model.config
         neurons = config.moe_intermediate_size if matrices == 2 else config.intermediate_size
-        assert neurons_of(plan) == neurons
+        assert neurons_of(plan.model) == neurons
         assert expert_parameters(plan) == matrices * config.hidden_size * neurons
         refits[matrices] = refit_flops(plan)
     assert all(refits.values())
@@ -346,12 +347,20 @@ def test_an_ordinary_plan_warns_of_nothing(source: Path) -> None:
 
 
 def test_keeping_every_expert_is_pointed_out(source: Path) -> None:
-    assert warnings(source, 8) == ["`experts=8` is the number that the model has; the result will not be smaller."]
+    assert warnings(source, 8) == ["`experts=8` keeps all that the model has; the result will not be smaller."]
 
 
 def test_layers_that_become_dense_are_pointed_out(source: Path) -> None:
     assert warnings(source, 2) == ["all 2 experts will be active for every token: the layers become dense."]
     assert warnings(source, 2, experts_per_token=1) == []
+
+
+def test_a_number_of_experts_that_a_server_cannot_run_is_pointed_out_with_the_nearest(tmp_path: Path) -> None:
+    save_tiny("deepseek_v4", tmp_path / "model")
+    (warning,) = warnings(tmp_path / "model", 5)
+    assert "does not start a deepseek_v4 model of 5 experts on CUDA" in warning
+    assert "The nearest that runs is 4." in warning
+    assert warnings(tmp_path / "model", 4) == []
 
 
 def test_routing_without_groups_is_pointed_out(tmp_path: Path) -> None:

@@ -137,6 +137,14 @@ def test_a_choice_is_in_force_as_given_whatever_the_preset(preset: Preset, name:
     assert {getattr(chosen, other) == getattr(PRESETS[preset], other) for other in others} == {True}
 
 
+@pytest.mark.parametrize("preset", Preset)
+def test_factors_bring_their_layout_and_one_number_of_experts(preset: Preset) -> None:
+    chosen = complete(MethodOptions(preset=preset, compress="32,0.9"))
+    assert (chosen.layout, chosen.budget) == (Layout.FACTORED, Budget.UNIFORM)
+    others = {field.name for field in fields(MethodOptions)} - {"compress", "layout", "budget", "preset"}
+    assert {getattr(chosen, other) == getattr(PRESETS[preset], other) for other in others} == {True}
+
+
 def test_none_leaves_a_choice_to_the_preset() -> None:
     assert resolve(MethodOptions(saliency=None)) == resolve(PRESETS[DEFAULT_PRESET])
     assert resolve(MethodOptions(preset=Preset.REAP, refit=None)) == resolve(MethodOptions(preset=Preset.REAP))
@@ -159,10 +167,13 @@ def test_an_option_that_does_not_exist_is_refused() -> None:
 
 def test_every_option_and_every_value_of_the_lists_above_is_tried() -> None:
     lists = (PUBLISHED, DEFAULT, PRUNING)
-    assert {name for listed in lists for name in listed} | {"preset"} == {field.name for field in fields(MethodOptions)}
+    assert {name for listed in lists for name in listed} | {"preset", "compress"} == {
+        field.name for field in fields(MethodOptions)
+    }
     kinds = {"method": Method, "clustering": Clustering, "linkage": Linkage, "merge": Merge, "budget": Budget}
     for name, kind in {**kinds, "router": RouterPolicy, "layout": Layout}.items():
-        assert {value for listed in lists for value in listed.get(name, [])} == set(kind)
+        # Without compressed experts, there is nothing to write in the factored layout.
+        assert {value for listed in lists for value in listed.get(name, [])} == set(kind) - {Layout.FACTORED}
 
 
 def test_nothing_given_begins_with_the_default() -> None:

@@ -234,6 +234,7 @@ def test_every_optional_choice_can_be_without_an_effect() -> None:
         "method",
         "budget",
         "layout",
+        "compress",
     }
     assert {name for _, name, _ in IDLE} == optional
 
@@ -333,6 +334,7 @@ VALUES: dict[str, list[Any]] = {
     "router": [None, *RouterPolicy],
     "propagate": [None, *Propagate],
     "layout": list(Layout),
+    "compress": [None, "32,0.9", "25%"],
     "seed": [42, 7],
 }
 COMBINATIONS = 10_000

@@ -30,6 +30,14 @@ class Codec(Protocol):
         """Roles of the parts that are neither decoded nor encoded: scales of activations, which calibration found."""
         ...
 
+    @property
+    def row_step(self) -> int:
+        """What the length of a row must be a multiple of; 1 where the last block of a row may be a partial one.
+
+        A row holds what one output is computed from, whichever dimension that is.
+        """
+        ...
+
     def part_names(self, name: str) -> dict[str, str]:
         """Stored key of every part, by role.
 

@@ -69,6 +69,11 @@ class Mxfp4Blocks:
         """Nothing is carried."""
         return ()
 
+    @property
+    def row_step(self) -> int:
+        """Blocks are whole."""
+        return BLOCK
+
     def part_names(self, name: str) -> dict[str, str]:
         """Stored key of every part, by role."""
         return {WEIGHT: f"{name}_blocks", SCALE: f"{name}_scales"}
@@ -124,6 +129,11 @@ class Mxfp4Rows:
     def carried(self) -> tuple[str, ...]:
         """Nothing is carried."""
         return ()
+
+    @property
+    def row_step(self) -> int:
+        """Blocks are whole."""
+        return BLOCK
 
     def part_names(self, name: str) -> dict[str, str]:
         """Stored key of every part, by role."""

@@ -44,6 +44,11 @@ class PackedCodec:
         return ()
 
     @property
+    def row_step(self) -> int:
+        """Groups are whole; a scale per row takes any length."""
+        return max(1, self.grid.block[-1])
+
+    @property
     def per_word(self) -> int:
         """Codes in a word of 32 bits."""
         return 32 // self.bits

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hcsmoe_hub.checkpoint.formats.carried import CarriedPart, stored_key
-from hcsmoe_hub.checkpoint.formats.grid import Grid
+from hcsmoe_hub.checkpoint.formats.grid import WHOLE, Grid
 from hcsmoe_hub.checkpoint.formats.logical import SCALE, WEIGHT
 from hcsmoe_hub.checkpoint.formats.scales import divisors, make_scales, scale_values
 
@@ -41,6 +41,12 @@ class ScaledCodec:
     def carried(self) -> tuple[str, ...]:
         """Roles of the parts that are neither decoded nor encoded."""
         return tuple(part.role for part in self.extra)
+
+    @property
+    def row_step(self) -> int:
+        """Groups of a single row are whole; the last one of blocks of several rows may be a partial one."""
+        rows, columns = self.grid.block[-2:]
+        return columns if rows == 1 and columns != WHOLE else 1
 
     def part_names(self, name: str) -> dict[str, str]:
         """Stored key of every part, by role."""

@@ -9,10 +9,11 @@ from hcsmoe_hub.methods.clustering.energies import NeuronEnergies
 from hcsmoe_hub.methods.clustering.fuzzy import fuzzy_memberships, hard_labels
 from hcsmoe_hub.methods.clustering.gram import row_distances
 from hcsmoe_hub.methods.clustering.grouping import dominant_experts, group_experts
-from hcsmoe_hub.methods.clustering.hierarchical import hierarchical
+from hcsmoe_hub.methods.clustering.hierarchical import cut_tree, hierarchical
 from hcsmoe_hub.methods.clustering.kmeans import kmeans
 from hcsmoe_hub.methods.clustering.loss import loss_linkage, pair_losses
 from hcsmoe_hub.methods.clustering.overlap import overlap_distances
+from hcsmoe_hub.methods.clustering.prediction import LossTable, loss_table
 from hcsmoe_hub.methods.clustering.quality import dunn, silhouette
 from hcsmoe_hub.methods.clustering.random_groups import random_groups
 from hcsmoe_hub.methods.clustering.single_shot import single_shot
@@ -21,8 +22,10 @@ __all__ = [
     "DROPPED",
     "Clusters",
     "Grouping",
+    "LossTable",
     "NeuronEnergies",
     "coordinates",
+    "cut_tree",
     "dominant_experts",
     "dunn",
     "frequency_budget",
@@ -35,6 +38,7 @@ __all__ = [
     "kmeans",
     "limit_sizes",
     "loss_linkage",
+    "loss_table",
     "medoids",
     "normalised",
     "overlap_distances",

@@ -33,19 +33,32 @@ class NeuronEnergies:
         own_UI: Energy of every neuron where its expert was chosen, float32.
         harm_UUI: Energy of the neurons of expert ``[:, e]`` where expert ``[m]`` was chosen instead, float32.
         place_E: Number among the U of every source expert.
+        magnitude_UI: Product of the lengths of both sides of every neuron, float32.
+        width: W, the neurons that an expert of the result is made of: I, or fewer.
         total: Output energy of all neurons of the layer, which losses are shares of; 1 if no neuron has any.
     """
 
     own_UI: Tensor
     harm_UUI: Tensor
     place_E: tuple[int, ...]
+    magnitude_UI: Tensor
+    width: int
     total: float
 
     @classmethod
-    def of(cls, own_UI: Tensor, harm_UUI: Tensor, place_E: Sequence[int]) -> Self:
-        """The energies of all experts of a layer."""
+    def of(
+        cls, own_UI: Tensor, harm_UUI: Tensor, place_E: Sequence[int], *, magnitude_UI: Tensor | None = None
+    ) -> Self:
+        """The energies of all experts of a layer, whose merged experts are as wide; without magnitudes, all alike."""
         total = float(own_UI.sum(dtype=torch.float64)) or 1.0
-        return cls(own_UI=own_UI, harm_UUI=harm_UUI, place_E=tuple(place_E), total=total)
+        return cls(
+            own_UI=own_UI,
+            harm_UUI=harm_UUI,
+            place_E=tuple(place_E),
+            magnitude_UI=torch.ones_like(own_UI) if magnitude_UI is None else magnitude_UI,
+            width=own_UI.shape[1],
+            total=total,
+        )
 
     @property
     def first_U(self) -> tuple[int, ...]:
@@ -60,6 +73,8 @@ class NeuronEnergies:
             own_UI=self.own_UI[chosen],
             harm_UUI=self.harm_UUI[chosen[:, None], chosen],
             place_E=tuple(places.index(self.place_E[expert]) for expert in experts),
+            magnitude_UI=self.magnitude_UI[chosen],
+            width=self.width,
             total=self.total,
         )
 

@@ -1,6 +1,6 @@
-"""Agglomerative clustering by what a merged expert of I neurons must lose.
+"""Agglomerative clustering by what a merged expert of W neurons must lose.
 
-E source experts, U experts that differ from each other, C clusters, I neurons of an expert.
+E source experts, U experts that differ from each other, C clusters, I neurons of an expert, W of a merged one.
 """
 
 from collections import defaultdict
@@ -23,7 +23,7 @@ CHUNK = 1 << 24
 def loss_linkage(energies: NeuronEnergies, clusters: int) -> Grouping:
     """Groups experts so that the experts made of the best neurons of each group lose little.
 
-    A cluster keeps the I neurons of greatest gain ``own^2 / (own + harm)`` of all its members and loses
+    A cluster keeps the W neurons of greatest gain ``own^2 / (own + harm)`` of all its members and loses
     ``sum own - sum of these gains`` of the layer's output energy. Again and again the two clusters become one whose
     union adds least to that loss; among equals the pair with the lowest numbers. Copies of one expert come first, at
     no loss.
@@ -50,7 +50,7 @@ def loss_linkage(energies: NeuronEnergies, clusters: int) -> Grouping:
 
     for expert, place in enumerate(energies.place_E):
         nodes[place] = unite(nodes[place], expert, 0.0) if place in nodes else expert
-    for first, second, added in _Agglomeration(energies).merges():
+    for first, second, added in loss_merges(energies):
         nodes[first] = unite(nodes[first], nodes.pop(second), added / energies.total)
     exact = np.array(rows, dtype=np.float64).reshape(-1, 4)
     tree = exact.copy()
@@ -60,34 +60,47 @@ def loss_linkage(energies: NeuronEnergies, clusters: int) -> Grouping:
     return replace(found, clusters=replace(found.clusters, heights=heights))
 
 
+def loss_merges(energies: NeuronEnergies) -> list[tuple[int, int, float]]:
+    """Unites clusters of the U experts that differ until one is left.
+
+    Returns:
+        The numbers of the two clusters of each of the U - 1 merges, the lower one first, which stays the number of the
+        union; and what the merge adds to the loss, as an energy.
+    """
+    return _Agglomeration(energies).merges()
+
+
 def pair_losses(energies: NeuronEnergies) -> NDArray[np.float64]:
     """What uniting two experts would lose, as a share of the output energy of all neurons.
 
     Returns:
         Symmetric ``[E, E]`` float64 matrix with a zero diagonal, zero between copies.
     """
-    losses_UU = _first_losses(energies.own_UI, energies.harm_UUI) / energies.total
+    losses_UU = _first_losses(energies) / energies.total
     np.fill_diagonal(losses_UU, 0)
     places = np.array(energies.place_E)
     return losses_UU[np.ix_(places, places)]
 
 
-def _first_losses(own_UI: Tensor, harm_UUI: Tensor) -> NDArray[np.float64]:
-    """Loss of every pair of experts, ``[U, U]``, infinite on the diagonal; on the host."""
-    experts, neurons = own_UI.shape
-    energy_U = own_UI.sum(1, dtype=torch.float64)
+def _first_losses(energies: NeuronEnergies) -> NDArray[np.float64]:
+    """What uniting every pair of experts loses, ``[U, U]``, infinite on the diagonal; on the host."""
+    own_UI, harm_UUI, experts = energies.own_UI, energies.harm_UUI, len(energies.own_UI)
+    # What narrower experts keep when they are alone.
+    energy_U = _largest(own_UI.clone(), energies.width)
     losses_UU = torch.full((experts, experts), torch.inf, dtype=torch.float64, device=own_UI.device)
     for first in range(experts - 1):
         others = slice(first + 1, None)
         both_P2I = [gains(own_UI[first], harm_UUI[others, first]), gains(own_UI[others], harm_UUI[first, others])]
-        lost = energy_U[first] + energy_U[others] - _largest(torch.cat(both_P2I, dim=1), neurons)
+        lost = energy_U[first] + energy_U[others] - _largest(torch.cat(both_P2I, dim=1), energies.width)
         losses_UU[first, others] = lost.clamp(min=0)
     found: NDArray[np.float64] = losses_UU.cpu().numpy()
     return np.minimum(found, found.T)
 
 
 def _largest(values_PN: Tensor, count: int) -> Tensor:
-    """Sum of the ``count`` largest values of every row, float64."""
+    """Sum of the ``count`` largest values of every row, float64; on a CPU, rows may change their order."""
+    if count == values_PN.shape[1]:
+        return values_PN.sum(1, dtype=torch.float64)
     if values_PN.device.type != "cpu":
         return values_PN.topk(count, dim=1, sorted=False).values.sum(1, dtype=torch.float64)
     # On a CPU, NumPy finds them in a fifth of the time.
@@ -110,10 +123,11 @@ class _Agglomeration:
         self._own_UI = energies.own_UI
         # Summed over the members of a cluster as they come together.
         self._harm_CUI = energies.harm_UUI.clone()
-        self._energy_U = energies.own_UI.sum(1, dtype=torch.float64).cpu().numpy()
+        self._width = energies.width
+        self._energy_U = _largest(energies.own_UI.clone(), self._width).cpu().numpy()
         self._members = {expert: [expert] for expert in range(len(self._own_UI))}
         self._lost_C = np.zeros(len(self._own_UI))
-        self._added_CC = _first_losses(energies.own_UI, energies.harm_UUI)
+        self._added_CC = _first_losses(energies)
 
     def merges(self) -> list[tuple[int, int, float]]:
         """Unites clusters until one is left: the two numbers, the lower one first, and what the union adds."""
@@ -163,4 +177,4 @@ class _Agglomeration:
         inside_PMI = self._harm_CUI[other_P[:, None], inside_M].add_(harm_MI)
         outside_PSI = self._harm_CUI[other_P[:, None], outside_PS] + self._harm_CUI[number, outside_PS]
         gained = [gains(self._own_UI[inside_M], inside_PMI), gains(self._own_UI[outside_PS], outside_PSI)]
-        return _largest(torch.cat(gained, dim=1).flatten(1), self._own_UI.shape[1])
+        return _largest(torch.cat(gained, dim=1).flatten(1), self._width)

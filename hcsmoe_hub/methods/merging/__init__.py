@@ -2,8 +2,18 @@
 
 from hcsmoe_hub.methods.merging.copies import find_copies
 from hcsmoe_hub.methods.merging.merge import Merged, MergeGroups, merge_experts
+from hcsmoe_hub.methods.merging.neuron_origins import NeuronOrigins
 from hcsmoe_hub.methods.merging.neurons import Neurons
 from hcsmoe_hub.methods.merging.shares import member_shares
 from hcsmoe_hub.methods.merging.weighted import merge_rows
 
-__all__ = ["MergeGroups", "Merged", "Neurons", "find_copies", "member_shares", "merge_experts", "merge_rows"]
+__all__ = [
+    "MergeGroups",
+    "Merged",
+    "NeuronOrigins",
+    "Neurons",
+    "find_copies",
+    "member_shares",
+    "merge_experts",
+    "merge_rows",
+]

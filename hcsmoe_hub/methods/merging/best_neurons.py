@@ -1,11 +1,13 @@
 """Merged experts that are made of whole neurons: the best ones of all members of a cluster, nothing averaged."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from hcsmoe_hub.methods.clustering.energies import NeuronEnergies
+from hcsmoe_hub.methods.merging.narrowing import GUARDED, best
+from hcsmoe_hub.methods.merging.neuron_origins import Part
 from hcsmoe_hub.methods.merging.neurons import Neurons, NeuronView
 
 
@@ -14,8 +16,10 @@ def is_one_expert(energies: NeuronEnergies, members: Sequence[int]) -> bool:
     return len({energies.place_E[expert] for expert in members}) == 1
 
 
-def best_neurons(energies: NeuronEnergies, members: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The I neurons of greatest gain of all members of a cluster; among equals those of the lowest numbers.
+def best_neurons(energies: NeuronEnergies, members: Sequence[int]) -> Iterator[Part]:
+    """The W neurons of greatest gain of all members of a cluster; among equals those of the lowest numbers.
+
+    Where W is less than I, a few outliers stay in any case, and magnitude decides among equals.
 
     Args:
         energies: Of the layer's neurons.
@@ -31,28 +35,29 @@ def best_neurons(energies: NeuronEnergies, members: Sequence[int]) -> Iterator[t
     neurons = gain_MI.shape[1]
     if not gain_MI.any():
         scale_MI = torch.ones_like(scale_MI)
-    best_I = gain_MI.flatten().sort(descending=True, stable=True).indices[:neurons].sort().values
+    if energies.width < neurons:
+        magnitude_N = energies.magnitude_UI[places].flatten()
+        best_W = best(gain_MI.flatten(), magnitude_N, energies.width, guarded=max(1, neurons // GUARDED))
+    else:
+        best_W = gain_MI.flatten().sort(descending=True, stable=True).indices[:neurons].sort().values
     firsts = energies.first_U
     for number, place in enumerate(places):
-        own = best_I[best_I // neurons == number] - number * neurons
+        own = best_W[best_W // neurons == number] - number * neurons
         if len(own):
             yield firsts[place], own, scale_MI[number, own]
 
 
-def write_best_neurons(
-    rows: Mapping[str, Tensor], view: NeuronView, *, energies: NeuronEnergies, members: Sequence[int], target: Neurons
-) -> None:
-    """Writes the best neurons of a cluster into one expert; one of its members is read at a time.
+def write_neurons(rows: Mapping[str, Tensor], view: NeuronView, parts: Iterable[Part], *, target: Neurons) -> None:
+    """Writes neurons of several source experts into one expert; one of them is read at a time.
 
     Args:
         rows: Tensors of all source experts by name, ``[E, ...]``.
         view: Looks at such tensors neuron by neuron.
-        energies: Of the layer's neurons.
-        members: The cluster.
+        parts: The neurons, as ``best_neurons`` returns them.
         target: The expert ``[1, ...]``; what belongs to no neuron is not written.
     """
     start = 0
-    for expert, neuron_P, scale_P in best_neurons(energies, members):
+    for expert, neuron_P, scale_P in parts:
         part = view({name: rows_E[expert, None] for name, rows_E in rows.items()})
         places = slice(start, start + len(neuron_P))
         for tensor, source in zip(target.inputs, part.inputs, strict=True):

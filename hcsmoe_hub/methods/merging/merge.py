@@ -6,14 +6,16 @@ E source experts, C clusters.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hcsmoe_hub.methods.clustering.clusters import Clusters
 from hcsmoe_hub.methods.clustering.energies import NeuronEnergies
 from hcsmoe_hub.methods.merging.alignment import align_neurons, alignment_features
-from hcsmoe_hub.methods.merging.best_neurons import is_one_expert, write_best_neurons
+from hcsmoe_hub.methods.merging.best_neurons import best_neurons, is_one_expert, write_neurons
 from hcsmoe_hub.methods.merging.fix_dom import fix_dom_groups
 from hcsmoe_hub.methods.merging.neuron_features import HiddenSample, correlation_features, correlations
+from hcsmoe_hub.methods.merging.neuron_origins import NeuronOrigins, Part
 from hcsmoe_hub.methods.merging.neurons import Neurons, NeuronView
 from hcsmoe_hub.methods.merging.weighted import merge_rows
 from hcsmoe_hub.methods.merging.zipit import zipit_groups
@@ -29,10 +31,12 @@ class Merged:
         tensors: ``[C, ...]`` by the names of the source's tensors, in their dtypes.
         unseen: Clusters whose neurons were to be matched by activations, but too few sampled tokens reach them; their
             neurons were matched by weights.
+        origins: Where their neurons come from, if these were kept whole.
     """
 
     tensors: dict[str, Tensor]
     unseen: tuple[int, ...] = ()
+    origins: NeuronOrigins | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,11 +47,16 @@ class MergeGroups:
         clusters: A partition of the E experts.
         dominants: The dominant expert of every cluster.
         share_EC: Shares from ``member_shares``, ``[E, C]`` float64; equal ones for merges of neurons.
+        shapes: Shape of one merged expert in every tensor, where it is made of the best neurons of its cluster; by
+            default that of a source expert.
+        origins: The neurons that each is made of, where that is given and neurons are kept whole.
     """
 
     clusters: Clusters
     dominants: Sequence[int]
     share_EC: Tensor
+    shapes: Mapping[str, Sequence[int]] | None = None
+    origins: NeuronOrigins | None = None
 
     def cluster(self, number: int) -> "_Cluster":
         """One of the clusters."""
@@ -113,18 +122,24 @@ def merge_experts(
 
 def _best_of(rows: Mapping[str, Tensor], view: NeuronView, groups: MergeGroups, energies: NeuronEnergies) -> Merged:
     """Experts made of the best neurons of each cluster; of copies of one expert, the dominant one as it is."""
-    merged = {name: rows_E.new_empty((len(groups.dominants), *rows_E.shape[1:])) for name, rows_E in rows.items()}
+    count, shapes = len(groups.dominants), groups.shapes or {name: rows_E.shape[1:] for name, rows_E in rows.items()}
+    merged = {name: rows_E.new_empty((count, *shapes[name])) for name, rows_E in rows.items()}
+    is_narrower, chosen = energies.width < energies.own_UI.shape[1], list[list[Part]]()
     for number, members in enumerate(groups.clusters.members):
         target = {name: tensor[number, None] for name, tensor in merged.items()}
-        if is_one_expert(energies, members):
-            _copy({name: rows_E[groups.dominants[number], None] for name, rows_E in rows.items()}, target)
-            continue
         expert = view(target)
-        write_best_neurons(rows, view, energies=energies, members=members, target=expert)
+        if is_one_expert(energies, members) and not is_narrower:
+            _copy({name: rows_E[groups.dominants[number], None] for name, rows_E in rows.items()}, target)
+            chosen.append([(groups.dominants[number], torch.arange(expert.size), torch.ones(expert.size))])
+            continue
+        found = groups.origins
+        parts = best_neurons(energies, members) if found is None else found.parts(number, energies, members)
+        chosen.append(list(parts))
+        write_neurons(rows, view, chosen[-1], target=expert)
         share_M1 = groups.cluster(number).share_M1
         for place, rows_E in zip(expert.others, view(rows).others, strict=True):
             place.copy_(merge_rows(rows_E[list(members)], share_M1))
-    return Merged(tensors=merged)
+    return Merged(tensors=merged, origins=NeuronOrigins.of(chosen))
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

@@ -67,6 +67,7 @@ def recipe(clustering: Clustering | None, **choices: Any) -> Recipe:
         router=RouterPolicy.DOMINANT,
         propagate=None,
         layout=Layout.REDUCED,
+        compress=None,
         seed=42,
     )
     return replace(base, **choices)

@@ -1,5 +1,6 @@
 """The loss linkage: every merge is the one that loses least, and loses what a computation by hand says."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -177,3 +178,25 @@ def test_permuting_the_experts_permutes_the_partition() -> None:
     assert {frozenset(members) for members in found.members} == {
         frozenset(int(order[expert]) for expert in members) for members in moved.members
     }
+
+
+@pytest.mark.parametrize("width", [1, 3, 6])
+def test_narrower_experts_are_united_where_the_least_is_lost_on_top_of_what_they_lose_alone(width: int) -> None:
+    energies = replace(random_energies(3), width=width)
+
+    def lost_by(members: tuple[int, ...]) -> float:
+        harm = energies.harm_UUI[list(members)][:, list(members)].sum(0)
+        own = energies.own_UI[list(members)]
+        kept = (own * own / (own + harm)).flatten().sort(descending=True).values[:width]
+        return float(own.sum() - kept.sum())
+
+    pairs = {pair: lost_by(pair) - lost_by(pair[:1]) - lost_by(pair[1:]) for pair in combinations(range(EXPERTS), 2)}
+    matrix = pair_losses(energies)
+    for (first, second), added in pairs.items():
+        assert matrix[first, second] == pytest.approx(max(added, 0) / energies.total, rel=1e-4, abs=1e-9)
+    found = loss_linkage(energies, EXPERTS - 1).clusters
+    assert next(members for members in found.members if len(members) == 2) == min(pairs, key=lambda pair: pairs[pair])
+
+
+def test_the_width_of_a_part_is_that_of_the_whole() -> None:
+    assert replace(random_energies(0), width=4).part([2, 5]).width == 4
