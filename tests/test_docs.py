@@ -161,8 +161,10 @@ class Shell:
             for key in [key for key in self.hub.repositories if key[1].startswith("me/")]:
                 del self.hub.repositories[key]
         if words[1] == "convert" and "--output" not in words:
-            name, kept = words[2].rpartition("/")[2], words[words.index("--experts") + 1]
-            shutil.rmtree(folder / f"{name}-hcsmoe-{kept}e", ignore_errors=True)
+            name = words[2].rpartition("/")[2]
+            kept = f"{words[words.index('--experts') + 1]}e" if "--experts" in words else ""
+            for result in folder.glob(f"{name}-hcsmoe-{kept}*"):
+                shutil.rmtree(result)
         answer = self.ask(folder=str(folder), words=words)
         assert answer["failure"] is None, f"{' '.join(words)}\n{answer['failure']}"
         return str(answer["output"])

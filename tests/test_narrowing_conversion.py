@@ -30,7 +30,7 @@ def test_a_narrowed_result_names_its_width_everywhere(result: Path) -> None:
     assert report["experts"] | {"width_before": 48, "width_after": 16} == report["experts"]
     assert model_document(read_model(LocalSource(result)))["experts"]["width"] == 16
     check_structure(result)
-    card = write_card(result)
+    card = write_card(result).path.read_text("utf-8")
     assert "| Neurons per expert | 48 | 16 |" in card
     assert "--expert-width 16" in card
     assert "--experts " not in card

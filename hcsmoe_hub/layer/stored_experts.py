@@ -149,7 +149,7 @@ class StoredExperts:
         template, expert = places[tensor.name]
         origin = template.format(heritage.origins[expert])
         scales = self._scales[origin]
-        if self._tensors[origin].codec == codec:
+        if self._tensors[origin].codec == codec and _fit(scales, codec, values):
             again = codec.encode_as(values, _on(values, scales))
             if torch.equal(codec.decode(again), values):
                 return {**again, **{role: scales[role] for role in codec.carried}}
@@ -166,9 +166,11 @@ class StoredExperts:
         own = {role: part[origins] if part.shape[:1] == (experts,) else part for role, part in scales.items()}
         if len(values) != len(origins):
             return codec.encode(values)
+        carried = {role: own[role] for role in codec.carried}
+        if not _fit(own, codec, values):
+            return {**codec.encode(values), **carried}
         again = codec.encode_as(values, _on(values, own))
         is_same = (codec.decode(again) == values).flatten(1).all(1)
-        carried = {role: own[role] for role in codec.carried}
         if is_same.all():
             return {**again, **carried}
         parts = codec.encode(values)
@@ -215,6 +217,12 @@ def expert_places(names: Sequence[str]) -> dict[str, tuple[str, int]]:
         name: (".".join([*piece[:at], "{}", *piece[at + 1 :]]), int(piece[at]))
         for name, piece in zip(names, pieces, strict=True)
     }
+
+
+def _fit(scales: Parts, codec: Codec, values: Tensor) -> bool:
+    """Whether scales of the source have the shapes that those of ``values`` have; narrower experts have fewer."""
+    specs = codec.part_specs(tuple(values.shape))
+    return all(part.shape == specs[role][1] for role, part in scales.items() if role not in codec.carried)
 
 
 def _on(values: Tensor, parts: Parts) -> dict[str, Tensor]:

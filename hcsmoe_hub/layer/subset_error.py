@@ -36,8 +36,8 @@ class SubsetError:
         self._idle = {tensor.name: layer.result.state[tensor.name] for tensor in layer.block.experts}
         token_bytes = sample.experts.num_experts * sample.tokens_TH[0].nbytes
         tokens = min(len(sample.tokens_TH), max(1, OUTPUTS_BYTES // token_bytes))
-        args = tuple(value[:, :tokens] for value in call.args)
-        self._call = Call(args, {name: value[:, :tokens] for name, value in call.kwargs.items()})
+        args = tuple(_first(value, tokens) for value in call.args)
+        self._call = Call(args, {name: _first(value, tokens) for name, value in call.kwargs.items()})
         self._outputs_ETH = outputs_of(sample.experts, sample.tokens_TH[:tokens])
         self._full_TH = self._run(layer.source, tuple(range(sample.experts.num_experts)))
 
@@ -51,3 +51,8 @@ class SubsetError:
     def _run(self, block: RunnableBlock, kept: Subset) -> Tensor:
         """Routed output ``[T, H]`` of a block whose router chooses from ``kept``."""
         return block.rerun([self._call], lambda: SubsetObserver(self._outputs_ETH, kept)).outputs[0]
+
+
+def _first(value: Tensor | None, tokens: int) -> Tensor | None:
+    """The first tokens of an input ``[1, T, ...]``; blocks may take inputs that are ``None`` in the first layer."""
+    return None if value is None else value[:, :tokens]

@@ -38,7 +38,7 @@ class CurvePoint:
         weights_bytes: Bytes of all stored tensors.
         kept_share: Parameters of the routed experts over those of the source's, 0 to 1.
         predicted_ratio: Perplexity over that of the source as it is predicted from the other points that were measured;
-            ``None`` where they are too few.
+            ``None`` where they are too few, or lie too close together to predict this one.
         measured: What was measured, as in ``hcsmoe.json``; ``None`` if it was not, or is not finite.
         layers: The MoE layers.
     """

@@ -73,6 +73,8 @@ def _draw_lines(axes: "Axes", report: CurveReport) -> None:
             place = (point.weights_bytes / unit, point.ratio or 1.0)
             axes.plot(*place, "o", color=colour, markerfacecolor=inside, markersize=5, zorder=3)
     axes.axhline(1, color=INK, linewidth=0.6)
+    # Room for the names of the points at both ends.
+    axes.margins(x=0.12)
     axes.set_xlabel(f"weights, {name}")
     axes.set_ylabel("perplexity over that of the source")
     axes.legend(frameon=False, title="width of the experts", title_fontsize=8)

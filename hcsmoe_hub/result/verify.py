@@ -22,6 +22,7 @@ from hcsmoe_hub.errors import VerificationError
 from hcsmoe_hub.model.raw_config import loading_problem
 from hcsmoe_hub.model.source_model import SourceModel, read_model
 from hcsmoe_hub.model.trained import trained_keys
+from hcsmoe_hub.model.width import neurons_of
 from hcsmoe_hub.observation.overflow import overflow_hint, overflow_in
 from hcsmoe_hub.options import Layout
 from hcsmoe_hub.planning.factored_layout import factor_tensors
@@ -169,7 +170,11 @@ def _compare(model: SourceModel, against: Source) -> int:
             hint="pass the checkpoint that it was made from; hcsmoe.json names it",
         )
     layout = layout_of(model)
-    is_unmerged = layout is Layout.REDUCED and original.settings.experts == model.settings.experts
+    is_unmerged = (
+        layout is Layout.REDUCED
+        and original.settings.experts == model.settings.experts
+        and neurons_of(original) == neurons_of(model)
+    )
     # What the model does not load of a prediction head is kept as a whole, or left out.
     is_kept = bool(model.source.tensors.keys() & set(original.parts_of(original.mtp_keys)))
     rule = MtpRule(fits=True) if is_kept else MtpRule(dropped="the result has none of it")

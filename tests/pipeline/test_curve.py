@@ -203,5 +203,11 @@ def test_a_law_needs_two_points_that_cost_something():
     assert leave_one_out([0.2, 0.3], [1.1, 1.2]) == [None, None]
 
 
+def test_a_law_of_points_that_are_close_together_predicts_nothing_far_from_them():
+    assert RatioLaw(scale=1e30, power=100.0).ratio(0.9) is None
+    assert RatioLaw(scale=1e30, power=100.0).ratio(0.1) == 1
+    assert RatioLaw.fit([0.2, 0.2000001], [1.1, 1.5]) is None
+
+
 def test_an_error_of_prediction_is_a_share_of_the_excess():
     assert excess_error(1.3, 1.2) == pytest.approx(0.5)

@@ -232,7 +232,8 @@ def test_the_second_set_of_hidden_states_is_planned_for(tmp_path: Path) -> None:
 def test_layers_that_do_more_than_add_are_fitted_to_the_outputs_in_the_source(tmp_path: Path, model_type: str) -> None:
     save_tiny(model_type, tmp_path / "model")
     warnings = run(tmp_path / "model", Propagate.MERGED).warnings
-    assert [WARNING in warning for warning in warnings] == [True]
+    # vLLM starts DeepSeek-V4 with certain numbers of experts only, which another warning says.
+    assert [WARNING in warning for warning in warnings if "vLLM" not in warning] == [True]
 
 
 def test_a_fit_of_the_router_alone_asks_for_no_outputs(tmp_path: Path) -> None:

@@ -8,6 +8,10 @@ import numpy as np
 
 # Numbers that are fitted.
 COEFFICIENTS = 2
+# Perplexity cannot sensibly grow by more: vocabularies are smaller, and a uniform guess over one does no worse.
+LARGEST_RATIO = 1e6
+# Of the logarithm of a scale: numbers beyond it leave the range of float64.
+LARGEST_LEVEL = 700
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,18 +35,25 @@ class RatioLaw:
             ratios: Measured ratio of every point.
 
         Returns:
-            The law; ``None`` where fewer points than numbers cost anything, or all of them have the same error.
+            The law; ``None`` where fewer points than numbers cost anything, or their errors are all the same or so
+            alike that no sensible law fits.
         """
         points = [(error, ratio) for error, ratio in zip(errors, ratios, strict=True) if error > 0 and ratio > 1]
         if len({error for error, _ in points}) < COEFFICIENTS:
             return None
         inputs = np.log([error for error, _ in points])
         power, level = np.polyfit(inputs, np.log(np.log([ratio for _, ratio in points])), 1)
+        if abs(level) > LARGEST_LEVEL:
+            return None
         return cls(scale=math.exp(level), power=float(power))
 
-    def ratio(self, error: float) -> float:
-        """The ratio at a mean error of the layers; 1 without any error."""
-        return math.exp(self.scale * error**self.power) if error > 0 else 1.0
+    def ratio(self, error: float) -> float | None:
+        """The ratio at a mean error of the layers: 1 without any error, ``None`` where it would exceed a million."""
+        if error <= 0:
+            return 1.0
+        # In logarithms, as the power may be large where the fitted points are close together.
+        level = math.log(self.scale) + self.power * math.log(error)
+        return math.exp(math.exp(level)) if level <= math.log(math.log(LARGEST_RATIO)) else None
 
 
 def leave_one_out(errors: Sequence[float], ratios: Sequence[float]) -> list[float | None]:
@@ -53,9 +64,9 @@ def leave_one_out(errors: Sequence[float], ratios: Sequence[float]) -> list[floa
         ratios: Measured ratio of every point.
 
     Returns:
-        A ratio per point; ``None`` where the others are too few for a law.
+        A ratio per point; ``None`` where the others are too few for a law, or theirs predicts nothing sensible.
     """
-    found = []
+    found: list[float | None] = []
     for number, error in enumerate(errors):
         others = [place for place in range(len(errors)) if place != number]
         law = RatioLaw.fit([errors[place] for place in others], [ratios[place] for place in others])
