@@ -3,16 +3,15 @@
 Importing this module is cheap; torch and transformers are imported when a conversion begins.
 """
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hcsmoe_hub.errors import OutputError
-from hcsmoe_hub.events import Event, Listener, Stage, StageAdvanced, StageFinished, StageStarted, Warned, ignore
+from hcsmoe_hub.events import EventLog, Listener, Stage, StageAdvanced, Warned, ignore
 from hcsmoe_hub.options import ConvertOptions
 from hcsmoe_hub.report import FIGURE_FILE, SINGULAR_VALUES_FILE, ConversionReport, ModelRefitReport
 
@@ -115,7 +114,7 @@ def execute(plan: "ConversionPlan", *, token: str | None = None, listener: Liste
     from hcsmoe_hub.result.make_report import describe_making
 
     check_room(plan)
-    log = _Log(listener, plan.warnings)
+    log = EventLog(listener, plan.warnings)
     with ExitStack() as stack:
         calibration = _calibrate(plan, log)
         making = describe_making(plan, calibration, log.emit)
@@ -131,31 +130,7 @@ def execute(plan: "ConversionPlan", *, token: str | None = None, listener: Liste
         return report if delivery is None else _push(plan, report, delivery, result, log)
 
 
-class _Log:
-    """Passes events on, and keeps what the report records of them."""
-
-    def __init__(self, listener: Listener, warnings: Sequence[str]) -> None:
-        self._listener = listener
-        self.warnings: list[str] = []
-        self.seconds: dict[str, float] = {}
-        for message in warnings:
-            self.emit(Warned(message))
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, Warned):
-            self.warnings.append(event.message)
-        self._listener(event)
-
-    @contextmanager
-    def timed(self, stage: Stage, total: int) -> Iterator[None]:
-        self.emit(StageStarted(stage, total))
-        start = time.perf_counter()
-        yield
-        self.seconds[stage.value] = round(time.perf_counter() - start, 3)
-        self.emit(StageFinished(stage, self.seconds[stage.value]))
-
-
-def _calibrate(plan: "ConversionPlan", log: _Log) -> "CalibrationSet | None":
+def _calibrate(plan: "ConversionPlan", log: EventLog) -> "CalibrationSet | None":
     """Reads the calibration set; ``None`` if statistics of an earlier version take its place."""
     from hcsmoe_hub.pipeline.refit_model import check_text
     from hcsmoe_hub.pipeline.run import load_tokens
@@ -181,7 +156,7 @@ def _open_delivery(
 
 
 def _observe(
-    plan: "ConversionPlan", calibration: "CalibrationSet | None", stack: ExitStack, log: _Log
+    plan: "ConversionPlan", calibration: "CalibrationSet | None", stack: ExitStack, log: EventLog
 ) -> "ConversionPlan":
     """Makes a plan final whose budget or shape depends on statistics that nobody has collected yet."""
     from hcsmoe_hub.options import Budget
@@ -205,7 +180,7 @@ def _convert(
     calibration: "CalibrationSet | None",
     making: Mapping[str, Any],
     delivery: "Delivery | None",
-    log: _Log,
+    log: EventLog,
 ) -> "tuple[ConversionReport, Source]":
     """Converts with a final plan: from its statistics if it has some, otherwise on calibration tokens."""
     from hcsmoe_hub.machine.device import peak_memory, resolve_device
@@ -241,7 +216,7 @@ def _convert(
 
 
 def _measure(
-    plan: "ConversionPlan", calibration: "CalibrationSet | None", converted: "Converted", log: _Log
+    plan: "ConversionPlan", calibration: "CalibrationSet | None", converted: "Converted", log: EventLog
 ) -> "Outcome":
     """Measures what a conversion cost on the held-out sequences that have run through its layers."""
     from hcsmoe_hub.pipeline.held_out import NOT_FINITE, why_not_measured
@@ -256,7 +231,7 @@ def _measure(
 
 
 def _train(
-    plan: "ConversionPlan", calibration: "CalibrationSet", delivery: "Delivery | None", log: _Log
+    plan: "ConversionPlan", calibration: "CalibrationSet", delivery: "Delivery | None", log: EventLog
 ) -> "tuple[ModelRefitReport, HeldOut | None]":
     """Trains the whole reduced model, and sends its shards; it has no config yet."""
     from hcsmoe_hub.pipeline.refit_model import refit_model, training_steps
@@ -286,7 +261,7 @@ def _finish(plan: "ConversionPlan", emit: Listener) -> Path | None:
 
 
 def _push(
-    plan: "ConversionPlan", report: ConversionReport, delivery: "Delivery", result: "Source", log: _Log
+    plan: "ConversionPlan", report: ConversionReport, delivery: "Delivery", result: "Source", log: EventLog
 ) -> ConversionReport:
     """Makes the result visible on the Hub."""
     from hcsmoe_hub.publishing.result import push_result

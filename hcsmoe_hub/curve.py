@@ -3,15 +3,12 @@
 Importing this module is cheap; torch and transformers are imported when work begins.
 """
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hcsmoe_hub.errors import OutputError
-from hcsmoe_hub.events import Event, Listener, Stage, StageAdvanced, StageFinished, StageStarted, Warned, ignore
+from hcsmoe_hub.events import EventLog, Listener, Stage, StageAdvanced, Warned, ignore
 from hcsmoe_hub.options import CurveOptions
 from hcsmoe_hub.report.curve import CurveReport
 
@@ -57,7 +54,7 @@ def curve(
     from hcsmoe_hub.planning.curve_plan import plan_curve
     from hcsmoe_hub.result.curve_figure import draw_curve
 
-    log = _Log(listener)
+    log = EventLog(listener)
     _check_figure(options.figure)
     with log.timed(Stage.PLAN, 1):
         device = resolve_device(options.device)
@@ -91,25 +88,3 @@ def _check_figure(path: Path | None) -> None:
         raise OutputError(f"{path} is a folder.", hint="name a file for `figure`")
     if not path.absolute().parent.is_dir():
         raise OutputError(f"the folder of {path} does not exist.", hint="choose another file with `figure`")
-
-
-class _Log:
-    """Passes events on, and keeps what the report records of them."""
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self.warnings: list[str] = []
-        self.seconds: dict[str, float] = {}
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, Warned):
-            self.warnings.append(event.message)
-        self._listener(event)
-
-    @contextmanager
-    def timed(self, stage: Stage, total: int) -> Iterator[None]:
-        self.emit(StageStarted(stage, total))
-        start = time.perf_counter()
-        yield
-        self.seconds[stage.value] = round(time.perf_counter() - start, 3)
-        self.emit(StageFinished(stage, self.seconds[stage.value]))

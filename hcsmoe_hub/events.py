@@ -1,6 +1,8 @@
 """What the library reports while it works; the command line renders these, the library never prints."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -88,3 +90,38 @@ Listener = Callable[[Event], None]
 
 def ignore(event: Event) -> None:
     """Ignores every event."""
+
+
+class EventLog:
+    """Passes events on, and keeps what reports record of them.
+
+    Args:
+        listener: Called with every event.
+        warnings: Sentences that are passed on as warnings at once.
+
+    Attributes:
+        warnings: Messages of all warnings, in order.
+        seconds: Time of every stage that is over, by its name.
+    """
+
+    def __init__(self, listener: Listener, warnings: Sequence[str] = ()) -> None:
+        self._listener = listener
+        self.warnings: list[str] = []
+        self.seconds: dict[str, float] = {}
+        for message in warnings:
+            self.emit(Warned(message))
+
+    def emit(self, event: Event) -> None:
+        """Passes an event on."""
+        if isinstance(event, Warned):
+            self.warnings.append(event.message)
+        self._listener(event)
+
+    @contextmanager
+    def timed(self, stage: Stage, total: int) -> Iterator[None]:
+        """Announces a stage of so many steps, and its end, around a ``with`` block."""
+        self.emit(StageStarted(stage, total))
+        start = time.perf_counter()
+        yield
+        self.seconds[stage.value] = round(time.perf_counter() - start, 3)
+        self.emit(StageFinished(stage, self.seconds[stage.value]))

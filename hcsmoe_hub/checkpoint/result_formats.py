@@ -12,8 +12,6 @@ from typing import Any
 STEPS = (256, 128, 64, 32, 16, 8, 1)
 # How far a share of the neurons is moved to such a multiple, as a share of all neurons.
 ROUNDING = 1 / 16
-# Fewest widths worth choosing from.
-CHOICES = 3
 # Names of the width of routed experts in configs; where there is the first, the second is that of dense layers.
 _WIDTH_KEYS = ("moe_intermediate_size", "intermediate_size")
 # vLLM, csrc/libtorch_stable/moe/topk_softplus_sqrt_kernels.cu: the counts with an instance (vllm-project/vllm#50982).
@@ -176,19 +174,6 @@ def round_width(width: int, neurons: int) -> int:
         if abs(near - width) <= ROUNDING * neurons:
             return near
     return width
-
-
-def usable_widths(neurons: int) -> list[int]:
-    """Widths to choose from, in neurons, all below that of the source and in ascending order.
-
-    They are multiples of 256, which every format and kernel takes; of 128, 64 and less where the source is too narrow
-    for three such widths.
-
-    Args:
-        neurons: I, the width of the source's experts.
-    """
-    step = next(step for step in STEPS if step == 1 or step * CHOICES < neurons)
-    return list(range(step, neurons, step))
 
 
 def tensor_parallel_sizes(config: Mapping[str, Any], model_type: str, experts: int) -> list[int]:

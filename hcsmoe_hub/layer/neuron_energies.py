@@ -81,7 +81,12 @@ def routed_tokens(block: RunnableBlock, calls: list[Call]) -> RoutedTokens:
 
 
 def collect_energies(
-    layer: LayerContext, weights: BlockWeights, seen: Observation, *, named: Set[int] = frozenset()
+    layer: LayerContext,
+    weights: BlockWeights,
+    seen: Observation,
+    *,
+    named: Set[int] = frozenset(),
+    for_widths: bool = False,
 ) -> NeuronEnergies:
     """Runs every expert on evenly spaced tokens of a layer, and measures its neurons.
 
@@ -91,13 +96,15 @@ def collect_energies(
         seen: What was observed of it.
         named: Experts whose own neurons are asked for. If one of them is a copy of an expert before it, whose neurons
             may have another order, all experts count as different.
+        for_widths: Whether neurons are chosen for other widths than that of the result as well.
     """
     neurons = layer.source.experts.neurons(weights.experts)
     place_E = find_copies(neurons)
     if any(place_E.index(place_E[expert]) != expert for expert in named):
         place_E = tuple(range(neurons.count))
     energies = energies_on(routed_tokens(layer.source, seen.calls), layer.source.experts, neurons, place_E)
-    # At full width too: a curve chooses neurons for several widths from the same energies.
+    if layer.shape.width == neurons.size and not for_widths:
+        return energies
     magnitude_EI = magnitudes(neurons).to(energies.own_UI.device)
     return replace(energies, width=layer.shape.width, magnitude_UI=magnitude_EI[list(energies.first_U)])
 

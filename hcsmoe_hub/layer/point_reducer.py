@@ -47,7 +47,7 @@ class SharedLayer:
     def __init__(self, layer: LayerContext, seen: Observation) -> None:
         self.weights = BlockWeights.of(layer)
         self.seen = seen
-        self.energies = collect_energies(layer, self.weights, seen)
+        self.energies = collect_energies(layer, self.weights, seen, for_widths=True)
         self._trees: dict[int, tuple[Comparison, Grouping]] = {}
 
     def compared(self, width: int) -> tuple[Comparison, Grouping]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from hcsmoe_hub.checkpoint.result_formats import ROUNDING, STEPS
+from hcsmoe_hub.checkpoint.result_formats import ROUNDING, ROUTER_COUNTS, STEPS
 from hcsmoe_hub.checkpoint.tensors import StoredTensor, total_bytes
 from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.machine.units import format_plural
 from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.model.width import ExpertWidth, find_width, neurons_of
 from hcsmoe_hub.options import ConvertOptions, Dtype, Layout, Target
@@ -26,10 +27,6 @@ from hcsmoe_hub.recipe.recipe import Recipe
 LEAST_WIDTHS = 12
 # Servers divide experts among devices: numbers of experts are multiples of 8 where a model has 64 or more.
 SHARED_OUT = 8
-# What the router kernel of vLLM's DeepSeek-V4 is compiled for.
-KERNEL_COUNTS = frozenset({1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 576})
-KERNEL_MODEL = "deepseek_v4"
-
 
 Measure = Callable[[int, int], Candidate]
 
@@ -78,8 +75,8 @@ def _counts(model: SourceModel, recipe: Recipe, options: ConvertOptions) -> list
     possible, experts = possible_counts(model, recipe, options), model.settings.experts
     if recipe.layout is not Layout.REDUCED:
         return possible
-    if model.source.config["model_type"] == KERNEL_MODEL:
-        return [count for count in possible if count in KERNEL_COUNTS or count == experts]
+    if (known := ROUTER_COUNTS.get(model.source.config["model_type"])) is not None:
+        return [count for count in possible if count in known or count == experts]
     step = next(step for step in (SHARED_OUT, 4, 2, 1) if step == 1 or experts // step >= SHARED_OUT)
     return [count for count in possible if count % step == 0 or count == experts] or possible
 
@@ -229,7 +226,7 @@ def _check_reach(model: SourceModel, target: Target, whole: Candidate, least: Ca
     if target.limit < least.uses(target):
         shape = least.shape
         raise PlanError(
-            f"no result of {label} has only {limit}: the smallest one, {shape.experts} experts of {shape.width} "
-            f"neurons, has {describe(target, least.uses(target))}.",
-            hint=f"use `{target.name}` with more",
+            f"no result of {label} has only {limit}: the smallest one, {shape.experts} experts of "
+            f"{format_plural(shape.width, 'neuron')}, has {describe(target, least.uses(target))}.",
+            hint=f"ask for at least that with `{target.name}`",
         )

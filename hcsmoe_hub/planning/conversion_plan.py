@@ -151,11 +151,6 @@ class ConversionPlan:
         return recipe.refits or recipe.fits_router or recipe.needs_energies or self.is_narrower
 
     @property
-    def recalls_states(self) -> bool:
-        """Whether the hidden states of the source are read from a file."""
-        return self.statistics is not None and self.statistics.has_states
-
-    @property
     def runs_source(self) -> bool:
         """Whether the calibration sequences run through the layers of the source."""
         if self.statistics is None:

@@ -70,24 +70,6 @@ def expert_shape(model: SourceModel, recipe: Recipe, options: ConvertOptions) ->
     return _narrowed(model, found, experts, wanted, keeps_format=keeps_format)
 
 
-def narrowed_shape(
-    model: SourceModel, recipe: Recipe, experts: int, width: int, *, keeps_format: bool = True
-) -> ExpertShape:
-    """A shape of experts that are narrower than the source's.
-
-    Args:
-        model: The source.
-        recipe: Every choice of the method in force.
-        experts: K.
-        width: W, less than I.
-        keeps_format: Whether quantised weights stay in the format of the source.
-
-    Raises:
-        PlanError: If the model cannot have experts of that width.
-    """
-    return _narrowed(model, _find(model, recipe), experts, width, keeps_format=keeps_format)
-
-
 def _find(model: SourceModel, recipe: Recipe) -> ExpertWidth:
     """How the width of the experts is set in the layout of a recipe."""
     if recipe.layout is not Layout.REDUCED:

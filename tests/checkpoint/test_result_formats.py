@@ -13,7 +13,6 @@ from hcsmoe_hub.checkpoint.result_formats import (
     round_width,
     router_warnings,
     tensor_parallel_sizes,
-    usable_widths,
     whole_tiles,
 )
 
@@ -107,27 +106,6 @@ def test_a_number_without_a_kernel_is_warned_of_and_one_with_a_kernel_is_not() -
 
 def test_the_number_of_the_source_is_not_warned_of() -> None:
     assert router_warnings("deepseek_v4", 250, 250) == []
-
-
-@pytest.mark.parametrize(
-    ("neurons", "step", "count"),
-    [
-        (14336, 256, 55),
-        (1408, 256, 5),
-        (1024, 256, 3),
-        (768, 128, 5),
-        (384, 64, 5),
-        (192, 32, 5),
-        (128, 32, 3),
-        (6, 1, 5),
-    ],
-)
-def test_usable_widths_are_multiples_of_256_or_of_less_where_experts_are_narrow(
-    neurons: int, step: int, count: int
-) -> None:
-    found = usable_widths(neurons)
-    assert found == [step * number for number in range(1, count + 1)]
-    assert found[-1] < neurons
 
 
 @pytest.mark.parametrize(
