@@ -91,7 +91,7 @@ def converted(model: Model, key: Key, text: str, output: Path, sequences: int | 
 
 
 def compared(result: Scores, source: Scores, domains: list[str]) -> dict[str, Any]:
-    """Figures of a result beside those of its source."""
+    """Figures of a result next to those of its source."""
     names = np.array(domains)
     masks = {name: names == name for name in sorted(set(domains))}
     is_judged = len(result.right) > 1

@@ -1,4 +1,4 @@
-"""The measured rows of ``quality.py``: figures as JSON, and the figures of every record beside them as ``.npz``."""
+"""The measured rows of ``quality.py``: figures as JSON, and the figures of every record next to them as ``.npz``."""
 
 import json
 import os
@@ -41,7 +41,7 @@ class Store:
     """Rows in the order in which they were measured, saved one by one so that an interrupted run can resume.
 
     Args:
-        file: JSON file, with a ``.npz`` of the same name beside it. It may not exist yet.
+        file: JSON file, with a ``.npz`` of the same name next to it. It may not exist yet.
         settings: What all rows have in common; ``None`` takes those of the file.
 
     Raises:

@@ -6,7 +6,7 @@ from published.deepseek import sparse_block
 
 
 def ernie4_5(t: Tensors, config: Config) -> None:
-    """ERNIE 4.5: the correction bias beside the router, and a dense layer for a second token."""
+    """ERNIE 4.5: the correction bias next to the router, and a dense layer for a second token."""
     embeddings(t, config)
     layers = range(config["num_hidden_layers"])
     for layer in layers:
