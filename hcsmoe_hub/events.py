@@ -1,14 +1,15 @@
 """What the library reports while it works; the command line renders these, the library never prints."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class Stage(StrEnum):
-    """The stages of a conversion, in order."""
+    """The stages of a conversion, of an evaluation, of a recovery and of a push."""
 
     PLAN = "plan"
     CALIBRATION = "calibration"
@@ -16,6 +17,8 @@ class Stage(StrEnum):
     CONVERT = "convert"
     MEASURE = "measure"
     REFIT = "refit"
+    TEACHER = "teacher"
+    RECOVER = "recover"
     VERIFY = "verify"
     EVALUATE = "evaluate"
     PUSH = "push"
@@ -23,10 +26,22 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StageStarted:
-    """A stage begins; ``total`` counts its steps: decoder layers while converting, sequences while measuring."""
+    """A stage begins; ``total`` counts its steps: decoder layers while converting, sequences while measuring.
+
+    ``detail`` says more in words, such as what it will write; mostly empty.
+    """
 
     stage: Stage
     total: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageResumed:
+    """A stage goes on where an interrupted run has left it; ``done`` counts the steps that are not done again."""
+
+    stage: Stage
+    done: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +99,7 @@ class Delivered:
     bytes_sent: int | None
 
 
-Event = StageStarted | StageAdvanced | StageFinished | Fetching | Warned | Sending | Delivered
+Event = StageStarted | StageResumed | StageAdvanced | StageFinished | Fetching | Warned | Sending | Delivered
 Listener = Callable[[Event], None]
 
 
@@ -108,6 +123,13 @@ class EventLog:
         self._listener = listener
         self.warnings: list[str] = []
         self.seconds: dict[str, float] = {}
+        self._running: StageStarted | None = None
+        self._steps = 0
+        # Of this run alone.
+        self._emitted: list[str] = []
+        self._begun, self._is_timed = 0.0, False
+        # Of the runs before it.
+        self._earlier: dict[str, float] = {}
         for message in warnings:
             self.emit(Warned(message))
 
@@ -115,13 +137,53 @@ class EventLog:
         """Passes an event on."""
         if isinstance(event, Warned):
             self.warnings.append(event.message)
+            self._emitted.append(event.message)
+        elif isinstance(event, StageStarted):
+            self._running, self._steps = event, 0
+        elif isinstance(event, StageResumed):
+            self._steps = event.done
+        elif isinstance(event, StageAdvanced):
+            self._steps += 1
         self._listener(event)
+
+    @property
+    def place(self) -> str:
+        """What is going on, as part of a sentence: ``in layer 3 (convert)``; empty before the first stage."""
+        if self._running is None:
+            return ""
+        stage = self._running.stage
+        if stage in (Stage.OBSERVE, Stage.CONVERT) and self._steps < self._running.total:
+            return f"in layer {self._steps} ({stage})"
+        return f"in stage '{stage}'"
+
+    def kept(self) -> dict[str, Any]:
+        """Warnings and times so far, as JSON; ``restore`` takes them in a run that goes on from here."""
+        seconds = dict(self.seconds)
+        if self._running is not None and self._is_timed:
+            stage = self._running.stage.value
+            seconds[stage] = self._spent(stage)
+        return {"warnings": list(self.warnings), "seconds": seconds}
+
+    def restore(self, warnings: Sequence[str], seconds: Mapping[str, float]) -> None:
+        """Takes over what an earlier run had come to; a warning that both have is there once.
+
+        Args:
+            warnings: Its warnings.
+            seconds: Its times.
+        """
+        self.warnings = [*warnings, *(message for message in self._emitted if message not in warnings)]
+        self._earlier = dict(seconds)
+        self.seconds = {**seconds, **self.seconds}
+
+    def _spent(self, stage: str) -> float:
+        return round(self._earlier.get(stage, 0.0) + time.perf_counter() - self._begun, 3)
 
     @contextmanager
     def timed(self, stage: Stage, total: int) -> Iterator[None]:
         """Announces a stage of so many steps, and its end, around a ``with`` block."""
         self.emit(StageStarted(stage, total))
-        start = time.perf_counter()
+        self._begun, self._is_timed = time.perf_counter(), True
         yield
-        self.seconds[stage.value] = round(time.perf_counter() - start, 3)
+        self.seconds[stage.value] = self._spent(stage.value)
+        self._is_timed = False
         self.emit(StageFinished(stage, self.seconds[stage.value]))

@@ -11,14 +11,17 @@ from torch import Tensor
 
 from hcsmoe_hub.checkpoint.modeling_hcsmoe_factored import INCOMING, OUTGOING, FactorSizes
 from hcsmoe_hub.layer.context import LayerContext
+from hcsmoe_hub.machine import ranks
+from hcsmoe_hub.machine.smaller_pieces import and_host, first_that_fits, halves
 from hcsmoe_hub.methods.compress import Decomposition, Whitening, decompose
 from hcsmoe_hub.methods.merging.neurons import Neurons
 from hcsmoe_hub.observation.observers import SampleObserver
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
 from hcsmoe_hub.observation.watcher import Observation
 
-# Tokens whose products are added up at a time.
+# Tokens whose products are added up at a time, and the fewest where memory runs out.
 GRAM_TOKENS = 16384
+LEAST_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,25 +63,47 @@ def compress_experts(
     rows = {INCOMING: sizes.incoming_rows, OUTGOING: sizes.outgoing_rows}
     parts: dict[str, list[list[Decomposition]]] = {place: [] for place in places}
     for expert, inputs in enumerate(_inputs(layer, changed, neurons.count, seen)):
-        grams = {INCOMING: Whitening(inputs.gram_HH), OUTGOING: Whitening(inputs.gram_II)}
+        grams = {INCOMING: Inputs(inputs.gram_HH), OUTGOING: Inputs(inputs.gram_II)}
         for place, matrices in places.items():
             found = []
             for matrix_KOI in matrices:
                 weight_OI = matrix_KOI[expert]
-                split = decompose(
-                    weight_OI.to(layer.device),
-                    grams[place],
-                    rank=sizes.rank,
-                    rows=rows[place],
-                    dtype=weight_OI.dtype,
-                )
+                split = _decomposed(weight_OI, grams[place], layer.device, rank=sizes.rank, rows=rows[place])
                 weight_OI.copy_(split.dense())
                 found.append(split)
             parts[place].append(found)
     named: dict[str, Tensor] = {}
     for place, experts in parts.items():
         named |= {f"{place}_{name}": tensor for name, tensor in _stacked(experts).items()}
-    return {layer.block.full_name(name): tensor.cpu() for name, tensor in named.items()}
+    return {layer.block.full_name(name): tensor for name, tensor in named.items()}
+
+
+class Inputs:
+    """The inputs of the matrices of one place, on a device or on the host.
+
+    Args:
+        gram_II: Sum of ``x x^T`` over them.
+    """
+
+    def __init__(self, gram_II: Tensor) -> None:
+        self._gram_II = gram_II
+        self._known: tuple[torch.device, Whitening] | None = None
+
+    def on(self, device: torch.device) -> Whitening:
+        """What is known of them; remembered for the next matrix."""
+        if self._known is None or self._known[0] != device:
+            self._known = device, Whitening(self._gram_II.to(device))
+        return self._known[1]
+
+
+def _decomposed(weight_OI: Tensor, inputs: Inputs, device: torch.device, *, rank: int, rows: int) -> Decomposition:
+    """A matrix in parts, computed on a device, or on the host where memory runs out."""
+
+    def attempt(place: torch.device) -> Decomposition:
+        whitening = inputs.on(place)
+        return decompose(weight_OI.to(place), whitening, rank=rank, rows=rows, dtype=weight_OI.dtype)
+
+    return first_that_fits(attempt, and_host(device), device)
 
 
 def _matrices(layer: LayerContext, changed: Mapping[str, Tensor]) -> Neurons:
@@ -101,16 +126,23 @@ def _inputs(
 
 
 def _inputs_of(block: RunnableBlock, expert: int, tokens_NH: Tensor) -> ExpertInputs:
-    grams: list[Tensor | float] = [0.0, 0.0]
-    # An empty part where no token is routed to the expert, for matrices of zeros.
-    for part_NH in tokens_NH.split(GRAM_TOKENS) if len(tokens_NH) else (tokens_NH,):
-        for place, values in enumerate((part_NH, block.experts.hidden(expert, part_NH))):
-            wide = values.float()
-            grams[place] = wide.T @ wide + grams[place]
-    first, second = grams
-    assert isinstance(first, Tensor)
-    assert isinstance(second, Tensor)
-    return ExpertInputs(gram_HH=first, gram_II=second)
+    def attempt(most: int) -> list[Tensor]:
+        # An empty part where no token is routed to the expert, for matrices of zeros.
+        parts = tokens_NH.split(most) if len(tokens_NH) else (tokens_NH,)
+        grams = [_gram(part) for part in (parts[0], block.experts.hidden(expert, parts[0]))]
+        for part_NH in parts[1:]:
+            for place, values in enumerate((part_NH, block.experts.hidden(expert, part_NH))):
+                grams[place] = _gram(values) + grams[place]
+        return grams
+
+    first, second = first_that_fits(attempt, list(halves(GRAM_TOKENS, LEAST_TOKENS)), block.device)
+    return ExpertInputs(gram_HH=ranks.add_up(first), gram_II=ranks.add_up(second))
+
+
+def _gram(values: Tensor) -> Tensor:
+    """Products of the columns of a matrix with each other, float32."""
+    wide = values.float()
+    return wide.T @ wide
 
 
 def _stacked(experts: list[list[Decomposition]]) -> dict[str, Tensor]:
@@ -121,5 +153,9 @@ def _stacked(experts: list[list[Decomposition]]) -> dict[str, Tensor]:
         "s": [[part.sparse_CI for part in parts] for parts in experts],
         "rows": [[part.rows_C.to(torch.int32) for part in parts] for parts in experts],
     }
-    stacked = {name: torch.stack([torch.stack(parts) for parts in values]) for name, values in tensors.items()}
+    stacked = {
+        # Those that found no room on the device are on the host.
+        name: torch.stack([torch.stack([part.cpu() for part in parts]) for parts in values])
+        for name, values in tensors.items()
+    }
     return {name: tensor for name, tensor in stacked.items() if tensor.numel()}

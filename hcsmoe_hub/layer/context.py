@@ -23,12 +23,14 @@ class LayerContext:
         result: The result without weights; ``None`` where it has as many router rows as the source.
         shape: Number and width of the experts of the result.
         originals: Router tensors of the source as stored, by parameter name.
+        experts_on_host: Whether experts wait on the host until they run, because they do not fit the device.
     """
 
     source: RunnableBlock
     result: Skeleton | None
     shape: ExpertShape
     originals: Mapping[str, Tensor]
+    experts_on_host: bool = False
 
     @property
     def block(self) -> MoEBlock:
@@ -61,8 +63,13 @@ class LayerContext:
         moe, prefix = block.moe, f"{self.block.path}."
         current = self.source.moe.state_dict(prefix=prefix)
         state = {name: changed[name].to(value.dtype) if name in changed else value for name, value in current.items()}
-        placed = {name: value if value.is_meta else value.to(self.device) for name, value in state.items()}
+        experts = {tensor.name for tensor in self.block.experts} if self.experts_on_host else frozenset[str]()
+        placed = {
+            name: value if value.is_meta or name in experts else value.to(self.device) for name, value in state.items()
+        }
         moe.load_state_dict({name.removeprefix(prefix): value for name, value in placed.items()}, assign=True)
+        # A fit replaces what the module holds; nothing else may keep it in memory.
+        del current, state, placed
         move_computed_buffers(moe, self.device)
         try:
             yield block

@@ -92,6 +92,7 @@ def _distances(
             case Similarity.WEIGHT:
                 found.append(row_distances(expert_rows, distance))
             case Similarity.ROUTER_LOGITS:
+                assert statistics.logits_gram_EE is not None, "a recipe that compares router logits asks for them"
                 found.append(gram_distances(statistics.logits_gram_EE.numpy(), distance))
             case Similarity.ROUTER_WEIGHT:
                 found.append(row_distances(router_rows, distance))

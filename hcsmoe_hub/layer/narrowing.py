@@ -5,12 +5,14 @@ C experts, I neurons of each, W neurons of each in the result, R inputs of exper
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from hcsmoe_hub.layer.context import LayerContext
-from hcsmoe_hub.layer.neuron_energies import routed_inputs, routed_tokens
+from hcsmoe_hub.layer.neuron_energies import LEAST_ROWS, added_up, routed_inputs, routed_tokens
+from hcsmoe_hub.machine.smaller_pieces import first_that_fits, halves
 from hcsmoe_hub.methods.clustering import Clusters
 from hcsmoe_hub.methods.clustering.energies import ENERGY_CHUNK
 from hcsmoe_hub.methods.merging.narrowing import best_of_experts, magnitudes, narrow
@@ -50,30 +52,48 @@ def narrow_experts(
 def _energies(layer: LayerContext, rows: Mapping[str, Tensor], clusters: Clusters, seen: Observation) -> Tensor:
     """Output energy of every neuron of some experts on the tokens routed to their clusters: ``[C, I]`` float32."""
     (outputs_CIH,) = layer.source.experts.neurons(rows).outputs
-    energy_CI = torch.zeros(outputs_CIH.shape[:2], device=outputs_CIH.device)
+    energy_CI = torch.zeros(outputs_CIH.shape[:2], device=layer.device)
     routed, is_weighted_before = routed_tokens(layer.source, seen.calls), layer.source.experts.scales_input
     with _holding(layer, rows) as experts:
         for inputs_RH, weight_RC, _ in routed_inputs(routed, clusters.labels, scales_input=is_weighted_before):
             for expert in range(len(energy_CI)):
                 token = weight_RC[:, expert].nonzero()[:, 0]
-                energy_CI[expert] += _energy(experts, expert, inputs_RH[token], weight_RC[token, expert])
+                given = _Given(experts, expert, inputs_RH[token], weight_RC[token, expert])
+                energy_CI[expert] += given.energy(layer.device)
     size_CI = torch.stack([outputs_IH.float().square().sum(-1) for outputs_IH in outputs_CIH])
-    return energy_CI * size_CI
+    return added_up(energy_CI, layer.device) * size_CI.to(layer.device)
 
 
-def _energy(experts: Experts, expert: int, inputs_RH: Tensor, weight_R: Tensor) -> Tensor:
-    """Sum over inputs of the squared, weighted activation of every neuron, ``[I]`` float32."""
-    device = next(experts.module.parameters()).device
-    total: Tensor | None = None
-    rows = max(1, ENERGY_CHUNK // max(1, inputs_RH.shape[1]))
-    for start in range(0, max(1, len(inputs_RH)), rows):
-        part = slice(start, start + rows)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Given:
+    """What one expert is given: inputs, and the weight of each."""
+
+    experts: Experts
+    expert: int
+    inputs_RH: Tensor
+    weight_R: Tensor
+
+    def energy(self, device: torch.device) -> Tensor:
+        """Sum over inputs of the squared, weighted activation of every neuron, ``[I]`` float32.
+
+        Args:
+            device: Where the expert runs.
+        """
+        most = max(1, ENERGY_CHUNK // max(1, self.inputs_RH.shape[1]))
+
+        def attempt(rows: int) -> Tensor:
+            starts = range(0, max(1, len(self.inputs_RH)), rows)
+            total, *others = (self._part(slice(start, start + rows), device) for start in starts)
+            for added_I in others:
+                total = total + added_I
+            return total
+
+        return first_that_fits(attempt, list(halves(most, LEAST_ROWS)), device)
+
+    def _part(self, part: slice, device: torch.device) -> Tensor:
         with torch.no_grad():
-            hidden_RI = experts.hidden(expert, inputs_RH[part].to(device)).float().square_()
-        added_I = weight_R[part].to(device).square() @ hidden_RI
-        total = added_I if total is None else total + added_I
-    assert total is not None, "there is at least one chunk"
-    return total
+            hidden_RI = self.experts.hidden(self.expert, self.inputs_RH[part].to(device)).float().square_()
+        return self.weight_R[part].to(device).square() @ hidden_RI
 
 
 @contextmanager

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from hcsmoe_hub.layer.context import LayerContext
-from hcsmoe_hub.layer.deviation import relative_error
-from hcsmoe_hub.layer.neuron_energies import even_calls, even_tokens, routed_tokens
+from hcsmoe_hub.layer.deviation import shared_error
+from hcsmoe_hub.layer.neuron_energies import added_up, even_calls, own_even_tokens, routed_tokens
 from hcsmoe_hub.methods.clustering import Clusters
 from hcsmoe_hub.observation.observers import RoutedObserver
+from hcsmoe_hub.observation.statistics import pick_rows
 from hcsmoe_hub.observation.watcher import Observation
 
 
@@ -34,8 +35,9 @@ def scale_outputs(
     count = len(clusters.members)
     wanted_TC = routed_tokens(layer.source, seen.calls).weights(torch.tensor(clusters.labels), count)
     before, reduced_TC = _run(layer, changed, fitted, count)
-    size_C = reduced_TC.square().sum(0)
-    factor_C = torch.where(size_C > 0, (reduced_TC * wanted_TC).sum(0) / size_C, 1)
+    sums = torch.stack([reduced_TC.square().sum(0), (reduced_TC * wanted_TC.to(reduced_TC.device)).sum(0)])
+    size_C, product_C = added_up(sums, layer.device)
+    factor_C = torch.where(size_C > 0, product_C / size_C, 1)
     scaled = _scaled(layer, changed, factor_C)
     after, _ = _run(layer, dict(changed) | scaled, fitted, count)
     is_kept = after < before
@@ -50,11 +52,11 @@ def _run(layer: LayerContext, changed: Mapping[str, Tensor], fitted: Observation
     calls = even_calls(layer.source, fitted.calls)
     with layer.reduced(changed) as reduced:
         weight_TC = routed_tokens(reduced, fitted.calls).weights(torch.arange(count), count)
-        outputs_TH = torch.cat(reduced.rerun(calls, RoutedObserver).outputs)
-    wanted_TH = torch.cat(fitted.outputs)
-    if len(outputs_TH) < len(wanted_TH):
-        wanted_TH = wanted_TH[even_tokens(len(wanted_TH))]
-    return relative_error([wanted_TH], [outputs_TH]), weight_TC
+        outputs = reduced.rerun(calls, RoutedObserver).outputs
+    wanted = fitted.outputs
+    if layer.source.runs_on_tokens(fitted.calls):
+        wanted = [pick_rows(wanted, own_even_tokens(sum(map(len, wanted)), layer.device))]
+    return shared_error(wanted, outputs), weight_TC
 
 
 def _scaled(layer: LayerContext, changed: Mapping[str, Tensor], factor_C: Tensor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from hcsmoe_hub.layer.reducer import LayerReducer
 from hcsmoe_hub.layer.selection import Selection, select_groups
 from hcsmoe_hub.layer.weights import BlockWeights
 from hcsmoe_hub.methods.clustering import Clusters, Grouping, cut_tree, loss_linkage, pair_losses
+from hcsmoe_hub.observation.overflow import check_result
 from hcsmoe_hub.observation.watcher import Observation
 from hcsmoe_hub.recipe.recipe import Recipe
 
@@ -79,7 +80,7 @@ class PointReducer(LayerReducer):
             shared: What was found out about it.
 
         Raises:
-            VerificationError: If the source holds weights that are not finite, or values overflow.
+            VerificationError: If the source holds weights that are not finite, or values overflow; names the tensor.
         """
         weights, seen = shared.weights, shared.seen
         chosen = shared.select(self._plan.recipe, self._plan.experts, self._plan.width)
@@ -89,4 +90,5 @@ class PointReducer(LayerReducer):
         self._fit_router(layer, chosen, changed, seen, seen)
         self._scale(layer, chosen, changed, seen, seen)
         changed |= self._stored.round(layer, changed, self._heritage(chosen)).tensors
+        check_result(layer.block.layer, changed)
         return ReducedBlock(changed=changed, clusters=chosen.clusters)

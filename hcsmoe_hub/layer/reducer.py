@@ -1,6 +1,6 @@
 """What happens to one MoE layer while it is in memory: compare experts, choose, merge, route, measure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,14 +24,16 @@ from hcsmoe_hub.layer.spectra import Spectra
 from hcsmoe_hub.layer.stored_experts import Heritage, StoredExperts
 from hcsmoe_hub.layer.subset_error import SubsetError
 from hcsmoe_hub.layer.weights import BlockWeights
+from hcsmoe_hub.machine import ranks
 from hcsmoe_hub.machine.allocator import return_freed_memory
 from hcsmoe_hub.methods.clustering import NeuronEnergies
 from hcsmoe_hub.methods.merging import MergeGroups, NeuronOrigins, member_shares, merge_experts
+from hcsmoe_hub.methods.refit.held_out import OwnTokens
 from hcsmoe_hub.methods.routing import reduce_rows, remap_experts
 from hcsmoe_hub.model.blocks import MoEBlock
 from hcsmoe_hub.model.layer_loader import free
 from hcsmoe_hub.observation.observers import SampleObserver
-from hcsmoe_hub.observation.overflow import are_finite, not_finite
+from hcsmoe_hub.observation.overflow import check_result
 from hcsmoe_hub.observation.sample import NeuronSample
 from hcsmoe_hub.observation.watcher import Observation
 from hcsmoe_hub.options import Layout, Merge, Refit, RouterPolicy
@@ -75,23 +77,28 @@ class LayerReducer:
             Its tensors in the result that differ from the source's, by parameter name.
 
         Raises:
-            VerificationError: If the source holds weights that are not finite, or values overflow.
+            VerificationError: If the source holds weights that are not finite, or values overflow; names the tensor.
         """
         weights = BlockWeights.of(layer)
         sample = self._sample(layer, seen) if self._plan.recipe.needs_sample else None
         energies = self._energies(layer, weights, seen) if self._plan.recipe.needs_energies else None
-        chosen = self._select(layer, weights, seen, sample, energies)
+        # A near-tie must not fall differently on another rank.
+        chosen = ranks.from_first(self._select(layer, weights, seen, sample, energies))
         merged = self._merge(layer, weights, chosen, seen, sample, energies)
         # They are large, and nothing below needs them.
         del energies
         spectra = self._spectra(layer, weights, merged)
         changed = self._lay_out(layer.block, weights, chosen, merged, seen)
+        ranks.settle(changed)
         fit = self._fit_router(layer, chosen, changed, seen, fitted)
         self._scale(layer, chosen, changed, seen, fitted)
         refit = self._refit(layer, chosen, changed, fitted)
+        ranks.settle(changed)
         del merged
         factors = self._compress(layer, changed, fitted)
         changed |= self._round(layer, changed, chosen, refit, fitted)
+        # Whatever has made them: nothing else is written of the block.
+        check_result(layer.block.layer, changed | factors)
         deviation = self._compare(layer, changed, chosen, seen)
         outcome = LayerOutcome(
             recipe=self._plan.recipe, chosen=chosen, deviation=deviation, fit=fit, refit=refit, spectra=spectra
@@ -156,9 +163,14 @@ class LayerReducer:
         tokens_TH, weight_TK = torch.cat(observer.tokens), torch.cat(observer.weights)
         index_TK = torch.cat(observer.top_k).long()
         if seen.statistics.sample is None:
+            tokens_TH, weight_TK, index_TK = map(ranks.joined, (tokens_TH, weight_TK, index_TK))
             generator = torch.Generator().manual_seed(self._plan.calibration.seed)
-            order = torch.randperm(len(tokens_TH), generator=generator)[: self._plan.feature_tokens].sort().values
-            tokens_TH, weight_TK, index_TK = tokens_TH[order], weight_TK[order], index_TK[order]
+            own = OwnTokens.of(len(tokens_TH), layer.device)
+            order = torch.randperm(own.total, generator=generator)[: self._plan.feature_tokens].sort().values
+            tokens_TH, weight_TK, index_TK = (
+                ranks.joined(values.to(layer.device)[own.part(order).to(layer.device)])
+                for values in (tokens_TH, weight_TK, index_TK)
+            )
         return NeuronSample(experts=layer.source.experts, tokens_TH=tokens_TH, index_TK=index_TK, weight_TK=weight_TK)
 
     def _subset_error(self, layer: LayerContext, weights: BlockWeights, seen: Observation) -> SubsetError:
@@ -201,30 +213,27 @@ class LayerReducer:
             )
         rows, origins = merged.tensors, merged.origins
         if self._plan.is_narrower and recipe.merge is not Merge.NEURONS:
-            rows, origins = self._narrow(layer, rows, chosen, seen)
+            anchors = [groups.anchor(number, recipe.align_to) for number in range(len(chosen.dominants))]
+            rows, origins = self._narrow(layer, rows, chosen, seen, anchors)
         if origins is not None and (self._plan.is_narrower or not chosen.keeps_all):
             self.origins[block.layer] = origins
-        tensors = {block.full_name(name): rows_C for name, rows_C in rows.items()}
-        for name, rows_C in tensors.items():
-            self._check_finite(name, rows_C, weights.experts.values())
-        return tensors
+        return {block.full_name(name): rows_C for name, rows_C in rows.items()}
 
     def _narrow(
-        self, layer: LayerContext, rows: Mapping[str, Tensor], chosen: Selection, seen: Observation
+        self,
+        layer: LayerContext,
+        rows: Mapping[str, Tensor],
+        chosen: Selection,
+        seen: Observation,
+        anchors: Sequence[int],
     ) -> tuple[dict[str, Tensor], NeuronOrigins | None]:
-        """Experts of fewer neurons, and which these are; a merged one has those of its dominant expert."""
+        """Experts of fewer neurons, and which these are, numbered as in the source expert whose order each one has."""
         made = self._given_origins(layer)
         given_CW = None if made is None else made.neurons()
         narrower, kept_CW = narrow_experts(layer, rows, chosen.clusters, seen, given_CW=given_CW)
         # ZipIt puts the neurons of merged experts in an order of its own.
         is_named = self._plan.recipe.merge is not Merge.ZIPIT
-        return narrower, NeuronOrigins.within(chosen.dominants, kept_CW) if is_named else None
-
-    @staticmethod
-    def _check_finite(name: str, values: Tensor, source: Iterable[Tensor]) -> None:
-        """Checks a tensor of the result; ``source`` are the tensors that it was made of."""
-        if not are_finite(values):
-            raise not_finite(f"{name} is", weights=source, dtype=values.dtype)
+        return narrower, NeuronOrigins.within(anchors, kept_CW) if is_named else None
 
     def _lay_out(
         self, block: MoEBlock, weights: BlockWeights, chosen: Selection, merged: Mapping[str, Tensor], seen: Observation
@@ -252,7 +261,6 @@ class LayerReducer:
                 membership_EC=chosen.grouping.membership_EC,
             )
             changed[tensor.name] = weights.join(tensor, rows_C)
-            self._check_finite(tensor.name, changed[tensor.name], weights.router.values())
         for name in block.tables:
             changed[name] = remap_experts(weights.state[name], clusters)
         return changed
@@ -268,10 +276,7 @@ class LayerReducer:
         """Fits the router rows, in place, where a router chooses and anything was merged or dropped."""
         if not self._plan.recipe.fits_router or layer.block.tables or chosen.keeps_all:
             return None
-        fit = RouterFitter(layer, chosen.clusters, seen=seen, fitted=fitted).fit(changed)
-        for tensor in layer.block.router:
-            self._check_finite(tensor.name, changed[tensor.name], layer.originals.values())
-        return fit
+        return RouterFitter(layer, chosen.clusters, seen=seen, fitted=fitted).fit(changed)
 
     def _scale(
         self,

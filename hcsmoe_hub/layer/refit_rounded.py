@@ -9,6 +9,7 @@ from torch import Tensor
 from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.layer.refit_down import ExpertFit, down_projections
 from hcsmoe_hub.layer.stored_experts import Heritage, Rounded, StoredExperts
+from hcsmoe_hub.machine.precision import fast_products
 from hcsmoe_hub.methods.refit.rounded_down import fit_rounded_down
 from hcsmoe_hub.observation.watcher import Observation
 
@@ -49,7 +50,8 @@ def refit_rounded(
     before, experts = rounder.before, layer.source.experts
     if experts.scales_input or not experts.is_affine:
         return before
-    with layer.reduced({**changed, **before.tensors}) as reduced, torch.no_grad():
+    block = layer.reduced({**changed, **before.tensors})
+    with block as reduced, torch.no_grad(), fast_products(layer.device):
         fit = ExpertFit.of(layer, reduced, seen)
         name = _owner(fit)
         if name not in before.tensors:
@@ -64,9 +66,8 @@ def refit_rounded(
             return down_projections(reduced, {**fit.parameters, **found.tensors})
 
         fit.parameters[name].copy_(changed[name])
-        fit_rounded_down(
-            fit.sample.part(fit.fitted), fit.wanted_TH[fit.fitted], fit.down_CIH, round_down=round_down, piece=piece
-        )
+        sample, wanted_TH = fit.fitted
+        fit_rounded_down(sample, wanted_TH, fit.down_CIH, round_down=round_down, piece=piece, kept_bytes=fit.kept_bytes)
         if not fit.verdict().worst(unfitted) < 1:
             return before
     return Rounded(tensors={**before.tensors, **found.tensors}, parts={**before.parts, **found.parts})

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 
+from hcsmoe_hub.machine.accelerator import free_bytes, is_host
 from hcsmoe_hub.model.experts import Experts
 from hcsmoe_hub.observation.observers import InputObserver
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
@@ -59,12 +60,28 @@ class Routing(Protocol):
         """Where the experts are."""
         ...
 
+    def bring(self, reserved: int) -> None:
+        """Moves the inputs of all tokens to the device if they leave so many bytes of it free."""
+        ...
+
     def route(self, tokens: Tensor) -> Routed:
-        """What reaches the experts from some tokens, on the device; token numbers are int64 on the CPU."""
+        """What reaches the experts from some tokens, on the device; token numbers are int64 on any device."""
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+def picked(values: Tensor, tokens: Tensor, device: torch.device) -> Tensor:
+    """Some rows of a tensor, brought to a device; the numbers of the rows may be anywhere."""
+    return values[tokens.to(values.device)].to(device)
+
+
+def brought(values: Tensor, device: torch.device, reserved: int) -> Tensor:
+    """A tensor on a device if that leaves so many bytes free there, or where it is."""
+    if values.device == device or is_host(device):
+        return values
+    return values.to(device) if values.nbytes + reserved <= free_bytes(device) else values
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class FixedRouting:
     """The choices that a router has made, for blocks that do not run on single tokens."""
 
@@ -80,13 +97,22 @@ class FixedRouting:
         index_TK = torch.cat(observer.top_k).long()
         return cls(routed=Routed.of(reduced.experts, tokens_TH, index_TK, weight_TK), device=reduced.device)
 
+    def bring(self, reserved: int) -> None:
+        """See ``Routing``."""
+        known = self.routed
+        self.routed = Routed(
+            tokens_TH=brought(known.tokens_TH, self.device, reserved),
+            index_TK=brought(known.index_TK, self.device, reserved),
+            weight_TK=brought(known.weight_TK, self.device, reserved),
+        )
+
     def route(self, tokens: Tensor) -> Routed:
         """See ``Routing``."""
         known = self.routed
         return Routed(
-            tokens_TH=known.tokens_TH[tokens].to(self.device),
-            index_TK=known.index_TK[tokens].to(self.device),
-            weight_TK=known.weight_TK[tokens].to(self.device),
+            tokens_TH=picked(known.tokens_TH, tokens, self.device),
+            index_TK=picked(known.index_TK, tokens, self.device),
+            weight_TK=picked(known.weight_TK, tokens, self.device),
         )
 
 
@@ -103,14 +129,14 @@ def _stop(experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tens
     raise _ExpertsReached(Routed.of(experts, tokens_TH, index_TK, weight_TK))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class LiveRouting:
     """Runs a block up to its experts.
 
     Attributes:
         moe: The block.
         device: Where it is.
-        args: What it is given, ``[all tokens, ...]`` each; on the CPU.
+        args: What it is given, ``[all tokens, ...]`` each; there or on the host.
         kwargs: The same, by name.
     """
 
@@ -143,12 +169,20 @@ class LiveRouting:
                 stack.callback(vars(child).pop, "forward")
             yield routing
 
+    def bring(self, reserved: int) -> None:
+        """See ``Routing``."""
+
+        def move(values: Tensor) -> Tensor:
+            return brought(values, self.device, reserved)
+
+        self.args, self.kwargs = recursively_apply(move, (list(self.args), dict(self.kwargs)))
+
     def route(self, tokens: Tensor) -> Routed:
         """See ``Routing``."""
 
         def place(values: Tensor) -> Tensor:
-            chosen = values[tokens][None]
-            return chosen.to(self.device, torch.float32 if values.is_floating_point() else values.dtype)
+            chosen = picked(values, tokens, self.device)[None]
+            return chosen.float() if values.is_floating_point() else chosen
 
         args, kwargs = recursively_apply(place, (list(self.args), dict(self.kwargs)))
         try:

@@ -1,14 +1,16 @@
 """The fit of one layer's router, with a guard: it is kept only if it helps on text it was not fitted to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hcsmoe_hub.layer.context import LayerContext
+from hcsmoe_hub.machine import ranks
+from hcsmoe_hub.machine.smaller_pieces import and_host, first_that_fits
 from hcsmoe_hub.methods.clustering import Clusters
-from hcsmoe_hub.methods.refit.held_out import split_tokens
+from hcsmoe_hub.methods.refit.held_out import OwnTokens, split_tokens
 from hcsmoe_hub.methods.routing import Scoring, find_rule, fit_rows, group_targets, mismatch, top_k_agreement
 from hcsmoe_hub.model.blocks import ExpertTensor
 from hcsmoe_hub.model.router import router_bias, router_weight, watch_router
@@ -37,7 +39,10 @@ class RouterFit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Run:
-    """What a router did on all tokens: T tokens, K choices, E rows of experts, X others, H inputs; on the CPU."""
+    """What a router did on the tokens of all ranks: T tokens, K choices, E rows of experts, X others, H inputs.
+
+    On the CPU.
+    """
 
     top_k_TK: Tensor
     weight_TK: Tensor
@@ -64,6 +69,7 @@ class RouterFitter:
         self._clusters = clusters
         self._seen = seen
         self._fitted_to = fitted
+        self._own = OwnTokens.of(sum(map(len, seen.top_k)), layer.device)
 
     def fit(self, changed: dict[str, Tensor]) -> RouterFit:
         """Fits the rows among ``changed``, in place if that helps.
@@ -98,7 +104,7 @@ class RouterFitter:
 
     def _choose(self) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
         """The tokens that routers run on, ``None`` for all, and which of these are fitted and which judge."""
-        split = split_tokens(sum(map(len, self._seen.top_k)), self._seen.domains)
+        split = split_tokens(self._own.total, self._seen.domains)
         fitted, judged = spaced(split.fitted, ROUTER_TOKENS), spaced(split.judged, JUDGED_TOKENS)
         if not self._layer.source.runs_on_tokens(self._seen.calls):
             return None, (fitted, judged)
@@ -109,16 +115,23 @@ class RouterFitter:
         self, changed: Mapping[str, Tensor], before: _Run, target_TC: Tensor, taken: Tensor, scoring: Scoring
     ) -> dict[str, Tensor]:
         """The fitted tensors, by parameter name: the matrix and its bias; others, such as correction biases, stay."""
-        device, weight = self._layer.device, self._weight
+        weight = self._weight
         bias = router_bias(self._layer.block, weight)
-        rows_CH, bias_C = fit_rows(
-            before.inputs_TH[taken].to(device, torch.float32),
-            target_TC[taken].to(device),
-            weight.split(changed[weight.name])[0].to(device),
-            None if bias is None else bias.split(changed[bias.name])[0].to(device),
-            scoring=scoring,
-            extra_TX=before.extra_TX[taken].to(device, torch.float32),
-        )
+
+        def attempt(device: torch.device) -> tuple[Tensor, Tensor | None]:
+            return fit_rows(
+                before.inputs_TH[taken].to(device, torch.float32),
+                target_TC[taken].to(device),
+                weight.split(changed[weight.name])[0].to(device),
+                None if bias is None else bias.split(changed[bias.name])[0].to(device),
+                scoring=scoring,
+                extra_TX=before.extra_TX[taken].to(device, torch.float32),
+            )
+
+        device = self._layer.device
+        found = first_that_fits(attempt, and_host(device), device)
+        # All ranks have solved the same; whatever they round is the same then, too.
+        rows_CH, bias_C = ranks.from_first((found[0].cpu(), None if found[1] is None else found[1].cpu()))
         fitted = {weight.name: _replaced(weight, changed[weight.name], rows_CH)}
         if bias is not None and bias_C is not None:
             fitted[bias.name] = _replaced(bias, changed[bias.name], bias_C)
@@ -131,7 +144,7 @@ class RouterFitter:
     def _run(self, block: RunnableBlock, calls: list[Call], chosen: Tensor | None) -> _Run:
         """Runs the router of a block on some tokens of the block's inputs."""
         if chosen is not None:
-            calls = [pick_tokens(calls, chosen)]
+            calls = [pick_tokens(calls, self._own.part(chosen))]
         attempts: list[RouterObserver] = []
 
         def start() -> RouterObserver:
@@ -143,7 +156,13 @@ class RouterFitter:
             last = block.rerun(calls, start)
         finally:
             stop()
-        return _Run(*map(torch.cat, (last.top_k, last.weights, last.inputs, last.logits, last.extra)))
+        seen = (last.top_k, last.weights, last.inputs, last.logits, last.extra)
+        return _Run(*(self._together(parts) for parts in seen))
+
+    def _together(self, parts: Sequence[Tensor]) -> Tensor:
+        """Rows of all ranks, on the CPU."""
+        rows = torch.cat(list(parts))
+        return (ranks.joined(rows.to(self._layer.device)) if ranks.is_shared() else rows).cpu()
 
 
 def _replaced(tensor: ExpertTensor, current: Tensor, rows_C: Tensor) -> Tensor:

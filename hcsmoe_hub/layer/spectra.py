@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hcsmoe_hub.machine.smaller_pieces import and_host, first_that_fits
 from hcsmoe_hub.methods.compress import singular_values, stable_rank
 from hcsmoe_hub.methods.merging.neurons import NeuronView
 from hcsmoe_hub.report import RankReport
@@ -51,9 +52,16 @@ def _values(view: NeuronView, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     matrices = [*(tensor for tensor in neurons.inputs if tensor.dim() == 3), *neurons.outputs]
     names = GATED if len(matrices) == len(GATED) else UNGATED
     return {
-        name: torch.stack([singular_values(matrix).cpu() for matrix in experts])
+        name: torch.stack([_singular_values(matrix) for matrix in experts])
         for name, experts in zip(names, matrices, strict=True)
     }
+
+
+def _singular_values(matrix: Tensor) -> Tensor:
+    """Those of one matrix, on the host; computed there where memory runs out."""
+    return first_that_fits(
+        lambda place: singular_values(matrix.to(place)).cpu(), and_host(matrix.device), matrix.device
+    )
 
 
 def _ranks(values: Mapping[str, Tensor]) -> dict[str, list[float]]:

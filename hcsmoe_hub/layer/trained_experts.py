@@ -4,13 +4,18 @@ C experts, T tokens of one step, K experts per token, R rows (one per token and 
 size, P pre-activations and I neurons of an expert.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from hcsmoe_hub.layer.refit_routing import Routed
+from hcsmoe_hub.machine import ranks
+from hcsmoe_hub.machine.accelerator import is_host
 from hcsmoe_hub.methods.refit.grouped import ExpertMatrices, TrainedMatrix, Visits, product, silu_gate
+from hcsmoe_hub.methods.refit.sums import sums_of
+from hcsmoe_hub.methods.totals import total
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
 
 # Grouped products of an accelerator take rows of whole 16 bytes.
@@ -25,6 +30,10 @@ class TrainedExperts:
     Args:
         reduced: The block, in float32.
         dtype: Of the products.
+
+    Attributes:
+        adds: Whether the next backward pass adds to the gradients that are there, those of other tokens of a step.
+        is_grouped: Whether the matrices of all experts are multiplied at once; gradients then take twice the memory.
     """
 
     def __init__(self, reduced: RunnableBlock, dtype: torch.dtype) -> None:
@@ -50,7 +59,10 @@ class TrainedExperts:
         )
         self._places = self._sorted_names()
         widths = (matrix.values_CXY.shape[dim] * dtype.itemsize for matrix in self.matrices for dim in (1, 2))
-        self._is_grouped = reduced.device.type == "cuda" and all(width % ROW_BYTES == 0 for width in widths)
+        # Those of other dtypes wait for the device once per product, one product after the other once per step.
+        is_offered = not is_host(reduced.device) and dtype is torch.bfloat16
+        self.is_grouped = is_offered and all(width % ROW_BYTES == 0 for width in widths)
+        self.adds = False
 
     def _matrices(self, tensors: Mapping[str, Tensor]) -> ExpertMatrices:
         rows = {
@@ -92,37 +104,57 @@ class TrainedExperts:
 
     def clear(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Forgets the gradients of the last step, but for those that the next one overwrites."""
+        self.adds = False
         before, behind = self._places
         for name, parameter in parameters.items():
             if name not in (*before, behind):
                 parameter.grad = None
 
-    def change(self, routed: Routed, rates: Mapping[str, float]) -> float:
+    def change(self, parts: Sequence[Routed], rates: Mapping[str, float]) -> float:
         """What one step along the signs of the gradients would change of the pre-activations, as a share of them.
 
         Args:
-            routed: What reaches the experts.
+            parts: What reaches the experts, on all ranks together.
             rates: Length of the step in every weight, by name of the parameter.
 
         Returns:
             Root mean square of the change over that of the pre-activations without biases; 0 where no expert runs.
         """
-        expert_TK = routed.index_TK[routed.index_TK >= 0]
-        wrong = size = 0.0
-        for expert in torch.bincount(expert_TK).argsort(descending=True)[:PROBED_EXPERTS].tolist():
-            rows_RH = routed.tokens_TH[(routed.index_TK == expert).any(1)].to(self.dtype)
-            for name, matrix in zip(self._places[0], self.incoming, strict=True):
-                step_HP = (matrix.gradient_CXY[expert].sign() * rates[name]).to(self.dtype)
-                wrong += float((rows_RH @ step_HP).float().square().sum())
-                size += float((rows_RH @ matrix.values_CXY[expert]).float().square().sum())
+        device = self.outgoing.values_CXY.device
+        visits_C = torch.zeros(self.experts.num_experts, dtype=torch.int64, device=device)
+        for routed in parts:
+            visits_C += torch.bincount(routed.index_TK.flatten() + 1, minlength=len(visits_C) + 1)[1:]
+        ranks.add_up(visits_C)
+        changes: list[Tensor] = []
+        sizes: list[Tensor] = []
+        for expert in visits_C.argsort(descending=True)[:PROBED_EXPERTS].tolist():
+            for routed in parts:
+                rows_RH = routed.tokens_TH[(routed.index_TK == expert).any(1)].to(self.dtype)
+                for name, matrix in zip(self._places[0], self.incoming, strict=True):
+                    step_HP = (matrix.gradient_CXY[expert].sign() * rates[name]).to(self.dtype)
+                    changes.append(total((rows_RH @ step_HP).float().square()))
+                    sizes.append(total((rows_RH @ matrix.values_CXY[expert]).float().square()))
+        wrong, size = sums_of([changes, sizes], device)
         return (wrong / size) ** 0.5 if size else 0.0
+
+    def add_up_gradients(self, parameters: Mapping[str, nn.Parameter], *, has_own: bool) -> None:
+        """Adds up the gradients of a step over the ranks.
+
+        Args:
+            parameters: All that are trained, by name.
+            has_own: Whether this rank has any tokens of the step; if not, what its gradients hold is of another step.
+        """
+        if not ranks.is_shared():
+            return
+        for parameter in parameters.values():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = ranks.add_up(gradient if has_own else gradient.zero_())
 
     def visits(self, routed: Routed) -> Visits:
         """The rows of all experts."""
         count = self.experts.num_experts
-        if self._is_grouped:
-            return Visits.on_device(routed.index_TK, count)
-        return Visits.on_host(routed.index_TK, count)
+        visits = (Visits.on_device if self.is_grouped else Visits.on_host)(routed.index_TK, count)
+        return replace(visits, adds=self.adds)
 
     def __call__(self, routed: Routed) -> Tensor:
         """What the experts add up to: ``[T, H]`` float32; differentiable."""

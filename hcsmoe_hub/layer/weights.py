@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hcsmoe_hub.layer.context import LayerContext
 from hcsmoe_hub.model.blocks import ExpertTensor
+from hcsmoe_hub.observation.overflow import check_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,7 +27,12 @@ class BlockWeights:
 
     @classmethod
     def of(cls, layer: LayerContext) -> Self:
-        """Collects the tensors of a layer's block in the source."""
+        """Collects the tensors of a layer's block in the source.
+
+        Raises:
+            VerificationError: If one of them is not finite; names it.
+        """
+        check_weights(layer.source.skeleton, layer.block.layer, layer.block.edited)
         block, held = layer.block, layer.source.skeleton.module.state_dict()
         state = {name: tensor for name, tensor in held.items() if name in block.edited} | dict(layer.originals)
         return cls(

@@ -70,3 +70,13 @@ def mapped_tensor(nbytes: int) -> tuple[Tensor, memoryview]:
     if nbytes > _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8), memoryview(memory)
+
+
+def bytes_of(values: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the host, to read into or to write from.
+
+    Args:
+        values: With at least one element.
+    """
+    assert values.is_contiguous(), "its bytes lie one behind the other"
+    return values.detach().reshape(-1).view(torch.uint8).numpy().data

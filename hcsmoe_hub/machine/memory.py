@@ -1,23 +1,49 @@
-"""How much memory this process may come to hold: what the machine has free, within the limits of its container."""
+"""How much memory this process may come to hold, within the limits of its container, and how much it has held."""
 
+import resource
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from hcsmoe_hub.machine import ranks
+
 # Where Linux shows control groups, version 2 and version 1.
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+# Where Linux shows the peak of a process, and starts a new one.
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
 
 
 def available_memory(groups: Path = _GROUPS, membership: Path = _MEMBERSHIP) -> int:
     """Bytes of resident memory that this process can reach, what it holds already included.
+
+    Ranks on the same machine share what is free.
 
     Args:
         groups: Folder of the control groups.
         membership: File that names the groups of this process.
     """
     free = min([int(psutil.virtual_memory().available), *_free_in_groups(groups, membership)])
-    return max(free, 0) + int(psutil.Process().memory_info().rss)
+    return max(free, 0) // ranks.local_size() + int(psutil.Process().memory_info().rss)
+
+
+def reset_resident_peak() -> None:
+    """Begins to measure the peak of resident memory anew, where the system allows it."""
+    with suppress(OSError):
+        _CLEAR.write_text(_RESET_PEAK, "utf-8")
+
+
+def resident_peak() -> int:
+    """Most resident bytes of this process since ``reset_resident_peak``, or since it began where that has no effect."""
+    with suppress(OSError):
+        for line in _STATUS.read_text("utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _free_in_groups(groups: Path, membership: Path) -> list[int]:

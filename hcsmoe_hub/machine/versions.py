@@ -17,6 +17,11 @@ def installed_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
 
 
+def version_of(library: str) -> str:
+    """Version of an installed library."""
+    return version(library)
+
+
 def has_matplotlib() -> bool:
     """Whether matplotlib is installed; does not import it."""
     return find_spec("matplotlib") is not None

@@ -1,31 +1,54 @@
-"""What is observed of a layer's experts on calibration text: every expert on every token, and the real routing.
+"""What the experts of a layer run through: the real routing, as it is or as a result has it, and what is seen of it.
 
 E experts, T tokens of one micro-batch, H hidden size, I expert intermediate size, K experts per token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from hcsmoe_hub.machine.accelerator import is_host
 from hcsmoe_hub.model.experts import Experts
-from hcsmoe_hub.observation.statistics import ExpertStatistics
+from hcsmoe_hub.observation.visits import GroupedRun, grouped_matrices, sorted_choices, token_chunks
 
 # A CPU matrix product in bf16 compiles a kernel for every new row count; few distinct counts keep it fast.
 ROW_MULTIPLE = 64
+# Tokens that an expert sees at once on a CPU, whose system would otherwise clear fresh memory for every result in
+# between.
+HOST_ROWS = 1024
 
 
-def _padded(token: Tensor) -> Tensor:
-    """Token indices, the first one repeated up to a multiple of ``ROW_MULTIPLE``."""
-    missing = -len(token) % ROW_MULTIPLE
+def padded(token: Tensor) -> Tensor:
+    """Token indices, the first one repeated up to a multiple of ``ROW_MULTIPLE`` on the host."""
+    missing = -len(token) % ROW_MULTIPLE if is_host(token.device) else 0
     return torch.cat([token, token[:1].expand(missing)]) if missing else token
+
+
+def hidden_of(experts: Experts, expert: int, tokens_TH: Tensor) -> Tensor:
+    """Hidden activations ``[T, I]`` of one expert."""
+    if not is_host(tokens_TH.device) or len(tokens_TH) <= HOST_ROWS:
+        return experts.hidden(expert, tokens_TH)
+    hidden_TI = None
+    for start in range(0, len(tokens_TH), HOST_ROWS):
+        part = slice(start, start + HOST_ROWS)
+        found = experts.hidden(expert, tokens_TH[part])
+        if hidden_TI is None:
+            hidden_TI = found.new_empty(len(tokens_TH), found.shape[1])
+        hidden_TI[part] = found
+    assert hidden_TI is not None, "there are tokens"
+    return hidden_TI
 
 
 def _chosen(experts: Experts, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
     """Indices of the chosen experts, -1 for none."""
     # An index beyond the experts, or a weight of exactly zero, is how routers say "no expert".
     is_routed = (weight_TK != 0) & (index_TK < experts.num_experts)
-    return torch.where(is_routed, index_TK, -1)
+    return torch.where(is_routed, index_TK, -1).long()
+
+
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
 
 
 class RoutedObserver:
@@ -33,32 +56,52 @@ class RoutedObserver:
 
     Attributes:
         remembers: Whether anything is remembered; a layer that only runs has no use for it.
-        top_k: One ``[T, K]`` int16 tensor per micro-batch, on the CPU; -1 where the router chose no expert.
-        outputs: One ``[T, H]`` tensor per micro-batch, on the CPU: the router-weighted sum of expert outputs.
+        keep: Takes what is remembered to where it is kept.
+        top_k: One ``[T, K]`` int16 tensor per micro-batch; -1 where the router chose no expert.
+        outputs: One ``[T, H]`` tensor per micro-batch: the router-weighted sum of expert outputs.
     """
 
     remembers = True
 
     def __init__(self) -> None:
+        self.keep: Callable[[Tensor], Tensor] = _as_it_is
         self.top_k: list[Tensor] = []
         self.outputs: list[Tensor] = []
 
     def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
         chosen_TK = _chosen(experts, index_TK, weight_TK)
+        matrices = grouped_matrices(experts, tokens_TH)
+        if matrices is None:
+            output_TH = self._one_by_one(experts, tokens_TH, chosen_TK, weight_TK)
+        else:
+            output_TH = torch.empty_like(tokens_TH)
+            for part in token_chunks(matrices, chosen_TK):
+                # Nothing of a chunk is held while the next one runs.
+                output_TH[part] = self._grouped(
+                    GroupedRun(experts, matrices, tokens_TH[part], chosen_TK[part], weight_TK[part]),
+                    experts,
+                    tokens_TH[part],
+                )
+        if self.remembers:
+            self.top_k.append(self.keep(chosen_TK.to(torch.int16)))
+            self.outputs.append(self.keep(output_TH))
+        return output_TH
+
+    def _grouped(self, run: GroupedRun, experts: Experts, tokens_TH: Tensor) -> Tensor:
+        """The output ``[T, H]`` of all experts that ran at once, float32."""
+        return run.routed().sum(1)
+
+    def _one_by_one(self, experts: Experts, tokens_TH: Tensor, chosen_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        """The output ``[T, H]`` of one expert after the other."""
         output_TH = torch.zeros(tokens_TH.shape, dtype=torch.float32, device=tokens_TH.device)
-        for expert in range(experts.num_experts):
-            token, slot = torch.where(chosen_TK == expert)
+        for expert, (token, slot) in enumerate(sorted_choices(chosen_TK, experts.num_experts)):
             if len(token):
                 weight_N1 = weight_TK[token, slot, None].float()
                 routed_NH = self._routed(experts, expert, tokens_TH, token, weight_N1)
                 self._on_routed(expert, token, slot, routed_NH, weight_N1)
                 output_TH.index_add_(0, token, routed_NH)
             self._on_expert(experts, expert, tokens_TH, token)
-        output_TH = output_TH.to(tokens_TH.dtype)
-        if self.remembers:
-            self.top_k.append(chosen_TK.to("cpu", torch.int16))
-            self.outputs.append(output_TH.to("cpu"))
-        return output_TH
+        return output_TH.to(tokens_TH.dtype)
 
     def _on_routed(self, expert: int, token: Tensor, slot: Tensor, routed_NH: Tensor, weight_N1: Tensor) -> None:
         """Sees the router-weighted outputs of one expert, where they belong and what they were weighted with."""
@@ -77,8 +120,8 @@ class RoutedObserver:
         """
         if experts.scales_input:
             inputs = tokens_TH[token] * weight_N1.to(tokens_TH.dtype)
-            return experts.project(expert, experts.hidden(expert, inputs)).float()
-        hidden_NI = experts.hidden(expert, tokens_TH[_padded(token)])
+            return experts.project(expert, hidden_of(experts, expert, inputs)).float()
+        hidden_NI = hidden_of(experts, expert, tokens_TH[padded(token)])
         output_NH = experts.project(expert, hidden_NI)
         self._on_run(experts, expert, hidden_NI[: len(token)], output_NH[: len(token)])
         return output_NH[: len(token)].float() * weight_N1
@@ -183,76 +226,5 @@ class SubsetObserver(RoutedObserver):
         token_T1 = torch.arange(len(tokens_TH), device=tokens_TH.device)[:, None]
         weight_TK1 = torch.where(is_routed_TK, weight_TK, 0)[..., None].float()
         output_TH = (self._outputs_ETH[expert_TK, token_T1] * weight_TK1).sum(1).to(tokens_TH.dtype)
-        self.outputs.append(output_TH.to("cpu"))
+        self.outputs.append(self.keep(output_TH))
         return output_TH
-
-
-class CalibrationObserver(RoutedObserver):
-    """Also accumulates what clustering, merging and pruning need.
-
-    Args:
-        statistics: Where it is accumulated.
-        with_outputs: Whether to run every expert on every token for its mean output.
-    """
-
-    def __init__(self, statistics: ExpertStatistics, *, with_outputs: bool = True) -> None:
-        super().__init__()
-        self._with_outputs = with_outputs
-        self.statistics = statistics
-        self._scales_input = False
-        # What every choice of the micro-batch at work adds to the output, if products of them are wanted.
-        self._routed_TKH: Tensor | None = None
-
-    def __call__(self, experts: Experts, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
-        self._scales_input = experts.scales_input
-        if self.statistics.gram_EE is not None:
-            shape = (*index_TK.shape, tokens_TH.shape[-1])
-            self._routed_TKH = torch.zeros(shape, dtype=torch.float32, device=tokens_TH.device)
-        output_TH = super().__call__(experts, tokens_TH, index_TK, weight_TK)
-        self.statistics.count(self.top_k[-1])
-        if self._routed_TKH is not None:
-            self.statistics.add_products(self.top_k[-1], self._routed_TKH)
-            self._routed_TKH = None
-        return output_TH
-
-    def _on_run(self, experts: Experts, expert: int, hidden_NI: Tensor, output_NH: Tensor) -> None:
-        if self._with_outputs:
-            self.statistics.add_features(expert, hidden_NI if experts.is_affine else output_NH)
-
-    def _on_expert(self, experts: Experts, expert: int, tokens_TH: Tensor, token: Tensor) -> None:
-        if not self._with_outputs:
-            return
-        # A weight on the input makes the routed runs useless for a mean over unweighted tokens.
-        rest = torch.ones(len(tokens_TH), dtype=torch.bool, device=tokens_TH.device)
-        if not experts.scales_input:
-            rest[token] = False
-        others = torch.where(rest)[0]
-        if len(others):
-            features = experts.hidden(expert, tokens_TH[_padded(others)])
-            if not experts.is_affine:
-                features = experts.project(expert, features)
-            self.statistics.add_features(expert, features[: len(others)])
-
-    def _on_routed(self, expert: int, token: Tensor, slot: Tensor, routed_NH: Tensor, weight_N1: Tensor) -> None:
-        self.statistics.add_saliency(expert, routed_NH)
-        norm_N, weight_N = routed_NH.norm(dim=-1), weight_N1[:, 0]
-        # Only a weight on the output can be taken back.
-        self.statistics.add_weights(expert, weight_N, norm_N if self._scales_input else norm_N / weight_N.abs())
-        if self._routed_TKH is not None:
-            self._routed_TKH[token, slot] = routed_NH
-
-
-def mean_outputs(experts: Experts, statistics: ExpertStatistics) -> Tensor:
-    """Mean output of every expert over all calibration tokens.
-
-    ``o_i = (1/T) sum_x E_i(x)`` (HC-SMoE, eq. 4), unweighted and over all tokens, whether routed there or not. Where
-    the output is affine in the hidden activation, the mean activation is projected once, which is exact.
-
-    Returns:
-        ``[E, H]`` float32 on the CPU.
-    """
-    mean_EF = statistics.mean_features()
-    if not experts.is_affine:
-        return mean_EF.float().cpu()
-    rows = [experts.project(expert, mean_EF[expert, None].float()) for expert in range(experts.num_experts)]
-    return torch.cat(rows).cpu()

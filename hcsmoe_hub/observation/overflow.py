@@ -1,18 +1,15 @@
-"""Tells numbers that overflow from weights that are broken: both make a model's outputs infinite or undefined."""
+"""Distinguishes numbers that overflow from broken weights: both make the outputs of a model infinite or undefined."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from hcsmoe_hub.errors import VerificationError
+from hcsmoe_hub.machine.finite import are_finite
+from hcsmoe_hub.model.skeleton import Broken, Skeleton
 
-BROKEN_WEIGHTS_HINT = "download the source again; 'hcsmoe verify SOURCE' names the first tensor that is not finite"
-
-
-def are_finite(values: Tensor) -> bool:
-    """Whether every number is finite; needs no memory for an answer per number."""
-    return values.numel() == 0 or all(bool(bound.isfinite()) for bound in values.aminmax())
+BROKEN_WEIGHTS_HINT = "download the source again; where it stays that way, report it to its publisher"
 
 
 def overflow_in(dtype: torch.dtype) -> str:
@@ -31,30 +28,74 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def broken_until(skeleton: Skeleton, layer: int) -> list[Broken]:
+    """The broken tensors of a source that the numbers of a decoder layer depend on, those of the layer itself first.
+
+    Args:
+        skeleton: The source; this layer, those before it and what lies outside of them have been loaded.
+        layer: Index of the decoder layer.
+    """
+    # The next layer may be loaded already.
+    found = [each for each in skeleton.broken.values() if each.layer is None or each.layer <= layer]
+    return sorted(found, key=lambda each: each.layer != layer)
+
+
+def check_weights(skeleton: Skeleton, layer: int, parameters: Collection[str]) -> None:
+    """Checks that the source's tensors behind some parameters of a layer are finite.
+
+    Args:
+        skeleton: The source; the layer has been loaded.
+        layer: Index of the decoder layer.
+        parameters: Names of the parameters.
+
+    Raises:
+        VerificationError: For the first one that is not; names layer and tensor.
+    """
+    for broken in broken_until(skeleton, layer):
+        if broken.layer == layer and broken.parameter in parameters:
+            raise _broken(f"layer {layer}: its weights are not finite", broken)
+
+
+def check_result(layer: int, tensors: Mapping[str, Tensor]) -> None:
+    """Checks that all tensors of a block of the result are finite.
+
+    Args:
+        layer: Index of the decoder layer.
+        tensors: The tensors, by name.
+
+    Raises:
+        VerificationError: For the first one that is not; names layer and tensor.
+    """
+    if are_finite(*tensors.values()):
+        return
+    name, values = next((name, values) for name, values in tensors.items() if not are_finite(values))
+    raise not_finite(f"layer {layer}: {name} is", dtype=values.dtype)
+
+
 def not_finite(
-    subject: str, *, weights: Iterable[Tensor], dtype: torch.dtype, inputs: Iterable[Tensor] = ()
+    subject: str, *, broken: Iterable[Broken] = (), dtype: torch.dtype, inputs: Iterable[Tensor] = ()
 ) -> VerificationError:
     """Explains numbers that are not finite.
 
     Args:
         subject: Which numbers, with their verb: ``layer 3: the outputs of its experts are``.
-        weights: The source's weights that they are computed with.
+        broken: Tensors of the source that the numbers depend on and that are not finite themselves.
         dtype: What they are computed in.
         inputs: The hidden states that they are computed from.
 
     Returns:
-        The error to raise: broken weights, an overflow here, or what an earlier layer has passed on.
+        The error to raise: broken weights, an overflow here, or one in an earlier layer.
     """
-    if not all(are_finite(weight) for weight in weights if weight.is_floating_point()):
-        return VerificationError(f"{subject} not finite: the source holds broken weights.", hint=BROKEN_WEIGHTS_HINT)
-    beginning = f"{subject} not finite, although the source's weights in this layer are: "
+    for each in broken:
+        return _broken(f"{subject} not finite", each)
+    beginning = f"{subject} not finite, although the source's weights up to here are: "
     overflow = overflow_in(dtype)
-    if all(are_finite(values) for values in inputs):
-        return VerificationError(f"{beginning}{overflow}.", hint=overflow_hint(dtype))
-    if dtype == torch.float16:
-        return VerificationError(
-            f"{beginning}hidden states of an earlier layer have overflowed, as {overflow}, unless its weights are "
-            "broken.",
-            hint=f"{overflow_hint(dtype)}; 'hcsmoe verify SOURCE' names a broken tensor if there is one",
-        )
-    return VerificationError(f"{beginning}an earlier layer holds broken weights.", hint=BROKEN_WEIGHTS_HINT)
+    if not are_finite(*inputs):
+        overflow = f"hidden states of an earlier layer have overflowed, as {overflow}"
+    return VerificationError(f"{beginning}{overflow}.", hint=overflow_hint(dtype))
+
+
+def _broken(beginning: str, broken: Broken) -> VerificationError:
+    return VerificationError(
+        f"{beginning}: the source's tensor {broken.name!r} holds NaN or infinite numbers.", hint=BROKEN_WEIGHTS_HINT
+    )

@@ -9,13 +9,15 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
+from hcsmoe_hub.machine.accelerator import release_unused
+from hcsmoe_hub.machine.out_of_memory import is_out_of_memory
 from hcsmoe_hub.model.blocks import MoEBlock
 from hcsmoe_hub.model.expert_kinds import experts_of
 from hcsmoe_hub.model.experts import Experts
 from hcsmoe_hub.model.microbatch import MicroBatcher
 from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.observation.observers import RoutedObserver
-from hcsmoe_hub.observation.statistics import Call, takes_tokens
+from hcsmoe_hub.observation.statistics import Call, halves, takes_tokens
 
 ObserverT = TypeVar("ObserverT", bound=RoutedObserver)
 
@@ -63,18 +65,41 @@ class RunnableBlock:
         Returns:
             The observer of the attempt that succeeded.
         """
-        moe, experts, observer = self.moe, self.experts, make_observer()
+        moe, experts, found = self.moe, self.experts, list[ObserverT]()
 
         def start() -> None:
-            nonlocal observer
-            observer = make_observer()
-            experts.observe(moe, observer)
+            found[:] = [make_observer()]
+            found[0].keep = self.batcher.keep
+            experts.observe(moe, found[0])
 
-        with experts.observing(moe, observer), torch.no_grad():
+        try:
+            with torch.no_grad():
+                self._run_on(calls, start)
+        finally:
+            experts.stop(moe)
+        return found[0]
+
+    def _run_on(self, calls: list[Call], start: Callable[[], None]) -> None:
+        """Runs the block alone, on halves of its inputs where memory runs out.
+
+        Args:
+            calls: Its inputs.
+            start: Called before every attempt.
+        """
+        if self.block.is_whole_layer:
             for call in calls:
-                if self.block.is_whole_layer:
-                    # The layer's own forward: the one on the instance loads and frees its weights.
-                    self.batcher.wrap(partial(type(moe).forward, moe), start)(*call.args, **call.kwargs)
-                else:
-                    moe(*send_to_device(call.args, self.device), **send_to_device(call.kwargs, self.device))
-        return observer
+                # The layer's own forward: the one on the instance loads and frees its weights.
+                self.batcher.wrap(partial(type(self.moe).forward, self.moe), start)(*call.args, **call.kwargs)
+            return
+        while True:
+            start()
+            try:
+                for call in calls:
+                    self.moe(*send_to_device(call.args, self.device), **send_to_device(call.kwargs, self.device))
+                self.batcher.settle()
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self.runs_on_tokens(calls):
+                    raise
+                calls = [half for call in calls for half in halves(call)]
+            release_unused(self.device)

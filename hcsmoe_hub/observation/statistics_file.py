@@ -6,42 +6,64 @@ layer is written as soon as it has run and read when it is needed, so that no mo
 has a checksum of every member, which is compared whenever one is read.
 """
 
-import json
+import hashlib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from hcsmoe_hub.calibration.calibration_set import CalibrationSet
 from hcsmoe_hub.calibration.plan import CalibrationPlan
 from hcsmoe_hub.calibration.sources import is_same_dataset
-from hcsmoe_hub.checkpoint.writer import INCOMPLETE
-from hcsmoe_hub.errors import CalibrationError, OutputError, PlanError
+from hcsmoe_hub.checkpoint.bounded_json import parse_bounded
+from hcsmoe_hub.checkpoint.bounded_zip import check_directory
+from hcsmoe_hub.errors import CalibrationError, PlanError
 from hcsmoe_hub.methods.clustering import LossTable
 from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.observation.statistics import LayerStatistics
-from hcsmoe_hub.observation.stored_states import LayerStates, as_dtype, call_of, call_tensors, members_of, read_states
+from hcsmoe_hub.observation.statistics_content import check_content, check_layer, check_losses, check_text
+from hcsmoe_hub.observation.statistics_writer import (
+    CONTENT,
+    EXPERTS,
+    FORMAT,
+    IDS,
+    LOST,
+    MEASURED_IDS,
+    MEASURED_STATES,
+    OWN_FIELDS,
+    TENSORS,
+    TEXT,
+    VERSION,
+    WIDTHS,
+)
+from hcsmoe_hub.observation.stored_states import LayerStates, as_dtype, call_of, read_states
 from hcsmoe_hub.options import CalibrationOptions, Saliency
 from hcsmoe_hub.recipe.recipe import Recipe
+from hcsmoe_hub.report.validate import conform
 
 ReadT = TypeVar("ReadT")
-FORMAT, VERSION = "hcsmoe-statistics", 1
-CONTENT = "statistics.json"
-TEXT = "text.safetensors"
-_OWN_FIELDS = {"tokens", "sample"}
-_TENSORS = tuple(field.name for field in fields(LayerStatistics) if field.name not in _OWN_FIELDS)
 # Files of earlier versions do not have the others.
 _ALWAYS_THERE = tuple(
-    field.name for field in fields(LayerStatistics) if field.name not in _OWN_FIELDS and field.default is MISSING
+    field.name for field in fields(LayerStatistics) if field.name not in OWN_FIELDS and field.default is MISSING
 )
-_DESCRIBED = {"fingerprint", "source", "options", "plan", "calibration", "layers"}
+# What zipfile raises for archives that are damaged, or packed or encrypted in a way that it does not know.
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    KeyError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+)
 # Which of them a choice of experts to keep is made by.
 _NEEDED: Mapping[Saliency, str] = {
     Saliency.MAN: "norm_E",
@@ -49,8 +71,6 @@ _NEEDED: Mapping[Saliency, str] = {
     Saliency.GRAM: "gram_EE",
     Saliency.OMP: "gram_EE",
 }
-_IDS, _MEASURED_IDS, _MEASURED_STATES = "token_ids", "measured_ids", "measured_states"
-_EXPERTS, _WIDTHS, _LOST = "experts", "widths", "lost"
 
 
 def fingerprint(model: SourceModel) -> str:
@@ -64,94 +84,6 @@ def fingerprint(model: SourceModel) -> str:
     return model.source.fingerprint(peeked)
 
 
-class StatisticsWriter:
-    """Writes the layers of one run; see ``open_statistics``."""
-
-    def __init__(self, archive: zipfile.ZipFile, path: Path) -> None:
-        self._archive = archive
-        self._path = path
-
-    def add(self, layer: int, statistics: LayerStatistics) -> None:
-        """Writes one MoE layer."""
-        tensors = {name: getattr(statistics, name) for name in _TENSORS}
-        assert statistics.sample is not None, "the plan refuses a statistics file for blocks without a sample"
-        # What is None is left out.
-        stored = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-        self._write(f"layer-{layer}.safetensors", save(stored | call_tensors(statistics.sample)))
-
-    def add_states(self, layer: int, states: LayerStates) -> None:
-        """Writes the hidden states of one MoE layer."""
-        for name, content in members_of(layer, states):
-            self._write(name, content)
-
-    def add_text(self, text: CalibrationSet, measured_MSH: Tensor | None) -> None:
-        """Writes the token ids that were observed.
-
-        Args:
-            text: The calibration set; its domains and sources belong into what ``describe`` is given.
-            measured_MSH: Hidden states of its held-out sequences after the last norm of the source, if they have run.
-        """
-        tensors = {_IDS: text.token_ids, _MEASURED_IDS: text.measured_ids}
-        if measured_MSH is not None:
-            tensors[_MEASURED_STATES] = measured_MSH
-        self._write(
-            TEXT, save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()})
-        )
-
-    def add_losses(self, layer: int, losses: LossTable) -> None:
-        """Writes what fewer and narrower experts of one MoE layer lose."""
-        tensors = {
-            _EXPERTS: torch.tensor(losses.experts),
-            _WIDTHS: torch.tensor(losses.widths),
-            _LOST: torch.from_numpy(losses.lost_KW),
-        }
-        self._write(f"losses-{layer}.safetensors", save(tensors))
-
-    def describe(self, content: Mapping[str, Any]) -> None:
-        """Writes what was observed."""
-        document = {"format": FORMAT, "version": VERSION, **content}
-        self._write(CONTENT, json.dumps(document, indent=2).encode())
-
-    def _write(self, name: str, content: bytes) -> None:
-        # A ZipInfo of its own has a fixed date, so that the same statistics are the same bytes.
-        with _naming(self._path):
-            self._archive.writestr(zipfile.ZipInfo(name), content)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turns failures to write into an error that names the statistics file."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"the statistics file {path} cannot be written: {error}.", hint="choose another file with `statistics`"
-        ) from error
-
-
-@contextmanager
-def open_statistics(path: Path) -> Iterator[StatisticsWriter]:
-    """Opens a statistics file for writing; it gets its name when it is complete, and nothing is left after a failure.
-
-    Raises:
-        OutputError: If the file cannot be written. Other failures inside the ``with`` block pass through.
-    """
-    unfinished = path.with_name(path.name + INCOMPLETE)
-    with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        archive = zipfile.ZipFile(unfinished, "w")
-    try:
-        yield StatisticsWriter(archive, path)
-        with _naming(path):
-            archive.close()
-            unfinished.replace(path)
-    finally:
-        # After a failure the end of the archive is lost anyway.
-        with suppress(OSError):
-            archive.close()
-        unfinished.unlink(missing_ok=True)
-
-
 class StatisticsFile:
     """Statistics of an earlier run.
 
@@ -163,6 +95,8 @@ class StatisticsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # Experts of a layer, once the model is known.
+        self._experts: int | None = None
         self.content = self._read_content()
 
     def _broken(self, why: str) -> CalibrationError:
@@ -177,14 +111,22 @@ class StatisticsFile:
     def _reading(self, read: Callable[[zipfile.ZipFile], ReadT]) -> ReadT:
         """What ``read`` finds in the archive."""
         try:
+            check_directory(self.path)
             with zipfile.ZipFile(self.path) as archive:
+                self._check_sizes(archive)
                 return read(archive)
-        except (zipfile.BadZipFile, KeyError, OSError, NotImplementedError) as error:
+        except _UNREADABLE as error:
             raise self._broken(str(error)) from error
+
+    def _check_sizes(self, archive: zipfile.ZipFile) -> None:
+        """Checks that nothing in the archive unpacks to more than is there: its own entries are stored as they are."""
+        for entry in archive.infolist():
+            if entry.file_size > entry.compress_size:
+                raise self._broken(f"{entry.filename} is compressed")
 
     def _read_content(self) -> dict[str, Any]:
         try:
-            content = json.loads(self._read(CONTENT))
+            content = parse_bounded(self._read(CONTENT))
         except ValueError as error:
             raise self._broken(f"{CONTENT} is not JSON") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -194,9 +136,10 @@ class StatisticsFile:
                 f"{self.path} has version {content.get('version')} of its format; this program reads {VERSION}.",
                 hint="collect the statistics again, into another file",
             )
-        missing = sorted(_DESCRIBED - content.keys())
-        if missing:
-            raise self._broken(f"{CONTENT} has no {missing[0]!r}")
+        try:
+            check_content(content)
+        except ValueError as error:
+            raise self._broken(f"in {CONTENT}, {error}") from error
         return content
 
     def layer(self, layer: int) -> LayerStatistics:
@@ -208,18 +151,25 @@ class StatisticsFile:
         try:
             tensors = load(self._read(f"layer-{layer}.safetensors"))
             found = {name: tensors[name] for name in _ALWAYS_THERE}
-            found |= {name: tensors[name] for name in _TENSORS if name in tensors}
-        except (safetensors.SafetensorError, KeyError) as error:
+            found |= {name: tensors[name] for name in TENSORS if name in tensors}
+            check_layer(found, self._experts)
+            sample = call_of(tensors)
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise self._broken(f"layer {layer} is damaged ({error})") from error
         calibration = self.content["calibration"]
         # An MTP head sees a token less of every sequence.
         missing = calibration["sequences"] if layer in self.content.get("mtp_layers", ()) else 0
-        return LayerStatistics(tokens=calibration["tokens"] - missing, sample=call_of(tensors), **found)
+        return LayerStatistics(tokens=calibration["tokens"] - missing, sample=sample, **found)
 
     @property
     def bytes(self) -> int:
         """Size of the file."""
         return self.path.stat().st_size
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the file says that it holds."""
+        return hashlib.sha256(self._read(CONTENT)).hexdigest()
 
     @property
     def has_states(self) -> bool:
@@ -250,7 +200,7 @@ class StatisticsFile:
         assert self.states_dtype is not None, "only what is there is asked for"
         try:
             found = self._reading(lambda archive: read_states(layer, archive.namelist(), archive.read))
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
             raise self._broken(f"the hidden states of layer {layer} are damaged ({error})") from error
         return as_dtype(found, self.states_dtype, dtype)
 
@@ -262,21 +212,24 @@ class StatisticsFile:
         """
         tensors, described = self._text_tensors(), self.content["text"]
         return CalibrationSet(
-            token_ids=tensors[_IDS],
+            token_ids=tensors[IDS],
             domains=tuple(described["domains"]),
-            measured_ids=tensors[_MEASURED_IDS],
+            measured_ids=tensors[MEASURED_IDS],
             measured_domains=tuple(described["measured_domains"]),
             sources=tuple(described["sources"]),
+            source_length=self.calibration.source_length,
         )
 
     def measured_states(self) -> Tensor | None:
         """Hidden states ``[M, S, H]`` of the held-out sequences after the last norm; ``None`` if they did not run."""
-        return self._text_tensors().get(_MEASURED_STATES)
+        return self._text_tensors().get(MEASURED_STATES)
 
     def _text_tensors(self) -> dict[str, Tensor]:
         try:
-            return load(self._read(TEXT))
-        except safetensors.SafetensorError as error:
+            tensors = load(self._read(TEXT))
+            check_text(tensors, self.content)
+            return tensors
+        except (safetensors.SafetensorError, ValueError) as error:
             raise self._broken(f"its token ids are damaged ({error})") from error
 
     def losses(self) -> dict[int, LossTable] | None:
@@ -293,17 +246,14 @@ class StatisticsFile:
     def _losses(self, name: str) -> LossTable:
         try:
             tensors = load(self._read(name))
-            experts, widths = (tuple(tensors[axis].tolist()) for axis in (_EXPERTS, _WIDTHS))
-            return LossTable(experts=experts, widths=widths, lost_KW=tensors[_LOST].numpy())
-        except (safetensors.SafetensorError, KeyError) as error:
+            check_losses(tensors[EXPERTS], tensors[WIDTHS], tensors[LOST])
+            experts, widths = (tuple(tensors[axis].tolist()) for axis in (EXPERTS, WIDTHS))
+            return LossTable(experts=experts, widths=widths, lost_KW=tensors[LOST].numpy())
+        except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
             raise self._broken(f"{name} is damaged ({error})") from error
 
     def _names(self) -> set[str]:
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                return set(archive.namelist())
-        except (zipfile.BadZipFile, OSError) as error:
-            raise self._broken(str(error)) from error
+        return self._reading(lambda archive: set(archive.namelist()))
 
     def usage(self) -> dict[int, Tensor]:
         """How often the router chose each expert, ``[E]`` int64 by decoder layer."""
@@ -312,7 +262,7 @@ class StatisticsFile:
     @property
     def calibration(self) -> CalibrationPlan:
         """What was fed to the model."""
-        return CalibrationPlan(**self.content["plan"])
+        return conform(self.content["plan"], CalibrationPlan)
 
     @property
     def feature_tokens(self) -> int:
@@ -333,6 +283,14 @@ class StatisticsFile:
                 hint="name another file to collect statistics again, or use `saliency='reap'`",
             )
 
+    def _check_vocabulary(self, model: SourceModel) -> None:
+        """Checks that a model has embeddings for the token ids."""
+        if self.has_text:
+            text, words = self.text(), model.skeleton.text_config.vocab_size
+            highest = max((int(ids.max()) for ids in (text.token_ids, text.measured_ids) if ids.numel()), default=0)
+            if highest >= words:
+                raise self._broken(f"it holds the token id {highest}, and the vocabulary has {words} tokens")
+
     def check(self, model: SourceModel, options: CalibrationOptions) -> None:
         """Checks that the statistics are those of a source and of the calibration that was asked for, if any was.
 
@@ -350,10 +308,13 @@ class StatisticsFile:
                 f"{self.path} was collected without the MTP head of {model.source.label}.",
                 hint="add `mtp='drop'`, or name another file to collect statistics again",
             )
+        self._experts = model.settings.experts
+        self._check_vocabulary(model)
         defaults = CalibrationOptions()
         # The seed of the method is the same option, and may well be another one.
         for field in (field for field in fields(CalibrationOptions) if field.name != "seed"):
-            asked, found = getattr(options, field.name), self.content["options"][field.name]
+            # Files of earlier versions lack the options that came later.
+            asked, found = getattr(options, field.name), self.content["options"].get(field.name)
             is_dataset = field.name == "dataset"
             is_same = is_same_dataset(asked, self.content["calibration"]) if is_dataset else asked == found
             if not is_same and asked != getattr(defaults, field.name):

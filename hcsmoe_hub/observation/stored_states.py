@@ -17,6 +17,7 @@ _INPUT, _NAMED_INPUT = "input.", "named_input."
 # Marks an input that was None.
 _NONE = "none_"
 _OUTPUT = "output"
+_MOST_INPUTS = 100
 # Tokens of a member that holds a part of a layer's output.
 _PART_TOKENS = 8192
 
@@ -48,10 +49,16 @@ def call_tensors(call: Call) -> dict[str, Tensor]:
 
 
 def call_of(tensors: Mapping[str, Tensor]) -> Call:
-    """Inverse of ``call_tensors``; other tensors are ignored."""
+    """Inverse of ``call_tensors``; other tensors are ignored.
+
+    Raises:
+        ValueError: If the name of an input is not one.
+    """
     inputs: dict[str, Any] = dict(tensors)
     inputs |= {name.removeprefix(_NONE): None for name in tensors if name.startswith(_NONE)}
     numbers = [int(name.removeprefix(_INPUT)) for name in inputs if name.startswith(_INPUT)]
+    if not all(0 <= number < _MOST_INPUTS for number in numbers):
+        raise ValueError("an input of the block has a number that no block has")
     # Earlier versions leave out an input that was None.
     args = [inputs.get(f"{_INPUT}{number}") for number in range(max(numbers, default=-1) + 1)]
     kwargs = {name.removeprefix(_NAMED_INPUT): inputs[name] for name in inputs if name.startswith(_NAMED_INPUT)}

@@ -1,30 +1,33 @@
 """What is observed of one MoE block while its layer runs over the calibration set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from hcsmoe_hub.machine import ranks
+from hcsmoe_hub.machine.finite import are_finite
 from hcsmoe_hub.model.router import router_weight, watch_logits
-from hcsmoe_hub.observation.observers import CalibrationObserver, mean_outputs
-from hcsmoe_hub.observation.overflow import are_finite, not_finite
+from hcsmoe_hub.observation.calibration_observer import CalibrationObserver, mean_outputs
+from hcsmoe_hub.observation.overflow import broken_until, not_finite
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
 from hcsmoe_hub.observation.statistics import Call, ExpertStatistics, LayerStatistics, sample_tokens
+from hcsmoe_hub.observation.wanted import Wanted
 
 
 @dataclass(slots=True, kw_only=True)
 class Observation:
-    """One MoE layer after it has run over the calibration set.
+    """One MoE layer after it has run over the calibration set; tensors are on its device or on the host.
 
     Attributes:
         statistics: What every method works on.
         calls: Inputs of its block.
         top_k: Choices of its router, one ``[T, K]`` int16 tensor per call; -1 for none.
         outputs: Its routed outputs, one ``[T, H]`` tensor per call.
-        domains: Domain of each of the equally long sequences that the tokens of all calls come from, in their order.
+        domains: Domain of each of the equally long sequences that the tokens of the calls of all ranks come from, in
+            their order.
     """
 
     statistics: LayerStatistics
@@ -39,11 +42,10 @@ class BlockWatcher:
 
     Args:
         block: The block to watch.
-        feature_tokens: Tokens to keep of its inputs.
+        feature_tokens: Tokens of a sample of its inputs.
         seed: Of the choice of those tokens.
         domains: Domain of each sequence.
-        with_outputs: Whether to run every expert on every token for its mean output.
-        with_gram: Whether to accumulate the products of the experts' router-weighted outputs.
+        wanted: What is observed besides what every report shows.
     """
 
     def __init__(
@@ -53,22 +55,24 @@ class BlockWatcher:
         feature_tokens: int,
         seed: int,
         domains: Sequence[str],
-        with_outputs: bool = True,
-        with_gram: bool = False,
+        wanted: Wanted,
     ) -> None:
         self._block = block
         self._feature_tokens = feature_tokens
         self._seed = seed
         self._domains = domains
-        self._with_outputs = with_outputs
-        self._with_gram = with_gram
+        self._wanted = wanted
         self._observer = self._fresh_observer()
         self._calls: list[Call] = []
         self._inputs: list[Tensor] = []
 
     def _fresh_observer(self) -> CalibrationObserver:
-        statistics = ExpertStatistics.empty(self._block.experts.num_experts, with_gram=self._with_gram)
-        return CalibrationObserver(statistics, with_outputs=self._with_outputs)
+        statistics = ExpertStatistics.empty(
+            self._block.experts.num_experts, wanted=self._wanted, device=self._block.device
+        )
+        observer = CalibrationObserver(statistics)
+        observer.keep = self._block.batcher.keep
+        return observer
 
     @contextmanager
     def watching(self, inputs: Call) -> Iterator[None]:
@@ -84,7 +88,7 @@ class BlockWatcher:
             if self._block.block.is_whole_layer:
                 self._calls.append(inputs)
             else:
-                stack.enter_context(remembering_calls(moe, self._calls))
+                stack.enter_context(remembering_calls(moe, self._calls, self._block.batcher.keep))
             if weight is not None:
                 stack.callback(watch_logits(skeleton.module, weight, self._add_logits))
             stack.enter_context(self._block.experts.observing(moe, self._observer))
@@ -104,21 +108,23 @@ class BlockWatcher:
         """What was seen, after the layer has run over all sequences.
 
         Raises:
-            VerificationError: If the outputs of the experts are not finite; says whether weights are broken or values
-                overflow.
+            VerificationError: If the outputs of the experts are not finite; names the tensor if weights are broken, and
+                says otherwise where values overflow.
         """
         sums, layer = self._observer.statistics, self._block.block.layer
-        outputs_EH = mean_outputs(self._block.experts, sums) if self._with_outputs else None
-        if not self._is_sound(outputs_EH):
+        sums.finish()
+        outputs_EH = mean_outputs(self._block.experts, sums) if self._wanted.outputs else None
+        if not all(ranks.every(self._is_sound(outputs_EH))):
             skeleton = self._block.skeleton
             raise not_finite(
                 f"layer {layer}: the outputs of its experts are",
-                weights=skeleton.layers[layer].state_dict().values(),
+                broken=broken_until(skeleton, layer),
                 dtype=skeleton.dtype,
                 inputs=self._inputs,
             )
-        is_whole = self._block.block.is_whole_layer
-        sample = None if is_whole else sample_tokens(self._calls, self._feature_tokens, self._seed)
+        sample = None
+        if self._wanted.sample and not self._block.block.is_whole_layer:
+            sample = sample_tokens(self._calls, self._feature_tokens, self._seed)
         return Observation(
             statistics=LayerStatistics.of(sums, outputs_EH, sample),
             calls=self._calls,
@@ -128,19 +134,16 @@ class BlockWatcher:
         )
 
     def _is_sound(self, outputs_EH: Tensor | None) -> bool:
-        """Whether the experts return finite numbers; those that did not run, whether their weights are finite."""
-        if outputs_EH is not None:
-            return bool(outputs_EH.isfinite().all())
-        weights = self._block.experts.module.parameters()
-        return all(are_finite(values) for values in (*self._observer.outputs, *weights))
+        """Whether the experts return finite numbers, on the tokens routed to them and in the mean over all."""
+        return are_finite(*self._observer.outputs, *(() if outputs_EH is None else (outputs_EH,)))
 
 
 @contextmanager
-def remembering_calls(moe: nn.Module, calls: list[Call]) -> Iterator[None]:
-    """Adds the inputs of every run of a block to ``calls``, on the CPU."""
+def remembering_calls(moe: nn.Module, calls: list[Call], keep: Callable[[Any], Any]) -> Iterator[None]:
+    """Adds the inputs of every run of a block to ``calls``, where ``keep`` takes them."""
 
     def remember(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(Call(send_to_device(args, "cpu"), send_to_device(kwargs, "cpu")))
+        calls.append(Call(keep(args), keep(kwargs)))
 
     hook = moe.register_forward_pre_hook(remember, with_kwargs=True)
     try:

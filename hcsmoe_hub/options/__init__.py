@@ -2,6 +2,7 @@
 
 from hcsmoe_hub.options.choices import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     Device,
@@ -28,11 +29,13 @@ from hcsmoe_hub.options.conversion import (
     DEFAULT_FEATURE_TOKENS,
     DEFAULT_MAX_SHARD_SIZE,
     DEFAULT_SEQUENCE_LENGTH,
+    DEFAULT_SIDED_LENGTH,
     DEFAULT_TOKENS,
     FITTED_TOKENS,
     CalibrationOptions,
     ConvertOptions,
     PushOptions,
+    default_length,
     default_samples,
 )
 from hcsmoe_hub.options.curve import CurveOptions
@@ -43,9 +46,11 @@ __all__ = [
     "DEFAULT_FEATURE_TOKENS",
     "DEFAULT_MAX_SHARD_SIZE",
     "DEFAULT_SEQUENCE_LENGTH",
+    "DEFAULT_SIDED_LENGTH",
     "DEFAULT_TOKENS",
     "FITTED_TOKENS",
     "Align",
+    "AlignTo",
     "Budget",
     "CalibrationOptions",
     "Clustering",
@@ -73,5 +78,6 @@ __all__ = [
     "Saliency",
     "Similarity",
     "Target",
+    "default_length",
     "default_samples",
 ]

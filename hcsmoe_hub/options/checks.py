@@ -3,6 +3,7 @@
 How a field is read follows from its annotation, so that every class of options is checked by ``check_fields`` alone.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -140,6 +141,28 @@ def read_share(value: float) -> float:
     return value
 
 
+def read_positive(value: float) -> float:
+    """A number above 0.
+
+    Raises:
+        WrongValue: If it is not.
+    """
+    if not 0 < value < math.inf:
+        raise WrongValue(f"{value:g} does not work; write a number above 0.")
+    return value
+
+
+def read_weight(value: float) -> float:
+    """The weight of a part of a sum.
+
+    Raises:
+        WrongValue: If it is below 0.
+    """
+    if not 0 <= value < math.inf:
+        raise WrongValue(f"{value:g} does not work; the lowest value is 0.")
+    return value
+
+
 def read_shard_size(text: str) -> str:
     """Checks a size and writes it as ``5GB``.
 
@@ -180,6 +203,8 @@ ShardSize = Annotated[str, read_shard_size]
 Size = Annotated[int, at_least(1)] | Annotated[str, read_size]
 Quantity = Annotated[int, at_least(1)] | Annotated[str, read_quantity]
 Share = Annotated[float, read_share]
+Positive = Annotated[float, read_positive]
+Weight = Annotated[float, read_weight]
 Width = Annotated[int | str, read_width]
 
 
@@ -215,6 +240,8 @@ def _read(hint: Any, value: Any) -> Any:
         return None if value is None and NoneType in arguments else _read_any(arguments, value)
     if origin is tuple:
         return _read_tuple(arguments, value)
+    if origin is Mapping:
+        return _of(Mapping, value, "a mapping")
     if issubclass(hint, StrEnum):
         return read_choice(hint, _of(str, value, "a word"))
     read = _PLAIN.get(hint)
@@ -253,7 +280,12 @@ def _of(kind: type, value: Any, name: str) -> Any:
     return value
 
 
-def _read_integer(value: Any) -> int:
+def read_integer(value: Any) -> int:
+    """A whole number.
+
+    Raises:
+        WrongValue: If it is not one.
+    """
     # Python counts True as a number.
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise WrongValue(f"{value!r} is not a whole number.")
@@ -272,7 +304,7 @@ def _read_path(value: Any) -> Path:
 
 _PLAIN: Mapping[type, Callable[[Any], Any]] = {
     bool: lambda value: _of(bool, value, "True or False"),
-    int: _read_integer,
+    int: read_integer,
     float: _read_number,
     str: lambda value: _of(str, value, "a text"),
     Path: _read_path,

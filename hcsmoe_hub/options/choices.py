@@ -111,11 +111,18 @@ class Features(StrEnum):
 
 
 class Align(StrEnum):
-    """How neurons are permuted towards the dominant expert before a weighted merge."""
+    """What neurons are matched by when they are permuted before a weighted merge."""
 
     NONE = "none"
     WEIGHT = "weight"
     ACTIVATION = "activation"
+
+
+class AlignTo(StrEnum):
+    """Whose order of neurons the members of a cluster take: the layer's first expert's, or their dominant expert's."""
+
+    FIRST = "first"
+    DOMINANT = "dominant"
 
 
 class Saliency(StrEnum):

@@ -6,6 +6,7 @@ from pathlib import Path
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.options.checks import Count, DeviceName, Natural, ShardSize, Width, check_fields
 from hcsmoe_hub.options.choices import Device, Dtype, Mtp
+from hcsmoe_hub.options.memory_limits import MaxMemory
 from hcsmoe_hub.options.method import MethodOptions
 from hcsmoe_hub.options.target import Target
 
@@ -14,8 +15,21 @@ DEFAULT_TOKENS = 32 * 2048
 # A fit has far more numbers to find than a choice, and what it finds on little text holds for that text only.
 FITTED_TOKENS = 2 * DEFAULT_TOKENS
 DEFAULT_SEQUENCE_LENGTH = 2048
+# T5 was pretrained on 512 tokens of input and 114 of targets.
+DEFAULT_SIDED_LENGTH = 512 + 114
 DEFAULT_MAX_SHARD_SIZE = "5GB"
 DEFAULT_FEATURE_TOKENS = 2048
+
+
+def default_length(max_positions: int | None, *, is_encoder_decoder: bool = False) -> int:
+    """Tokens per sequence if the options name no number.
+
+    Args:
+        max_positions: Maximum sequence length of the model; ``None`` if its config does not state one.
+        is_encoder_decoder: Whether a sequence is split between an encoder and a decoder.
+    """
+    usual = DEFAULT_SIDED_LENGTH if is_encoder_decoder else DEFAULT_SEQUENCE_LENGTH
+    return min(usual, max_positions or usual)
 
 
 def default_samples(sequence_length: int, *, fits: bool) -> int:
@@ -38,9 +52,14 @@ class CalibrationOptions:
             several of them with commas between them, with relative shares: ``a.jsonl=0.5,b.jsonl=0.3,c4=0.2``.
         samples: Number of packed sequences; ``None`` takes as many as hold 65,536 tokens, or up to 131,072 for a
             refit.
-        sequence_length: Tokens per sequence; ``None`` takes 2048 or the model's own limit if that is lower.
+        sequence_length: Tokens per sequence; ``None`` takes 2048, or 626 for an encoder-decoder model (source and
+            target together), or the model's own limit if that is lower.
+        source_length: Tokens of every sequence, the first ones, that go into the encoder of an encoder-decoder model.
+            ``None`` takes the share that sources have of the tokens of the pairs, what T5's span corruption leaves of
+            a text, or half of a sequence of token ids.
         seed: Seed of the document shuffle.
-        text_column: Column that holds text or conversations; ``None`` finds them by the usual names of columns.
+        text_column: Column that holds text or conversations, or ``SOURCE,TARGET`` for the columns of a pair; ``None``
+            finds them by the usual names of columns.
         feature_tokens: Tokens of every layer that are kept for the features of neurons, for overlaps, for the
             reconstruction error and in a statistics file; a seeded sample of all calibration tokens.
 
@@ -51,6 +70,7 @@ class CalibrationOptions:
     dataset: str = "bundled"
     samples: Count | None = None
     sequence_length: Count | None = None
+    source_length: Count | None = None
     seed: Natural = 42
     text_column: str | None = None
     feature_tokens: Count = DEFAULT_FEATURE_TOKENS
@@ -112,11 +132,16 @@ class ConvertOptions:
         output: Folder of the result; ``None`` is ``./NAME-hcsmoe-Ke``, with ``-Ww`` for experts of fewer neurons.
         max_shard_size: Maximum size of a written shard, such as ``5GB``.
         overwrite: Replace a checkpoint that is already in the output folder.
+        checkpoint: Whether to keep what every layer leaves, so that the same call goes on where an interrupted
+            conversion has come to; ``False`` saves its share of the disk.
+        restart: Begin anew, giving up an interrupted conversion or recovery in the output folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         batch_tokens: Tokens per micro-batch while a layer runs, ``None`` for what suits the device; halved when memory
             runs out.
-        max_memory_bytes: Refuse a plan whose estimated peak is above this many bytes; convert if it is not, even if the
-            machine has less. ``None`` plans without a limit, and refuses to convert with more than is available.
+        max_memory: Memory that the conversion may need: bytes or a size such as ``"24GB"`` for the host, or by place,
+            ``{"cpu": "24GB", "cuda:0": "40GB"}``; ``"cuda"`` is every accelerator, a number a certain one. Under a
+            limit, a conversion is refused if its estimated peak is above it, and begins otherwise, even if less is
+            free. Without one, it is refused if its peak is above what is free.
         statistics: File of calibration statistics: reused if it exists, written otherwise.
         keep_states: Whether a statistics file that is written holds the hidden states of all calibration tokens.
             Without them, a later conversion that fits or scores on single tokens runs the source again.
@@ -142,9 +167,11 @@ class ConvertOptions:
     output: Path | None = None
     max_shard_size: ShardSize = DEFAULT_MAX_SHARD_SIZE
     overwrite: bool = False
+    checkpoint: bool = True
+    restart: bool = False
     device: DeviceName = Device.AUTO
     batch_tokens: Count | None = None
-    max_memory_bytes: Count | None = None
+    max_memory: MaxMemory | None = None
     statistics: Path | None = None
     keep_states: bool = True
     measure: bool = True

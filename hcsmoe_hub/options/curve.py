@@ -7,6 +7,7 @@ from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.options.checks import Count, DeviceName, Width, check_fields
 from hcsmoe_hub.options.choices import Device
 from hcsmoe_hub.options.conversion import CalibrationOptions
+from hcsmoe_hub.options.memory_limits import MaxMemory
 
 # Points that a prediction is fitted to at the least.
 FEWEST_MEASURED = 3
@@ -28,8 +29,10 @@ class CurveOptions:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         batch_tokens: Tokens per micro-batch while a layer runs, ``None`` for what suits the device; halved when memory
             runs out.
-        max_memory_bytes: Refuse a curve whose estimated peak is above this many bytes; begin if it is not, even if the
-            machine has less. ``None`` refuses to begin with more than is available.
+        max_memory: Memory that the curve may need: bytes or a size such as ``"24GB"`` for the host, or by place,
+            ``{"cpu": "24GB", "cuda:0": "40GB"}``; ``"cuda"`` is every accelerator, a number a certain one. Under a
+            limit, a curve is refused if its estimated peak is above it, and begins otherwise, even if less is
+            free. Without one, it is refused if its peak is above what is free.
         statistics: File of calibration statistics to write, for conversions to any of the points.
         keep_states: Whether that file holds the hidden states of all calibration tokens, as for a conversion.
         figure: Picture to draw.
@@ -44,7 +47,7 @@ class CurveOptions:
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     device: DeviceName = Device.AUTO
     batch_tokens: Count | None = None
-    max_memory_bytes: Count | None = None
+    max_memory: MaxMemory | None = None
     statistics: Path | None = None
     keep_states: bool = True
     figure: Path | None = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hcsmoe_hub.options.checks import Count, Natural, check_fields
 from hcsmoe_hub.options.choices import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     Distance,
@@ -47,11 +48,14 @@ class MethodOptions:
         budget: How many clusters each layer gets.
         max_cluster_size: Maximum number of experts in a cluster.
         protect: ``(layer, expert)`` pairs that are never merged or pruned; a layer of ``None`` stands for all layers.
-        layers: Decoder layers to convert; the others keep all their experts.
+        layers: MoE layers to convert; the others keep all their experts. Those of an encoder-decoder model are numbered
+            through both stacks, the encoder's first.
         merge: How the members of a cluster become one expert.
         dominant_weights: Weight of the dominant expert and of every other one, for ``merge="dominant"``.
         features: What fix-dom and ZipIt match neurons by.
-        align: How neurons are permuted before a weighted merge.
+        align: What neurons are matched by when they are permuted before a weighted merge.
+        align_to: Whose order of neurons they are permuted into: that of the layer's first expert, or of the dominant
+            expert of each cluster.
         saliency: Which experts pruning keeps.
         refit: What is refitted to the original layer's output, in the ``reduced`` layout.
         refit_passes: How often ``refit="block"`` sees the calibration text.
@@ -83,6 +87,7 @@ class MethodOptions:
     dominant_weights: tuple[float, float] | None = None
     features: Features | None = None
     align: Align | None = None
+    align_to: AlignTo | None = None
     saliency: Saliency | None = None
     refit: Refit | None = None
     refit_passes: Count | None = None

@@ -1,22 +1,25 @@
 """What a conversion will do, decided before a weight is read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 
+from hcsmoe_hub.calibration.calibration_set import CalibrationSet
 from hcsmoe_hub.calibration.plan import CalibrationPlan
 from hcsmoe_hub.checkpoint.config_json import MoESettings
 from hcsmoe_hub.checkpoint.modeling_hcsmoe_factored import FactorSizes
 from hcsmoe_hub.checkpoint.pieces import Step, reading_order
+from hcsmoe_hub.checkpoint.unfinished import staging
 from hcsmoe_hub.checkpoint.writer import ShardLayout
 from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.model.width import neurons_of
 from hcsmoe_hub.observation.statistics_file import StatisticsFile
-from hcsmoe_hub.options import ConvertOptions, Dtype
+from hcsmoe_hub.observation.wanted import Wanted
+from hcsmoe_hub.options import ConvertOptions, Dtype, Saliency, Similarity
 from hcsmoe_hub.planning.expert_shape import ExpertShape
 from hcsmoe_hub.planning.like import Like
 from hcsmoe_hub.planning.target import TargetPlan
@@ -53,7 +56,9 @@ class ConversionPlan:
         feature_tokens: Tokens in the sample of every layer, for methods that look at single tokens.
         statistics: Statistics of an earlier run.
         like: Another conversion whose choices are applied.
-        on_device: Whether layers run on an accelerator.
+        keeps_states_on_device: Whether hidden states of all sequences stay on the accelerator between layers.
+        experts_on_host: Whether experts of a layer wait on the host for their turn, as the accelerator is too small.
+        device_room: Bytes of the accelerator that layers may use; ``None`` where they run on the host.
         batch_tokens: Tokens per micro-batch.
         output: Folder of the result.
         warnings: Where the user's wish was bent, or a second look is due.
@@ -78,11 +83,33 @@ class ConversionPlan:
     calibration: CalibrationPlan
     feature_tokens: int
     statistics: StatisticsFile | None
-    on_device: bool
+    device_room: int | None
     batch_tokens: int
     output: Path
     warnings: list[str]
     like: Like | None = None
+    keeps_states_on_device: bool = False
+    experts_on_host: bool = False
+
+    def split_as(self, calibration: CalibrationSet | None) -> "ConversionPlan":
+        """The plan with the split between encoder and decoder that the text turned out to have.
+
+        Args:
+            calibration: The calibration set; ``None`` where a statistics file has none.
+        """
+        if calibration is None or calibration.source_length in (0, self.calibration.source_length):
+            return self
+        return replace(self, calibration=replace(self.calibration, source_length=calibration.source_length))
+
+    @property
+    def staging(self) -> Path:
+        """Folder of the files of the result until it is complete."""
+        return staging(self.output)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether layers run on an accelerator."""
+        return self.device_room is not None
 
     @property
     def needs_mean_outputs(self) -> bool:
@@ -93,6 +120,22 @@ class ConversionPlan:
     def needs_gram(self) -> bool:
         """Whether experts are kept by the products of their outputs: not if another conversion has chosen them."""
         return self.like is None and self.recipe.needs_gram
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is observed of every layer besides what reports show, where no statistics file is written."""
+        recipe, is_choosing = self.recipe, self.is_choosing
+        compares_logits = Similarity.ROUTER_LOGITS in (recipe.similarity or ())
+        reconstructs = recipe.saliency is Saliency.RECONSTRUCTION
+        # Those that only choose a shape convert nothing, and other choices than those of the recipe need no scores.
+        chooses = self.like is None and not is_choosing
+        return Wanted(
+            outputs=self.needs_mean_outputs and not is_choosing,
+            products=self.needs_gram and not is_choosing,
+            logits=compares_logits and chooses,
+            sums=recipe.saliency in (Saliency.MAN, Saliency.TOTAL_MASS) and chooses,
+            sample=not is_choosing and (recipe.needs_sample or (reconstructs and self.like is None)),
+        )
 
     @property
     def experts(self) -> int:

@@ -12,11 +12,22 @@ from hcsmoe_hub.machine.units import format_bytes
 from hcsmoe_hub.machine.versions import has_matplotlib
 from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.model.width import neurons_of
-from hcsmoe_hub.options import ConvertOptions, CurveOptions, MethodOptions, Propagate, Refit, default_samples
+from hcsmoe_hub.options import (
+    ConvertOptions,
+    CurveOptions,
+    Device,
+    MethodOptions,
+    Propagate,
+    Refit,
+    default_samples,
+)
+from hcsmoe_hub.options.memory_limits import limit_of
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.estimate import estimate_needs
 from hcsmoe_hub.planning.expert_shape import expert_shape
+from hcsmoe_hub.planning.layer_sizes import Memory
 from hcsmoe_hub.planning.make import open_model, plan_model
+from hcsmoe_hub.planning.memory import device_name, fallback_warning, limits_device
 from hcsmoe_hub.planning.refusals import suit_default
 from hcsmoe_hub.planning.sizes import weight_bytes
 
@@ -48,27 +59,38 @@ class CurvePlan:
         return self.points[0].model
 
     @property
-    def memory_bytes(self) -> int:
-        """Estimated peak of resident memory."""
-        largest = max(estimate_needs(plan).memory_bytes for plan in self.points)
+    def memory(self) -> Memory:
+        """Estimated peak of resident memory, and of the accelerator's."""
+        found = Memory()
+        for point in self.points:
+            needs = estimate_needs(point)
+            found |= Memory(needs.memory_bytes, needs.device_bytes)
         token = self.model.skeleton.text_config.hidden_size * self.model.skeleton.dtype.itemsize
-        return largest + _STATES * len(self.measured) * MEASURED_TOKENS * token
+        states = _STATES * len(self.measured) * MEASURED_TOKENS * token
+        is_away = any(point.keeps_states_on_device for point in self.points)
+        return found + (Memory(device=states) if is_away else Memory(host=states))
 
-    def check_memory(self) -> None:
-        """Checks that the curve fits into memory.
-
-        Raises:
-            PlanError: If it needs more than ``max_memory_bytes`` or, without that limit, more than is available.
-        """
-        limit, needed = self.options.max_memory_bytes, self.memory_bytes
-        room = available_memory() if limit is None else limit
-        if needed > room:
-            whose = "are available" if limit is None else "`max_memory_bytes` allows"
-            raise PlanError(
-                f"the curve needs about {format_bytes(needed)} of memory, but {format_bytes(room)} {whose}.",
-                hint="use fewer points or fewer `samples`, or set `max_memory_bytes` above the estimate",
-                option="max_memory_bytes",
+    def shortage(self) -> PlanError | None:
+        """What is wrong if the curve does not fit into memory: a limit that was set or, without one, what is free."""
+        needed, limits, room = self.memory, self.options.max_memory, self.points[0].device_room
+        if room is not None and needed.device > room:
+            whose = "are free" if not limits_device(self.points[0]) else "`max_memory` allows"
+            return PlanError(
+                f"the curve needs about {format_bytes(needed.device)} on {device_name(self.points[0])}, but "
+                f"{format_bytes(room)} {whose} there.",
+                hint="use fewer points or fewer `samples`, or `device='cpu'`",
+                option="device",
             )
+        limit = limit_of(limits, None)
+        available = available_memory() if limit is None else limit
+        if needed.host <= available:
+            return None
+        whose = "are available" if limit is None else "`max_memory` allows"
+        return PlanError(
+            f"the curve needs about {format_bytes(needed.host)} of memory, but {format_bytes(available)} {whose}.",
+            hint="use fewer points or fewer `samples`, or set `max_memory` above the estimate",
+            option="max_memory",
+        )
 
 
 def is_source(plan: ConversionPlan) -> bool:
@@ -76,17 +98,31 @@ def is_source(plan: ConversionPlan) -> bool:
     return plan.experts == plan.model.settings.experts and not plan.is_narrower
 
 
-def plan_curve(source: Source, options: CurveOptions, *, on_device: bool) -> CurvePlan:
+def plan_curve(source: Source, options: CurveOptions, *, device_room: int | None) -> CurvePlan:
     """Plans a curve from a source's config and headers; reads no weights.
 
     Args:
         source: The checkpoint.
         options: What to compare.
-        on_device: Whether layers run on an accelerator.
+        device_room: Bytes of the accelerator that layers may use; ``None`` where they run on the host.
 
     Raises:
         HcsmoeError: If the model cannot have one of the sizes, or cannot be converted at all.
+        PlanError: If the curve needs more memory than is free or ``max_memory`` allows. Where the device may be chosen,
+            one that does not fit the accelerator is planned for the host.
     """
+    found = _plan(source, options, device_room=device_room)
+    shortage = found.shortage()
+    if shortage is None:
+        return found
+    if device_room is None or options.device != Device.AUTO:
+        raise shortage
+    found = plan_curve(source, replace(options, device=Device.CPU), device_room=None)
+    found.warnings.insert(0, fallback_warning(shortage))
+    return found
+
+
+def _plan(source: Source, options: CurveOptions, *, device_room: int | None) -> CurvePlan:
     if options.figure is not None and not has_matplotlib():
         raise PlanError("`figure` draws with matplotlib, which is not installed.", hint="pip install 'hcsmoe[plots]'")
     if options.statistics is not None and options.statistics.exists():
@@ -95,11 +131,11 @@ def plan_curve(source: Source, options: CurveOptions, *, on_device: bool) -> Cur
             hint="name another file for `statistics`, or leave it out",
         )
     first = _conversion(options)
-    model = open_model(source, first, on_device=on_device)
-    first = _unpropagated(model, _as_long_as_a_refit(model, options, first, on_device=on_device))
+    model = open_model(source, first, on_device=device_room is not None)
+    first = _unpropagated(model, _as_long_as_a_refit(model, options, first, device_room=device_room))
     plans: dict[tuple[int, int], ConversionPlan] = {}
     for experts, width in _sizes(model, options, first):
-        plan = plan_model(model, replace(first, experts=experts, expert_width=width), on_device=on_device)
+        plan = plan_model(model, replace(first, experts=experts, expert_width=width), device_room=device_room)
         plans.setdefault((plan.experts, plan.width), plan)
     points = list(plans.values())
     warnings = dict.fromkeys(warning for plan in points if not is_source(plan) for warning in plan.warnings)
@@ -116,18 +152,19 @@ def _conversion(options: CurveOptions) -> ConvertOptions:
         calibration=options.calibration,
         device=options.device,
         batch_tokens=options.batch_tokens,
+        max_memory=options.max_memory,
         statistics=options.statistics,
         keep_states=options.keep_states,
     )
 
 
 def _as_long_as_a_refit(
-    model: SourceModel, options: CurveOptions, first: ConvertOptions, *, on_device: bool
+    model: SourceModel, options: CurveOptions, first: ConvertOptions, *, device_room: int | None
 ) -> ConvertOptions:
     """The same on as much text as a refit takes, if a later conversion is to read statistics of it."""
     if options.statistics is None or options.calibration.samples is not None:
         return first
-    length = plan_model(model, first, on_device=on_device).calibration.sequence_length
+    length = plan_model(model, first, device_room=device_room).calibration.sequence_length
     samples = default_samples(length, fits=True)
     return replace(first, calibration=replace(first.calibration, samples=samples))
 

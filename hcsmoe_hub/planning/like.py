@@ -24,6 +24,8 @@ from hcsmoe_hub.recipe.resolve import resolve
 from hcsmoe_hub.report import NEURONS_FILE, REPORT_FILE, ConversionReport, LayerReport, LikeRecord
 from hcsmoe_hub.report.read import read_report
 
+# A report, a config, or the neurons of a hundred layers of a thousand experts.
+_MOST_BYTES = 512_000_000
 _HINT = "download it again, or repeat the conversion"
 
 
@@ -105,7 +107,12 @@ def _content(source: Source, name: str) -> bytes | None:
     """Content of a file of a result; ``None`` if it has none of this name."""
     # Not all files of a folder: it may be a home with a report in it.
     is_there = name in source.files() if source.path is None else (source.path / name).is_file()
-    return source.fetch(name).read_bytes() if is_there else None
+    if not is_there:
+        return None
+    path = source.fetch(name)
+    if (size := path.stat().st_size) > _MOST_BYTES:
+        raise SourceError(f"{source.label}/{name} has {size} bytes, and no such file needs more.", hint=_HINT)
+    return path.read_bytes()
 
 
 def _text(content: bytes, where: str) -> str:

@@ -102,7 +102,7 @@ def _origins(like: Like) -> dict[int, NeuronOrigins]:
     if like.neurons is None or like.report.neurons is None:
         return {}
     try:
-        return read_neuron_file(like.neurons, like.report.neurons, like.report.layers)
+        return read_neuron_file(like.neurons, like.report.neurons, like.report)
     except ValueError as error:
         raise SourceError(
             f"{NEURONS_FILE} of {like.label} is damaged: {error}.", hint="download it again, or repeat the conversion"

@@ -14,20 +14,22 @@ from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
 from hcsmoe_hub.checkpoint.writer import lay_out
 from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.machine import accelerator
 from hcsmoe_hub.machine.device import compute_dtype, default_batch_tokens
 from hcsmoe_hub.methods.clustering import LossTable, frequency_budget
 from hcsmoe_hub.model.source_model import SourceModel, read_model
 from hcsmoe_hub.observation.statistics_file import StatisticsFile
-from hcsmoe_hub.options import Budget, ConvertOptions, Dtype, Layout, Mtp
+from hcsmoe_hub.options import Budget, ConvertOptions, Device, Dtype, Layout, Mtp
 from hcsmoe_hub.planning.candidates import find_candidates
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.estimate import estimate_needs
 from hcsmoe_hub.planning.expert_shape import ExpertShape, expert_shape
 from hcsmoe_hub.planning.like import Like, like_options
 from hcsmoe_hub.planning.like_fit import fit_like, like_notes
-from hcsmoe_hub.planning.memory import memory_refusal
+from hcsmoe_hub.planning.memory import device_shortage, fallback_warning, memory_refusal
 from hcsmoe_hub.planning.mtp_heads import mtp_rule
 from hcsmoe_hub.planning.output_place import check_output, check_place
+from hcsmoe_hub.planning.placement import placed
 from hcsmoe_hub.planning.plan_warnings import loading_warnings, plan_warnings
 from hcsmoe_hub.planning.refusals import check_recipe, converted_layers, suit_default
 from hcsmoe_hub.planning.result_config import factored_skeleton, reduced_skeleton, result_config
@@ -44,7 +46,7 @@ def make_plan(
     source: Source,
     options: ConvertOptions,
     *,
-    on_device: bool = False,
+    device_room: int | None = None,
     compute: torch.dtype | None = None,
     like: Like | None = None,
     losses: Mapping[int, LossTable] | None = None,
@@ -54,7 +56,7 @@ def make_plan(
     Args:
         source: The checkpoint.
         options: What to do with it.
-        on_device: Whether layers run on an accelerator.
+        device_room: Bytes of the accelerator that layers may use; ``None`` where they run on the host.
         compute: Dtype in which bfloat16 weights are computed with; ``None`` for the one that the device is fast at.
         like: The other conversion that the options name, opened.
         losses: What fewer and narrower experts lose, by layer, by which the shape under a target is chosen; ``None`` if
@@ -62,14 +64,22 @@ def make_plan(
 
     Raises:
         HcsmoeError: Every refusal of a conversion happens here, but for a machine without room for it: that is a
-            warning of the plan, and refused by ``check_room`` when the conversion begins.
+            warning of the plan, and refused by ``check_room`` when the conversion begins. Where the device may be
+            chosen, a conversion that does not fit the accelerator is planned for the host.
     """
+    asked = options
     options = options if like is None else like_options(like, options)
-    model = open_model(source, options, on_device=on_device, compute=compute)
-    plan = plan_model(model, options, on_device=on_device, like=like, losses=losses)
+    model = open_model(source, options, on_device=device_room is not None, compute=compute)
+    plan = plan_model(model, options, device_room=device_room, like=like, losses=losses)
+    needs = estimate_needs(plan)
+    shortage = device_shortage(plan, needs)
+    if shortage is not None and options.device == Device.AUTO:
+        found = make_plan(source, replace(asked, device=Device.CPU), compute=compute, like=like, losses=losses)
+        found.warnings.insert(0, fallback_warning(shortage))
+        return found
     check_place(plan.output)
     check_output(plan)
-    refusal = memory_refusal(plan, estimate_needs(plan))
+    refusal = memory_refusal(plan, needs)
     if refusal is not None:
         raise refusal
     plan.warnings += statistics_notes(plan) + room_warnings(plan)
@@ -80,7 +90,7 @@ def open_model(
     source: Source, options: ConvertOptions, *, on_device: bool, compute: torch.dtype | None = None
 ) -> SourceModel:
     """Reads config and headers of a source as a conversion needs them; arguments are those of ``make_plan``."""
-    compute = compute or compute_dtype(torch.device("cuda" if on_device else "cpu"))
+    compute = compute or compute_dtype(accelerator.place(on_device=on_device))
     model = read_model(source, with_mtp=_keeps_mtp(resolve(options.method), options), compute=compute)
     _check_device(model, on_device=on_device)
     _check_dtype(model, options)
@@ -91,7 +101,7 @@ def plan_model(
     model: SourceModel,
     options: ConvertOptions,
     *,
-    on_device: bool,
+    device_room: int | None,
     like: Like | None = None,
     losses: Mapping[int, LossTable] | None = None,
 ) -> ConversionPlan:
@@ -100,14 +110,11 @@ def plan_model(
     Args:
         model: The source, with the MTP head that the conversion keeps.
         options: What to do with it.
-        on_device: Whether layers run on an accelerator.
-        like: As for ``make_plan``.
-        losses: As for ``make_plan``.
+        device_room, like, losses: As for ``make_plan``.
 
     Raises:
         HcsmoeError: If the model cannot be converted like that.
     """
-    source = model.source
     like = None if like is None else fit_like(like, model)
     recipe, notes = suit_default(model, options) if like is None else (resolve(options.method), like_notes(like))
     statistics = find_statistics(model, recipe, options)
@@ -120,8 +127,8 @@ def plan_model(
     mtp = mtp_rule(model, recipe, options, keeps_all=shape.keeps_all(counts, model))
     stored = state if factored is None else factored.state
     account = take_account(model, stored, layout=recipe.layout, mtp=mtp, keep_format=options.dtype is Dtype.SOURCE)
-    sidecars = _sidecars(source, source.files())
-    return ConversionPlan(
+    sidecars = _sidecars(model.source, model.source.files())
+    found = ConversionPlan(
         model=model,
         options=options,
         recipe=recipe,
@@ -137,16 +144,17 @@ def plan_model(
         shards=lay_out(account.outputs, max_shard_size=options.max_shard_size),
         config=result_config(model, after, shape, account, factored),
         sidecars=sidecars,
-        left_files=left_files(source.files(), _used_files(source, sidecars)),
+        left_files=left_files(model.source.files(), _used_files(model.source, sidecars)),
         calibration=_plan_calibration(model, options, recipe, statistics),
         feature_tokens=options.calibration.feature_tokens if statistics is None else statistics.feature_tokens,
         statistics=statistics,
-        on_device=on_device,
-        batch_tokens=options.batch_tokens or default_batch_tokens(on_device=on_device),
-        output=_output(source, options, shape),
+        device_room=device_room,
+        batch_tokens=options.batch_tokens or default_batch_tokens(on_device=device_room is not None),
+        output=_output(model.source, options, shape),
         warnings=plan_warnings(model, options, recipe, after, shape, account) + loading_warnings(model) + notes,
         like=like,
     )
+    return placed(found)
 
 
 def _plan_target(
@@ -237,6 +245,7 @@ def _plan_calibration(
         has_tokenizer=has_tokenizer(model.source.files()),
         label=model.source.label,
         fits=recipe.refits,
+        is_encoder_decoder=model.skeleton.is_encoder_decoder,
     )
     if model.skeleton.mtp is not None and planned.sequence_length == 1:
         raise PlanError(

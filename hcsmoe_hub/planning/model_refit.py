@@ -2,6 +2,7 @@
 
 import torch
 
+from hcsmoe_hub.machine import accelerator
 from hcsmoe_hub.machine.device import compute_dtype
 from hcsmoe_hub.methods.distil.text import JUDGE_SHARE, PIECE_TOKENS
 from hcsmoe_hub.methods.distil.training import STEP_TOKENS, step_count
@@ -33,8 +34,17 @@ def model_refit_bytes(plan: ConversionPlan, neurons: int) -> tuple[int, int]:
     per_layer = _KEPT_STATES * text.hidden_size + _KEPT_NEURONS * neurons * plan.settings.experts_per_token
     activations = itemsize * tokens * per_layer * model.skeleton.depth + 4 * _LOGITS * tokens * text.vocab_size
     optimiser = trained * (_MASTER_BYTES + _MOMENTS_BYTES + itemsize + 4)
-    # The first values and the best ones, as they are stored.
-    return itemsize * both + optimiser + activations, 2 * model.dtype.itemsize * trained
+    # The first values and the best ones, as they are stored, and the latter as they are written.
+    return itemsize * both + optimiser + activations, 3 * model.dtype.itemsize * trained
+
+
+def training_states_bytes(plan: ConversionPlan) -> int:
+    """The most that the training keeps on the disk at a time: its last two states, and then what has come of it."""
+    if not plan.trains_model or not plan.options.checkpoint:
+        return 0
+    trained = sum(plan.state[name].numel() for name in trained_parameters(plan.model))
+    stored = plan.model.dtype.itemsize
+    return trained * (2 * (_MASTER_BYTES + _MOMENTS_BYTES + stored) + stored)
 
 
 def model_refit_flops(plan: ConversionPlan) -> float:
@@ -54,6 +64,6 @@ def model_refit_flops(plan: ConversionPlan) -> float:
 
 def _itemsize(plan: ConversionPlan) -> int:
     """Bytes of a weight that both models compute with."""
-    device = torch.device("cuda" if plan.on_device else "cpu")
+    device = accelerator.place(on_device=plan.on_device)
     is_wide = plan.model.dtype != torch.bfloat16
     return 4 if is_wide else compute_dtype(device).itemsize

@@ -9,7 +9,7 @@ import io
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -17,8 +17,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from hcsmoe_hub.methods.merging import NeuronOrigins
-from hcsmoe_hub.report import LayerReport, NeuronRecord
+from hcsmoe_hub.methods.merging import FIRST_EXPERT, NeuronOrigins
+from hcsmoe_hub.options import AlignTo
+from hcsmoe_hub.report import ConversionReport, LayerReport, NeuronRecord
 
 # More than the header of an array takes.
 HEADER_BYTES = 1024
@@ -63,13 +64,13 @@ def describe_neurons(content: bytes, *, before: int, after: int) -> NeuronRecord
     return {"before": before, "after": after, "sha256": sha256(content).hexdigest(), "bytes": len(content)}
 
 
-def read_neuron_file(content: bytes, record: NeuronRecord, layers: Iterable[LayerReport]) -> dict[int, NeuronOrigins]:
+def read_neuron_file(content: bytes, record: NeuronRecord, report: ConversionReport) -> dict[int, NeuronOrigins]:
     """Reads the file.
 
     Args:
         content: Its bytes.
         record: What the report says of it; the caller has compared its numbers of neurons with a model.
-        layers: The layers of the report.
+        report: The report.
 
     Returns:
         Where the neurons come from, by decoder layer.
@@ -81,13 +82,14 @@ def read_neuron_file(content: bytes, record: NeuronRecord, layers: Iterable[Laye
         raise ValueError("it is not the file whose digest hcsmoe.json lists")
     if not 0 < record["after"] <= record["before"]:
         raise ValueError(f"hcsmoe.json says that experts of {record['before']} neurons keep {record['after']}")
-    by_layer = {str(layer.layer): layer for layer in layers}
+    by_layer = {str(layer.layer): layer for layer in report.layers}
+    anchor = FIRST_EXPERT if report.method.get("align_to") == AlignTo.FIRST else None
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             found = {name.rpartition(".")[0] for name in _names(archive)}
             if unknown := sorted(found - by_layer.keys()):
                 raise ValueError(f"it lists neurons of layer {unknown[0]}, which hcsmoe.json does not have")
-            return {int(name): _origins(archive, by_layer[name], record) for name in found}
+            return {int(name): _origins(archive, by_layer[name], record, anchor) for name in found}
     except _BROKEN as error:
         raise ValueError(f"it is not a zip file of arrays ({error})") from error
 
@@ -105,8 +107,14 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
     return names
 
 
-def _origins(archive: zipfile.ZipFile, layer: LayerReport, record: NeuronRecord) -> NeuronOrigins:
+def _origins(archive: zipfile.ZipFile, layer: LayerReport, record: NeuronRecord, anchor: int | None) -> NeuronOrigins:
     """The neurons of one layer.
+
+    Args:
+        archive: The file.
+        layer: The layer.
+        record: What the report says of the file.
+        anchor: The expert whose order of neurons all merged experts have, if it need not be of their clusters.
 
     Raises:
         ValueError: If the arrays do not fit the layer.
@@ -117,7 +125,10 @@ def _origins(archive: zipfile.ZipFile, layer: LayerReport, record: NeuronRecord)
     label_E = np.asarray(layer.labels)
     if expert_CI.max(initial=0) >= len(label_E) or neuron_CI.max(initial=0) >= record["before"]:
         raise ValueError(f"{where} name an expert or a neuron that the source does not have")
-    if (label_E[expert_CI] != np.arange(layer.experts)[:, None]).any():
+    is_foreign = label_E[expert_CI] != np.arange(layer.experts)[:, None]
+    if anchor is not None:
+        is_foreign &= expert_CI != anchor
+    if is_foreign.any():
         raise ValueError(f"{where} come from experts of other clusters")
     place_CI = np.sort(expert_CI.astype(np.int64) * record["before"] + neuron_CI, axis=1)
     if (np.diff(place_CI, axis=1) == 0).any():

@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
-from hcsmoe_hub.checkpoint.writer import is_occupied
+from hcsmoe_hub.checkpoint.unfinished import Work, is_occupied, refuse_other_work
 from hcsmoe_hub.errors import OutputError
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.disk_space import existing_part
+from hcsmoe_hub.planning.push_command import push_command
+from hcsmoe_hub.report import REPORT_FILE
 
 HINT = "choose another folder with `output`"
 
@@ -53,11 +55,15 @@ def check_output(plan: ConversionPlan) -> None:
     source_path = plan.model.source.path
     if source_path is not None and output.resolve() == source_path.resolve():
         raise OutputError(f"{output} is the source itself.", hint="choose another folder with `output`")
+    if not plan.options.restart:
+        refuse_other_work(output, Work.CONVERSION)
     if is_occupied(output):
         is_checkpoint = (output / "config.json").exists() or any(output.glob("*.safetensors*"))
         if not overwrite:
+            push, is_result = plan.options.push, (output / REPORT_FILE).is_file()
+            pushing = f"; or push what is there with '{push_command(output, push)}'" if push and is_result else ""
             raise OutputError(
-                f"{output} is not empty.", hint="choose another folder with `output`, or add `overwrite=True`"
+                f"{output} is not empty.", hint=f"choose another folder with `output`, or add `overwrite=True`{pushing}"
             )
         if not is_checkpoint:
             raise OutputError(

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from hcsmoe_hub.checkpoint import modeling_hcsmoe, modeling_hcsmoe_factored
+from hcsmoe_hub.checkpoint.auto_class import auto_class
 from hcsmoe_hub.model.model_class import model_class
 from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.options import Layout
-
-AUTO_CLASS = "AutoModelForCausalLM"
 
 _APPENDED = '''
 
@@ -43,7 +42,8 @@ class OwnCode:
 
     def auto_map(self, model: SourceModel) -> dict[str, str]:
         """The entry ``auto_map`` of ``config.json``: which class of which file loads the checkpoint."""
-        return {AUTO_CLASS: f"{self.file.removesuffix('.py')}.{self.class_name(model)}"}
+        loader = auto_class(model.source.config["model_type"]).name
+        return {loader: f"{self.file.removesuffix('.py')}.{self.class_name(model)}"}
 
     def source(self, model: SourceModel) -> str:
         """Text of the file that belongs into a result."""

@@ -7,6 +7,7 @@ from hcsmoe_hub.machine.units import format_plural
 from hcsmoe_hub.model.mtp import has_experts
 from hcsmoe_hub.model.raw_config import SAME_CODE, loading_problem
 from hcsmoe_hub.model.source_model import SourceModel
+from hcsmoe_hub.model.wrong_experts import wrong_experts_warning
 from hcsmoe_hub.options import ConvertOptions, Dtype, Layout
 from hcsmoe_hub.planning.expert_shape import ExpertShape
 from hcsmoe_hub.planning.tensor_fates import Account
@@ -43,13 +44,7 @@ def plan_warnings(
         found.append(
             "the full layout copies every merged expert to all members of its cluster; the result will not be smaller."
         )
-    row_bytes = shape.width * model.dtype.itemsize
-    if shape.narrowed is not None and row_bytes % GROUPED_BYTES:
-        found.append(
-            f"rows of {shape.width} neurons take {row_bytes} bytes, but grouped products of torch need multiples of "
-            f"{GROUPED_BYTES}: load the result with experts_implementation='eager', or choose a multiple of "
-            f"{GROUPED_BYTES // model.dtype.itemsize} neurons."
-        )
+    found += _width_warnings(model, shape)
     if before.groups != after.groups:
         found.append(
             f"{experts} experts cannot be split into {before.groups} groups: group-limited routing is switched "
@@ -67,7 +62,32 @@ def plan_warnings(
         method = quantization_method(model.source.config)
         how = f" with {method}" if method else ""
         found.append(f"the source is quantised{how}; the result is written in bfloat16.")
-    return found
+    named = None if model.is_quantized else quantization_method(model.source.config)
+    # Often left over from another checkpoint.
+    if named is not None:
+        found.append(
+            f"config.json says that the weights are quantised with {named!r}, but they are plain numbers; the "
+            "result is written without that entry."
+        )
+    return found + _wrong_experts(model, recipe)
+
+
+def _wrong_experts(model: SourceModel, recipe: Recipe) -> list[str]:
+    # The modelling files of the other layouts run the right experts.
+    is_plain = recipe.layout in (Layout.REDUCED, Layout.FULL)
+    warning = wrong_experts_warning(model.source.config["model_type"]) if is_plain else None
+    return [] if warning is None else [warning]
+
+
+def _width_warnings(model: SourceModel, shape: ExpertShape) -> list[str]:
+    row_bytes = shape.width * model.dtype.itemsize
+    if shape.narrowed is None or row_bytes % GROUPED_BYTES == 0:
+        return []
+    return [
+        f"rows of {shape.width} neurons take {row_bytes} bytes, but grouped products of torch need multiples of "
+        f"{GROUPED_BYTES}: load the result with experts_implementation='eager', or choose a multiple of "
+        f"{GROUPED_BYTES // model.dtype.itemsize} neurons."
+    ]
 
 
 def loading_warnings(model: SourceModel) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from hcsmoe_hub.checkpoint.config_json import MoESettings, check_counts
+from hcsmoe_hub.checkpoint.config_json import FIXED_TOP_K, MoESettings, check_counts
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.machine.versions import has_matplotlib
 from hcsmoe_hub.model.expert_kinds import experts_of
@@ -110,9 +110,15 @@ def _counts_after(model: SourceModel, recipe: Recipe, options: ConvertOptions, e
 
 
 def _check_router_rows(model: SourceModel, recipe: Recipe, options: ConvertOptions, experts: int) -> MoESettings:
+    fixed, per_token = model.settings.experts_per_token, options.experts_per_token
+    if model.skeleton.config.model_type in FIXED_TOP_K and per_token not in (None, fixed):
+        raise PlanError(
+            f"`experts_per_token={per_token}` cannot be written: routers of {model.skeleton.config.model_type} always "
+            f"choose {fixed} expert{'s' if fixed > 1 else ''}, and no key of the config says so.",
+            hint="leave `experts_per_token` out",
+        )
     # A router that keeps its N rows works with any number of experts behind them.
     rows = model.settings.experts if recipe.is_tied else experts
-    per_token = options.experts_per_token
     return check_counts(model.settings, experts=rows, experts_per_token=per_token, label=model.source.label)
 
 
@@ -268,6 +274,12 @@ def _check_model_refit(model: SourceModel, recipe: Recipe, options: ConvertOptio
     """Checks that both models can be in memory at once, with text to run them on, and be written again."""
     if not recipe.refits_model:
         return
+    if model.skeleton.is_encoder_decoder:
+        raise PlanError(
+            f"`refit='model'` trains a decoder on pieces of its text, but {model.source.label} reads one text with its "
+            "encoder and writes another.",
+            hint="use another `refit`, or train the result with 'hcsmoe recover'",
+        )
     check_text(options, "refit='model'", hint="another `refit`")
     if options.low_disk:
         raise PlanError(

@@ -118,6 +118,27 @@ def test_a_source_of_half_precision_is_corrected_in_its_dtype(tmp_path: Path) ->
         assert after.output_error < before.output_error
 
 
+def test_a_step_that_does_not_fit_into_memory_is_computed_in_pieces(
+    model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, loss, most = model.converted(Refit.BLOCK), blocks._Fit.loss, 10
+    seen: list[int] = []
+
+    def scarce(fit: blocks._Fit, tokens: Tensor, count: int) -> Tensor:
+        if len(tokens) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        seen.append(len(tokens))
+        return loss(fit, tokens, count)
+
+    monkeypatch.setattr(blocks._Fit, "loss", scarce)
+    monkeypatch.setattr(blocks, "LEAST_TOKENS", 1)
+    found = model.convert(Refit.BLOCK)
+    assert max(seen) <= most
+    assert [layer.labels for layer in found.report.layers] == [layer.labels for layer in expected.report.layers]
+    for one, other in zip(found.refits, expected.refits, strict=True):
+        assert math.isclose(one.error_after, other.error_after, rel_tol=1e-2)
+
+
 # What is dropped
 
 

@@ -13,15 +13,14 @@ from torch import Tensor
 from hcsmoe_hub.methods.merging.neurons import Neurons
 from hcsmoe_hub.methods.refit.grouped import ExpertMatrices
 from hcsmoe_hub.model.experts import Experts, Observer
+from hcsmoe_hub.observation.calibration_observer import CalibrationObserver, mean_outputs
 from hcsmoe_hub.observation.observers import (
     ROW_MULTIPLE,
-    CalibrationObserver,
     RoutedObserver,
     RouterObserver,
     SampleObserver,
     SubsetObserver,
     TiedObserver,
-    mean_outputs,
 )
 from hcsmoe_hub.observation.statistics import ExpertStatistics
 

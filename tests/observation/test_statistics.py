@@ -30,7 +30,7 @@ def collect(
         statistics.add_logits(logits_TE[tokens])
         for expert, features_TF in enumerate(features_ETF):
             statistics.add_features(expert, features_TF[tokens])
-            statistics.add_saliency(expert, routed_TKF[tokens][top_k_TK[tokens] == expert])
+            statistics.add_norms(expert, routed_TKF[tokens][top_k_TK[tokens] == expert].norm(dim=-1))
         start += size
     return statistics
 
@@ -82,7 +82,7 @@ def test_micro_batches_are_accumulated_in_float64() -> None:
     statistics = ExpertStatistics.empty(1)
     for value in (2.0**24, *[1.0] * 100):
         statistics.add_features(0, torch.full((1, 1), value))
-        statistics.add_saliency(0, torch.full((1, 1), value))
+        statistics.add_norms(0, torch.full((1, 1), value).norm(dim=-1))
     assert statistics.features_EF.tolist() == [[2**24 + 100]]
     assert statistics.saliency_E.tolist() == [2**24 + 100]
 
@@ -112,16 +112,16 @@ def test_saliency_is_the_mean_norm_of_the_weighted_outputs_over_the_tokens_route
     sums = ExpertStatistics.empty(2)
     # Expert 0 sees two tokens with router weights 0.5 and 0.25, expert 1 sees one with 0.5.
     sums.count(torch.tensor([[0, 1], [0, -1], [-1, -1]]))
-    sums.add_saliency(0, torch.tensor([[3.0, 4.0]]) * 0.5)
-    sums.add_saliency(0, torch.tensor([[6.0, 8.0]]) * 0.25)
-    sums.add_saliency(1, torch.tensor([[0.0, 1.0]]) * 0.5)
+    sums.add_norms(0, (torch.tensor([[3.0, 4.0]]) * 0.5).norm(dim=-1))
+    sums.add_norms(0, (torch.tensor([[6.0, 8.0]]) * 0.25).norm(dim=-1))
+    sums.add_norms(1, (torch.tensor([[0.0, 1.0]]) * 0.5).norm(dim=-1))
     assert finish(sums).saliency_E.tolist() == [(0.5 * 5 + 0.25 * 10) / 2, 0.5]
 
 
 def test_an_expert_without_tokens_has_no_saliency() -> None:
     sums = ExpertStatistics.empty(3)
     sums.count(torch.tensor([[1]]))
-    sums.add_saliency(1, torch.tensor([[2.0]]))
+    sums.add_norms(1, torch.tensor([[2.0]]).norm(dim=-1))
     assert finish(sums).saliency_E.tolist() == [0, 2, 0]
 
 

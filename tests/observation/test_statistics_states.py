@@ -192,7 +192,8 @@ def test_damaged_states_are_refused_and_leave_no_result(mixtral: Collected, memb
     mixtral.file.write_bytes(content)
     with pytest.raises(CalibrationError, match="is not a statistics file of hcsmoe: Bad CRC-32"):
         convert(mixtral.source, mixtral.options(3, DEFAULT, folder / "again", statistics=mixtral.file))
-    assert not (folder / "again").exists()
+    # Layers before the damaged one may be kept; nothing looks like a result.
+    assert {path.name for path in (folder / "again").glob("*")} <= {"hcsmoe.incomplete"}
 
 
 # The whole model

@@ -12,7 +12,8 @@ from tiny_models import contents, same_bits
 
 from hcsmoe_hub.errors import OutputError
 from hcsmoe_hub.observation.statistics import Call, LayerStatistics
-from hcsmoe_hub.observation.statistics_file import StatisticsFile, open_statistics
+from hcsmoe_hub.observation.statistics_file import StatisticsFile
+from hcsmoe_hub.observation.statistics_writer import open_statistics
 
 
 def layer_statistics(seed: int) -> LayerStatistics:
@@ -36,6 +37,9 @@ def layer_statistics(seed: int) -> LayerStatistics:
     )
 
 
+TEXT = {"dataset": "bundled", "text_column": None}
+
+
 def write(path: Path, *layers: LayerStatistics) -> None:
     with open_statistics(path) as writer:
         for number, statistics in enumerate(layers):
@@ -44,9 +48,11 @@ def write(path: Path, *layers: LayerStatistics) -> None:
             {
                 "fingerprint": "",
                 "source": "a model",
-                "options": {},
-                "plan": {},
-                "calibration": {"tokens": 30},
+                "options": TEXT | {"samples": 6, "sequence_length": 5, "feature_tokens": 8},
+                "plan": TEXT | {"sequences": 6, "sequence_length": 5, "seed": 0, "is_token_ids": False},
+                "calibration": TEXT
+                | {"sequences": 6, "sequence_length": 5, "tokens": 30, "seed": 0, "feature_tokens": 8}
+                | {"sha256": "0" * 64, "dataset_sha256": None},
                 "layers": list(range(len(layers))),
             }
         )

@@ -9,12 +9,14 @@ import pytest
 from hcsmoe_hub import (
     CalibrationOptions,
     ConvertOptions,
+    CurveOptions,
     EvaluateOptions,
     HcsmoeError,
     MethodOptions,
     PlanError,
     PushOptions,
 )
+from hcsmoe_hub.options.memory_limits import limit_of
 
 COUNTS = [
     (CalibrationOptions, "samples"),
@@ -23,7 +25,6 @@ COUNTS = [
     (ConvertOptions, "experts"),
     (ConvertOptions, "experts_per_token"),
     (ConvertOptions, "batch_tokens"),
-    (ConvertOptions, "max_memory_bytes"),
     (EvaluateOptions, "window"),
 ]
 NATURALS = [(CalibrationOptions, "seed"), (EvaluateOptions, "generate")]
@@ -134,3 +135,32 @@ def test_an_error_names_the_first_option_of_its_message_or_else_of_its_hint() ->
     assert HcsmoeError("there is no room.", hint="use `layout='full'`").option == "layout"
     assert HcsmoeError("there is no room.", hint="make some").option is None
     assert HcsmoeError("`layers` differ.", hint="use fewer", option="experts").option == "experts"
+
+
+def test_a_limit_on_memory_is_for_the_host_unless_it_names_a_place() -> None:
+    for kind in (ConvertOptions, CurveOptions):
+        assert make(kind, max_memory=1000).max_memory == {"cpu": 1000}
+        assert make(kind, max_memory="24GB").max_memory == {"cpu": 24 * 10**9}
+        given = {"cpu": "24GB", 0: "40GB", "cuda:1": 5, "cuda": 7}
+        assert make(kind, max_memory=given).max_memory == {
+            "cpu": 24 * 10**9,
+            "cuda:0": 40 * 10**9,
+            "cuda:1": 5,
+            "cuda": 7,
+        }
+
+
+def test_a_limit_on_memory_is_a_size_of_a_place() -> None:
+    assert refused(ConvertOptions, "max_memory", 0) == "0 is too small; the lowest value is 1."
+    assert refused(ConvertOptions, "max_memory", "much").startswith("'much' is not a size")
+    assert refused(ConvertOptions, "max_memory", 1.5) == "1.5 is not a whole number."
+    assert refused(ConvertOptions, "max_memory", {"cuda": True}) == "True is not a whole number."
+    assert refused(ConvertOptions, "max_memory", {}) == "it names no limit."
+    place = "'disk' is not a place that has memory; write cpu, cuda or cuda:N."
+    assert refused(ConvertOptions, "max_memory", {"disk": 5}) == place
+
+
+@pytest.mark.parametrize(("index", "limit"), [(None, 1), (0, 2), (1, 3), (7, 3)])
+def test_the_limit_of_a_certain_accelerator_goes_before_that_of_all(index: int | None, limit: int) -> None:
+    assert limit_of({"cpu": 1, "cuda:0": 2, "cuda": 3}, index) == limit
+    assert limit_of(None, index) is None

@@ -115,7 +115,7 @@ def test_a_local_folder_needs_no_cache(plan: ConversionPlan) -> None:
 
 def test_each_disk_is_enough_for_what_goes_there(plan: ConversionPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     needs = estimate_needs(plan)
-    room_for_both = {"cache": needs.cache_bytes, "results": needs.disk_bytes}
+    room_for_both = {"cache": needs.cache_bytes, "results": needs.disk_bytes + needs.checkpoint_bytes}
     assert refusal(plan, room_for_both, monkeypatch) is None
     error = refusal(plan, room_for_both | {"cache": needs.cache_bytes - 1}, monkeypatch)
     assert error is not None
@@ -123,11 +123,12 @@ def test_each_disk_is_enough_for_what_goes_there(plan: ConversionPlan, monkeypat
     assert "`cache_dir`" in error.hint
     frugal = estimate_needs(lean(plan))
     assert error.hint.endswith(
-        f"or add `low_disk=True`, which needs {format_bytes(frugal.cache_bytes + frugal.disk_bytes)}"
+        "or add `low_disk=True`, which needs "
+        + format_bytes(frugal.cache_bytes + frugal.disk_bytes + frugal.checkpoint_bytes)
     )
-    error = refusal(plan, room_for_both | {"results": needs.disk_bytes - 1}, monkeypatch)
+    error = refusal(plan, room_for_both | {"results": needs.disk_bytes + needs.checkpoint_bytes - 1}, monkeypatch)
     assert error is not None
-    assert error.message.startswith(f"the result needs {format_bytes(needs.disk_bytes)}, but ")
+    assert error.message.startswith(f"the result needs {format_bytes(needs.disk_bytes + needs.checkpoint_bytes)}, but ")
     # It would not help: nothing is pushed.
     assert error.hint == "choose another disk with `output`"
 
@@ -136,11 +137,11 @@ def test_one_disk_has_to_hold_the_download_and_the_result(
     plan: ConversionPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = estimate_needs(plan)
-    both = needs.cache_bytes + needs.disk_bytes
+    both = needs.cache_bytes + needs.disk_bytes + needs.checkpoint_bytes
     assert refusal(plan, {"one": both}, monkeypatch) is None
     error = refusal(plan, {"one": both - 1}, monkeypatch)
     assert error is not None
-    download, result = format_bytes(needs.cache_bytes), format_bytes(needs.disk_bytes)
+    download, result = format_bytes(needs.cache_bytes), format_bytes(needs.disk_bytes + needs.checkpoint_bytes)
     assert f"the download needs {download} and the result {result}, but the disk of " in error.message
     assert "`low_disk=True`" in error.hint
 
@@ -176,7 +177,11 @@ def test_a_statistics_file_needs_room_as_well(
     (tmp_path / "observed").mkdir()
     kept = plan_conversion(plan.model.source, replace(plan.options, statistics=tmp_path / "observed" / "file"))
     needs = estimate_needs(kept)
-    room = {"cache": needs.cache_bytes, "results": needs.disk_bytes, "observed": needs.statistics_bytes}
+    room = {
+        "cache": needs.cache_bytes,
+        "results": needs.disk_bytes + needs.checkpoint_bytes,
+        "observed": needs.statistics_bytes,
+    }
     assert refusal(kept, room, monkeypatch) is None
     error = refusal(kept, room | {"observed": needs.statistics_bytes - 1}, monkeypatch)
     assert error is not None

@@ -29,7 +29,8 @@ from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.errors import OutputError, PlanError, UnsupportedModelError
 from hcsmoe_hub.model.width import neurons_of
 from hcsmoe_hub.options import Distance, Dtype, Linkage, Preset, Refit
-from hcsmoe_hub.planning.estimate import estimate_needs, expert_parameters, refit_flops
+from hcsmoe_hub.planning.estimate import estimate_needs, refit_flops
+from hcsmoe_hub.planning.layer_sizes import expert_parameters
 
 
 @pytest.fixture
@@ -87,13 +88,16 @@ def test_a_model_that_transformers_does_not_know_is_refused(tmp_path: Path, mode
     assert "hcsmoe runs no code from a repository" in message
 
 
-def test_a_model_that_is_no_causal_language_model_is_refused(tmp_path: Path) -> None:
-    folder = write_config(tmp_path / "model", model_type="switch_transformers", num_experts=8)
+def test_a_model_that_generates_no_text_is_refused(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "model", model_type="vit", num_experts=8)
     message = refuse(folder, UnsupportedModelError, options(folder, 4)).message
-    assert (
-        "model_type 'switch_transformers' is not a language model that generates text from text with a decoder alone"
-        in message
-    )
+    assert "model_type 'vit' is not a language model that generates text from text" in message
+
+
+def test_an_encoder_decoder_model_without_experts_is_refused(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "model", model_type="t5")
+    message = refuse(folder, UnsupportedModelError, options(folder, 4)).message
+    assert "has model_type 't5', which is a dense model: its config names no experts to merge" in message
 
 
 @pytest.mark.parametrize(
@@ -123,12 +127,15 @@ def test_a_quantisation_that_is_not_decoded_is_refused_by_name(source: Path, met
     assert "unquantised" in error.hint
 
 
-@pytest.mark.parametrize("method", ["gptq", "compressed-tensors", "fp8"])
-def test_a_quantisation_config_over_plain_weights_is_left_behind(source: Path, method: str) -> None:
+@pytest.mark.parametrize("method", ["gptq", "compressed-tensors", "fp8", "evil-4bit"])
+def test_a_quantisation_config_over_plain_weights_is_left_behind_with_a_warning(source: Path, method: str) -> None:
     change_config(source, quantization_config={"quant_method": method, "bits": 4})
     planned = plan_conversion(source, options(source, 4))
     assert "quantization_config" not in planned.config
-    assert planned.warnings == []
+    assert planned.warnings == [
+        f"config.json says that the weights are quantised with '{method}', but they are plain numbers; the result is "
+        "written without that entry."
+    ]
 
 
 def test_eight_bit_weights_without_scales_are_refused(source: Path) -> None:
@@ -250,12 +257,12 @@ def test_the_source_itself_is_refused(source: Path, spelling: str, overwrite: bo
 
 def test_a_limit_on_memory_below_what_is_needed_is_refused(source: Path) -> None:
     needed = estimate_needs(plan_conversion(source, options(source, 4))).memory_bytes
-    plan_conversion(source, options(source, 4, max_memory_bytes=needed))
-    error = refuse(source, PlanError, options(source, 4, max_memory_bytes=needed - 1))
+    plan_conversion(source, options(source, 4, max_memory=needed))
+    error = refuse(source, PlanError, options(source, 4, max_memory=needed - 1))
     assert "more than the" in error.message
-    assert "of `max_memory_bytes`" in error.message
+    assert "of `max_memory`" in error.message
     # So small a model needs hardly more than the libraries do, whatever the options.
-    assert error.hint == "raise `max_memory_bytes`"
+    assert error.hint == "raise `max_memory`"
 
 
 def test_experts_without_a_gate_have_as_many_neurons_as_they_are_wide(tmp_path: Path) -> None:

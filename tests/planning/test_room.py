@@ -12,12 +12,15 @@ from tiny_models import build, contents, options
 
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, convert
 from hcsmoe_hub import plan as plan_conversion
+from hcsmoe_hub.checkpoint.durable import write_bytes
+from hcsmoe_hub.checkpoint.unfinished import COMPLETE, UNFINISHED
 from hcsmoe_hub.convert import execute
 from hcsmoe_hub.errors import OutputError, PlanError
 from hcsmoe_hub.machine.memory import available_memory
 from hcsmoe_hub.machine.units import format_bytes
 from hcsmoe_hub.options import Layout, Merge, Preset, Refit
 from hcsmoe_hub.planning import room
+from hcsmoe_hub.planning.checkpoint_cost import checkpoint_bytes
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.estimate import estimate_needs
 from hcsmoe_hub.planning.memory import cheaper_options
@@ -46,6 +49,10 @@ def large(**choices: Any) -> ConversionPlan:
     return plan_conversion(EXAMPLE, ConvertOptions(experts=4, calibration=calibration, **choices))
 
 
+def disk_bytes(plan: ConversionPlan) -> int:
+    return plan.shards.file_bytes + checkpoint_bytes(plan)
+
+
 def needed(plan: ConversionPlan) -> int:
     return estimate_needs(plan).memory_bytes
 
@@ -57,7 +64,7 @@ def test_a_result_that_does_not_fit_on_the_disk_is_planned_with_a_warning_and_no
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = options(source, 4, output=source.parent / "new" / "deep")
-    size, asked = plan_conversion(source, wanted).shards.file_bytes, list[Path]()
+    size, asked = disk_bytes(plan_conversion(source, wanted)), list[Path]()
     monkeypatch.setattr("shutil.disk_usage", with_free(size, asked))
     assert plan_conversion(source, wanted).warnings == []
     monkeypatch.setattr("shutil.disk_usage", with_free(size - 1, asked))
@@ -71,6 +78,38 @@ def test_a_result_that_does_not_fit_on_the_disk_is_planned_with_a_warning_and_no
         convert(source, wanted)
     assert caught.value.message == said
     assert contents(source.parent) == before
+
+
+def test_what_an_interrupted_run_has_written_is_not_needed_again(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = options(source, 4)
+    plan = plan_conversion(source, wanted)
+    plan.staging.mkdir(parents=True)
+    write_bytes(plan.staging / "model.safetensors", bytes(8192))
+    monkeypatch.setattr("shutil.disk_usage", with_free(disk_bytes(plan) - 8192, []))
+    assert plan_conversion(source, wanted).warnings == []
+    monkeypatch.setattr("shutil.disk_usage", with_free(disk_bytes(plan) - 8193, []))
+    (warning,) = plan_conversion(source, wanted).warnings
+    assert warning.startswith("the result needs ")
+    # A complete result needs nothing, wherever it lies.
+    (plan.output / UNFINISHED / COMPLETE).touch()
+    monkeypatch.setattr("shutil.disk_usage", with_free(0, []))
+    assert plan_conversion(source, wanted).warnings == []
+    assert len(plan_conversion(source, replace(wanted, restart=True)).warnings) == 1
+
+
+@pytest.mark.parametrize("old_bytes", [999, 1000])
+def test_an_old_result_needs_room_next_to_the_new_one_and_may_be_deleted_first(
+    source: Path, monkeypatch: pytest.MonkeyPatch, old_bytes: int
+) -> None:
+    wanted = options(source, 4, overwrite=True)
+    plan = plan_conversion(source, wanted)
+    plan.output.mkdir()
+    (plan.output / "config.json").touch()
+    (plan.output / "model.safetensors").write_bytes(bytes(old_bytes))
+    monkeypatch.setattr("shutil.disk_usage", with_free(disk_bytes(plan) - 1000, []))
+    (warning,) = plan_conversion(source, wanted).warnings
+    offered = "or delete the old result first, which otherwise stays until the new one is complete."
+    assert warning.endswith(offered) == (old_bytes == 1000)
 
 
 # Memory
@@ -91,7 +130,7 @@ def test_a_peak_above_what_is_available_is_planned_with_a_warning_and_not_conver
         convert(source, wanted)
     assert warning.startswith(caught.value.message)
     assert caught.value.hint == (
-        "use a machine with more memory, or set `max_memory_bytes` above the estimate to start regardless"
+        "use a machine with more memory, or set `max_memory` above the estimate to start regardless"
     )
     assert contents(source.parent) == before
 
@@ -101,9 +140,9 @@ def test_a_limit_above_the_estimate_starts_a_conversion_on_any_machine_and_leave
 ) -> None:
     give(monkeypatch, memory=1000)
     peak = needed(plan_conversion(source, options(source, 4)))
-    report = convert(source, options(source, 4, max_memory_bytes=peak))
+    report = convert(source, options(source, 4, max_memory=peak))
     (warning,) = report.warnings
-    assert warning.endswith("1.0 KB are available; it starts regardless, as `max_memory_bytes` allows that much.")
+    assert warning.endswith("1.0 KB are available; it starts regardless, as `max_memory` allows that much.")
 
 
 def test_a_plan_is_checked_again_when_it_begins(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,18 +181,20 @@ def test_the_usual_amount_of_text_is_offered_where_far_more_was_planned() -> Non
 
 
 def test_a_merge_that_compares_no_neurons_is_offered_in_place_of_one_that_does() -> None:
-    plan = large(method=MethodOptions(merge=Merge.ZIPIT), calibration={"samples": 2})
-    plain = needed(large(method=MethodOptions(merge=Merge.FREQUENCY), calibration={"samples": 2}))
+    little = {"samples": 1, "sequence_length": 8}
+    plan = large(method=MethodOptions(merge=Merge.ZIPIT), calibration=little, measure=False)
+    plain = needed(large(method=MethodOptions(merge=Merge.FREQUENCY), calibration=little, measure=False))
+    assert needed(plan) > plain
     assert f"`merge='frequency'` ({format_bytes(plain)})" in cheaper_options(plan, plain)
 
 
 def test_a_refusal_for_a_limit_names_what_would_fit() -> None:
     limit = needed(large()) // 2
     with pytest.raises(PlanError) as caught:
-        large(max_memory_bytes=limit)
-    assert "of `max_memory_bytes`" in caught.value.message
+        large(max_memory=limit)
+    assert "of `max_memory`" in caught.value.message
     assert caught.value.hint.startswith("use `preset='hc-smoe'`")
-    assert caught.value.hint.endswith("or raise `max_memory_bytes`")
+    assert caught.value.hint.endswith("or raise `max_memory`")
 
 
 def test_nothing_is_offered_that_the_plan_does_already() -> None:
@@ -189,18 +230,6 @@ def test_both_shortages_are_warned_of_and_the_disk_is_refused_first(
     assert len(room_warnings(plan)) == 2
     with pytest.raises(OutputError):
         check_room(plan)
-
-
-def test_a_layer_that_is_too_large_for_the_accelerator_is_warned_of(
-    source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = replace(plan_conversion(source, options(source, 4)), on_device=True)
-    monkeypatch.setattr(room, "resolve_device", lambda name: room.torch.device("cuda:0"))
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (1000, 10**10))
-    (warning,) = room_warnings(plan)
-    assert warning.startswith(
-        f"a layer needs about {format_bytes(estimate_needs(plan).device_bytes)} on cuda:0, but 1.0"
-    )
 
 
 # What the machine has
