@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from hcsmoe_hub.errors import OutputError
+from hcsmoe_hub.errors import OutputError, note_unpushed
 from hcsmoe_hub.events import Listener, Stage, StageFinished, StageStarted, ignore
 from hcsmoe_hub.options import PushOptions
 from hcsmoe_hub.report import Pushed
@@ -32,19 +32,26 @@ def push(folder: Path, options: PushOptions, *, token: str | None = None, listen
     Raises:
         HcsmoeError: For every known failure. Before the commit nothing is visible, and a later push resumes.
     """
+    from hcsmoe_hub.planning.push_command import push_command
     from hcsmoe_hub.publishing.files import check_result, checkpoint_files, other_files
     from hcsmoe_hub.publishing.publisher import Publisher
+    from hcsmoe_hub.result.claim import forget_push
 
     publisher = Publisher(folder, options, token=token, listener=listener)
     result = check_result(folder)
     _write_card(folder, options.repo_id)
     files = checkpoint_files(result)
-    publisher.open(files)
-    listener(StageStarted(Stage.PUSH, len(files)))
-    start = time.perf_counter()
-    for first in range(0, len(files), FILES_AT_ONCE):
-        publisher.upload(*files[first : first + FILES_AT_ONCE])
-    pushed = publisher.commit(*files)
+    try:
+        publisher.open(files)
+        listener(StageStarted(Stage.PUSH, len(files)))
+        start = time.perf_counter()
+        for first in range(0, len(files), FILES_AT_ONCE):
+            publisher.upload(*files[first : first + FILES_AT_ONCE])
+        pushed = publisher.commit(*files)
+    except KeyboardInterrupt as error:
+        note_unpushed(error, push_command(folder, options))
+        raise
+    forget_push(folder)
     listener(StageFinished(Stage.PUSH, round(time.perf_counter() - start, 3)))
     return replace(pushed, left_out=other_files(folder, files))
 

@@ -27,6 +27,11 @@ TOP_K_KEYS = (
 )
 GROUP_KEYS = ("n_group", "num_expert_group")
 TOP_GROUP_KEYS = ("topk_group",)
+# Tokens of a sequence, and share of those of a batch, that an expert has room for: fewer experts take more of them.
+CAPACITY_KEYS = ("expert_capacity",)
+CAPACITY_SHARE_KEYS = ("moe_eval_capacity_token_fraction",)
+# Routers that always choose the same number of experts, which their configs do not name.
+FIXED_TOP_K: Mapping[str, int] = {"switch_transformers": 1, "nllb-moe": 2}
 # How weights are quantised; the second is what compressed-tensors called it first.
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 # Multi-token prediction layers: heads with their own experts, which transformers models do not load.
@@ -125,7 +130,7 @@ def read_settings(config: PreTrainedConfig) -> MoESettings:
         UnsupportedModelError: If the model is dense, or does not say how many experts are active.
     """
     experts = _built_value(config, EXPERT_KEYS)
-    top_k = _built_value(config, TOP_K_KEYS)
+    top_k = FIXED_TOP_K.get(config.model_type) or _built_value(config, TOP_K_KEYS)
     if not experts:
         found = "does not give a number of experts" if experts is None else "gives a number of experts of 0"
         raise UnsupportedModelError(
@@ -219,6 +224,8 @@ def edit(
     for keys, old, new in changes:
         if new != old and not _set_all(edited, keys, old, new):
             _set_default(edited, built, keys, new)
+    if after.experts != before.experts:
+        _set_capacity(edited, built, before.experts, after.experts)
     for section in sections(edited):
         if without_quantization:
             for key in QUANTIZATION_KEYS:
@@ -227,6 +234,18 @@ def edit(
             if section.get(key):
                 section[key] = 0
     return edited
+
+
+def _set_capacity(config: dict[str, Any], built: PreTrainedConfig, before: int, after: int) -> None:
+    """Gives every expert as much more room as there are fewer of them, so that as many tokens are processed."""
+    for key in (*CAPACITY_KEYS, *CAPACITY_SHARE_KEYS):
+        value = config.get(key, getattr(built, key, None))
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            continue
+        if key in CAPACITY_KEYS:
+            config[key] = -(-int(value) * before // after)
+        elif value < 1:
+            config[key] = min(1.0, value * before / after)
 
 
 def _set_default(config: dict[str, Any], built: PreTrainedConfig, keys: tuple[str, ...], value: int) -> None:

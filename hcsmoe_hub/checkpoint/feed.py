@@ -2,9 +2,11 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
+from hcsmoe_hub.checkpoint.downloads import Downloads
 from hcsmoe_hub.checkpoint.open_files import OpenFiles
 from hcsmoe_hub.checkpoint.pieces import Piece
 
@@ -12,6 +14,8 @@ from hcsmoe_hub.checkpoint.pieces import Piece
 THREADS = 4
 # The current step and the next one.
 WINDOW = 2
+# How long a download that stays may take to notice that it is no longer needed.
+GRACE_SECONDS = 2.0
 
 
 class Feed:
@@ -20,6 +24,9 @@ class Feed:
     With ``removes``, a piece is deleted as soon as all of its tensors have been read, and the pieces of a step are
     requested only when the last step but one is over. So the disk holds pieces of at most two consecutive steps,
     unfinished files included. Steps are read in order: finding a tensor implies that all earlier steps are over.
+
+    When the feed is stopped, downloads that are deleted after use have to end by themselves, soon after the event is
+    set. Others are given up after a moment: they may belong to a client that cannot be stopped.
 
     Args:
         steps: Pieces by step.
@@ -50,7 +57,7 @@ class Feed:
         self._current = self._requested = 0
         self._stop = threading.Event()
         self._lock = threading.RLock()
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="download")
+        self._downloads = Downloads(THREADS)
         with self._lock:
             self._request_pieces()
 
@@ -62,12 +69,12 @@ class Feed:
         for step in self._steps[self._requested : end]:
             # Pieces of a skipped step are not needed.
             for piece in (piece for piece in step if self._unread[piece]):
-                self._futures[piece] = future = self._pool.submit(self._fetch, piece, self._stop)
+                self._futures[piece] = future = self._downloads.submit(partial(self._fetch, piece, self._stop))
                 future.add_done_callback(self._record_failure)
         self._requested = max(self._requested, end)
 
     def _record_failure(self, future: Future[Path]) -> None:
-        if not future.cancelled() and future.exception() is not None:
+        if self._failed is None and not future.cancelled() and future.exception() is not None:
             self._failed = future
 
     def find(self, name: str) -> tuple[Path, int] | None:
@@ -126,10 +133,17 @@ class Feed:
     def stop(self) -> None:
         """Stops the downloads; threads that wait for one get ``CancelledError`` or the error of ``fetch``."""
         self._stop.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._downloads.cancel()
+        if not self._removes:
+            self._downloads.abandon()
 
-    def close(self) -> None:
-        """Stops the downloads, waits for them to end, and closes every file."""
+    def close(self) -> bool:
+        """Stops the downloads, and closes every file.
+
+        Returns:
+            Whether all downloads have ended.
+        """
         self.stop()
-        self._pool.shutdown(wait=True)
+        has_ended = self._downloads.join(None if self._removes else GRACE_SECONDS)
         self.files.close_all()
+        return has_ended

@@ -5,9 +5,9 @@
 behind the activation function. Every other number in the config means what it always means. Router and biases are
 those of the class that is extended.
 
-This file travels with the checkpoint, which loads through ``AutoModelForCausalLM`` by anyone who agrees to run it. It
-needs torch and transformers only. K experts, M matrices before the activation function (gate and up, or up alone), I
-neurons of an expert, H hidden size, R rank, C kept rows, T tokens, N tokens of one expert.
+This file travels with the checkpoint, which loads through ``AutoModelForCausalLM`` or ``AutoModelForSeq2SeqLM`` by
+anyone who agrees to run it. It needs torch and transformers only. K experts, M matrices before the activation function
+(gate and up, or up alone), I neurons of an expert, H hidden size, R rank, C kept rows, T tokens, N tokens of an expert.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,9 @@ from transformers import PreTrainedConfig
 
 SECTION, LAYOUT, CLASS_PREFIX = "hcsmoe", "factored", "Factored"
 INCOMING, OUTGOING = "incoming", "outgoing"
+# Modules that hold each expert as a module of its own, and are called with one-hot masks instead of numbers: the linear
+# layers of an expert, before and behind the activation function.
+ONE_BY_ONE = {"SwitchTransformersExperts": ("wi", "wo"), "NllbMoeExperts": ("fc1", "fc2")}
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,10 @@ def read_sizes(config: PreTrainedConfig) -> FactorSizes | None:
 
 
 def experts_modules(model: nn.Module) -> dict[str, Any]:
-    """Experts modules of a model by name: those of transformers' experts interface, and DBRX's."""
+    """Experts modules of a model by name: those of transformers' experts interface, and the few others it has."""
+    kinds = {"DbrxExperts", *ONE_BY_ONE}
     modules = model.named_modules()
-    return {name: module for name, module in modules if hasattr(module, "_apply_gate") or _is_dbrx(module)}
+    return {name: module for name, module in modules if hasattr(module, "has_gate") or type(module).__name__ in kinds}
 
 
 def factor_experts(model: nn.Module, sizes: FactorSizes) -> None:
@@ -79,6 +83,9 @@ def factor_experts(model: nn.Module, sizes: FactorSizes) -> None:
     if not modules:
         raise ValueError("the model has no experts whose matrices could be factors.")
     for name, experts in modules.items():
+        if _is_one_by_one(experts):
+            _factor_one_by_one(experts, sizes)
+            continue
         holder, matrices = (experts.mlp, ("w1", "v1", "w2")) if _is_dbrx(experts) else (experts, _fused(experts))
         known = {*matrices, *(f"{matrix}_bias" for matrix in matrices)}
         strangers = [parameter for parameter, _ in holder.named_parameters(recurse=False) if parameter not in known]
@@ -94,6 +101,29 @@ def factor_experts(model: nn.Module, sizes: FactorSizes) -> None:
         experts.forward = partial(_forward, experts)
         # What transformers would fill with random numbers is not there any more.
         experts._is_hf_initialized = holder._is_hf_initialized = True
+    for block in model.modules():
+        if any(_is_one_by_one(part) for part in block.children()):
+            vars(block)["_is_hf_initialized"] = True
+
+
+def _factor_one_by_one(experts: Any, sizes: FactorSizes) -> None:
+    """Replaces the matrices of experts that are modules of their own; their biases stay where they are."""
+    into, out = ONE_BY_ONE[type(experts).__name__]
+    modules = [experts[f"expert_{expert}"] for expert in range(experts.num_experts)]
+    like = getattr(modules[0], into).weight
+    neurons, hidden = like.shape
+    for expert in modules:
+        for part in (expert, getattr(expert, into), getattr(expert, out)):
+            part._is_hf_initialized = True
+        del getattr(expert, into).weight, getattr(expert, out).weight
+    _add_factors(experts, INCOMING, (len(modules), 1, neurons, hidden), sizes.rank, sizes.incoming_rows, like)
+    _add_factors(experts, OUTGOING, (len(modules), 1, hidden, neurons), sizes.rank, sizes.outgoing_rows, like)
+    experts.forward = partial(_forward_masked, experts)
+    experts._is_hf_initialized = True
+
+
+def _is_one_by_one(module: nn.Module) -> bool:
+    return type(module).__name__ in ONE_BY_ONE
 
 
 def _is_dbrx(module: nn.Module) -> bool:
@@ -142,6 +172,51 @@ def _forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_wei
     return output_TH.view_as(hidden_states)
 
 
+def _forward_masked(experts: Any, hidden_states: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """What experts that are modules of their own add up to.
+
+    NLLB-MoE passes the weight of every expert, 0 where it was not chosen. Its mask shows the first choice only, and
+    some versions of transformers mistake it for expert numbers, so it is not used.
+
+    Args:
+        experts: The module.
+        hidden_states: Tokens ``[T, H]``.
+        mask: Switch Transformers: one-hot expert of every token ``[T, 1, K]``, all zero beyond its capacity.
+        weights: Switch Transformers: ``[T, 1]``; NLLB-MoE: ``[T, K]``.
+
+    Raises:
+        ValueError: If the router passes something else, as another version of transformers might.
+    """
+    weight_TK = (mask * weights[..., None]).sum(dim=1) if mask.dim() == 3 else weights
+    if weight_TK.shape != (len(hidden_states), experts.num_experts):
+        raise ValueError(
+            f"the router weighs {list(weight_TK.shape)} choices, not {experts.num_experts} for each of "
+            f"{len(hidden_states)} tokens: this version of transformers is not supported by the checkpoint."
+        )
+    output_TH = torch.zeros_like(hidden_states)
+    for expert in weight_TK.count_nonzero(dim=0).nonzero().flatten().tolist():
+        token_N = weight_TK[:, expert].nonzero().flatten()
+        found_NH = _run_one(experts, expert, hidden_states[token_N]) * weight_TK[token_N, expert, None]
+        output_TH.index_add_(0, token_N, found_NH.to(output_TH.dtype))
+    return output_TH
+
+
+def _run_one(experts: Any, expert: int, tokens_NH: Tensor) -> Tensor:
+    """The output of one expert that is a module of its own, after its dropout."""
+    module = experts[f"expert_{expert}"]
+    into, out = (getattr(module, name).bias for name in ONE_BY_ONE[type(experts).__name__])
+    pre_NI = product(experts, INCOMING, expert, 0, tokens_NH)
+    hidden_NI = module.dropout(module.act(pre_NI if into is None else pre_NI + into))
+    output_NH = product(experts, OUTGOING, expert, 0, hidden_NI)
+    output_NH = output_NH if out is None else output_NH + out
+    share = getattr(experts, "moe_token_dropout", 0)
+    if not share:
+        return output_NH
+    # Outside training, the output is multiplied by the share that dropout keeps.
+    dropped: Tensor = experts.token_dropout(output_NH) if experts.training else output_NH * (1 - share)
+    return dropped
+
+
 def _run(experts: Any, expert: int, tokens_NH: Tensor) -> Tensor:
     """The output of one expert."""
     parts = experts.incoming_u.shape[1]
@@ -172,7 +247,7 @@ def product(experts: Any, place: str, expert: int, part: int, inputs_NI: Tensor)
 
 
 class FactoredExperts:
-    """Put before the class of a causal language model: reads the sizes from its config and makes room for factors."""
+    """Put before the class of a language model: reads the sizes from its config and makes room for factors."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         wanted: Any = getattr(type(self), "config_class", None)

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,15 @@ from pathlib import Path
 MOST = 8
 
 
+# Called with the descriptor of a file that has just been opened.
+OnOpen = Callable[[int], None]
+
+
 @dataclass(slots=True)
 class _OpenFile:
     descriptor: int
     readers: int = 0
+    is_last: bool = False
 
 
 class OpenFiles:
@@ -29,14 +34,18 @@ class OpenFiles:
         self._lock = threading.Lock()
 
     @contextmanager
-    def reading(self, path: Path) -> Iterator[int]:
+    def reading(self, path: Path, check: OnOpen = lambda descriptor: None) -> Iterator[int]:
         """The descriptor of an open file, for ``os.preadv``.
+
+        Args:
+            path: The file.
+            check: Called with its descriptor if it was not open, and may raise.
 
         Raises:
             OSError: If the file cannot be opened.
         """
         with self._lock:
-            file = self._files.pop(path, None) or _OpenFile(os.open(path, os.O_RDONLY))
+            file = self._files.pop(path, None) or _open(path, check)
             self._files[path] = file
             file.readers += 1
             self._close_idle(MOST)
@@ -45,6 +54,8 @@ class OpenFiles:
         finally:
             with self._lock:
                 file.readers -= 1
+                if file.is_last and not file.readers:
+                    os.close(file.descriptor)
                 self._close_idle(MOST)
 
     def _close_idle(self, most: int) -> None:
@@ -52,10 +63,14 @@ class OpenFiles:
             os.close(self._files.pop(path).descriptor)
 
     def close(self, path: Path) -> None:
-        """Closes one file, which nobody is reading."""
+        """Closes one file; if it is being read, as soon as that has ended."""
         with self._lock:
-            if path in self._files:
-                os.close(self._files.pop(path).descriptor)
+            file = self._files.pop(path, None)
+            if file is None:
+                return
+            file.is_last = True
+            if not file.readers:
+                os.close(file.descriptor)
 
     def close_all(self) -> None:
         """Closes every file; nobody is reading any of them."""
@@ -63,3 +78,13 @@ class OpenFiles:
             for file in self._files.values():
                 os.close(file.descriptor)
             self._files.clear()
+
+
+def _open(path: Path, check: OnOpen) -> _OpenFile:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        check(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return _OpenFile(descriptor)

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatch
+from pathlib import Path
 
 from hcsmoe_hub.checkpoint.shards import ADAPTERS, CONSOLIDATED, FOREIGN_WEIGHTS
+from hcsmoe_hub.errors import SourceError
 
 # A checkpoint with any of these has a tokenizer.
 TOKENIZERS = (
@@ -137,6 +139,33 @@ def _named_code(file: str, text: str) -> set[str]:
             modules += [parts[:depth] for depth in range(1, len(parts))]
             named |= {"/".join(module) + end for module in modules for end in (".py", "/__init__.py")}
     return named
+
+
+def refuse_link_out(folder: Path, file: str) -> None:
+    """Refuses a file that is a link to somewhere outside of its checkpoint, unless only weights are read from it.
+
+    A folder that somebody else made could otherwise put any file of this machine into a result.
+
+    Args:
+        folder: The folder of the checkpoint.
+        file: Name of a file in it.
+
+    Raises:
+        SourceError: If the file is such a link; the Hub's cache may link a snapshot to the files of its repository.
+    """
+    if file.endswith(".safetensors") and not is_sidecar(file):
+        return
+    target, inside = (folder / file).resolve(), folder.resolve()
+    allowed = [inside]
+    for snapshots in (path for path in inside.parents if path.name == "snapshots"):
+        if snapshots.parent.name.startswith("models--"):
+            allowed.append((snapshots.parent / "blobs").resolve())
+    if any(target.is_relative_to(place) for place in allowed):
+        return
+    raise SourceError(
+        f"{folder / file} is a link to {target}, outside of the checkpoint, from where only shards are read.",
+        hint="look at that file, and put a copy of it in place of the link if it belongs to the checkpoint",
+    )
 
 
 def has_tokenizer(files: Iterable[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from hcsmoe_hub.checkpoint.feed import Feed
 from hcsmoe_hub.checkpoint.lfs import POINTER_BYTES, refuse_pointer
 from hcsmoe_hub.checkpoint.pieces import Piece, Step
 from hcsmoe_hub.checkpoint.shards import adapter_refusal, foreign_weights, has_adapter, shards_without_index
+from hcsmoe_hub.checkpoint.sidecars import refuse_link_out
 from hcsmoe_hub.checkpoint.tensors import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -26,12 +28,15 @@ from hcsmoe_hub.checkpoint.tensors import (
     read_index,
     stored_tensors,
 )
+from hcsmoe_hub.checkpoint.unfinished import UNFINISHED
 from hcsmoe_hub.checkpoint.wrappers import unwrap
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Listener, ignore
 
 # A large model has a hundred shards, and on the Hub each header is a request.
 HEADER_THREADS = 8
+# An index of several hundred thousand tensors is half as long.
+MAX_TEXT_BYTES = 64_000_000
 # Enough of a tensor to distinguish two sets of weights.
 PEEKED_BYTES = 4096
 
@@ -59,7 +64,10 @@ class Source(ABC):
     gated: bool | None = None
     cache: Path | None = None
     missing_hint: str = "download the missing shards"
-    weights_hint: str = "convert the weights to safetensors first"
+    weights_hint: str = (
+        "convert the weights to safetensors first: from_pretrained() of transformers reads them, and save_pretrained() "
+        "writes safetensors"
+    )
 
     @property
     def label(self) -> str:
@@ -77,6 +85,14 @@ class Source(ABC):
     @abstractmethod
     def is_local(self, file: str) -> bool:
         """Whether ``fetch`` returns without a download."""
+
+    @abstractmethod
+    def check_unchanged(self, shard: str, descriptor: int) -> None:
+        """Checks that an open shard is what it was when its header was read, as far as its size and time show.
+
+        Raises:
+            SourceError: If it has changed.
+        """
 
     @abstractmethod
     def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
@@ -122,10 +138,11 @@ class Source(ABC):
         """Content of a small text file.
 
         Raises:
-            SourceError: If it is not UTF-8 text.
+            SourceError: If it is not UTF-8 text, or far too long for it.
         """
+        path = self._small(file)
         try:
-            return self.fetch(file).read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise SourceError(
                 f"{self.label}/{file} is not UTF-8 text: {error}.", hint="download the checkpoint again"
@@ -133,7 +150,21 @@ class Source(ABC):
 
     def loose_text(self, file: str) -> str:
         """Content of a small text file, with a mark in place of bytes that are not UTF-8."""
-        return self.fetch(file).read_text(encoding="utf-8-sig", errors="replace")
+        return self._small(file).read_text(encoding="utf-8-sig", errors="replace")
+
+    def _small(self, file: str) -> Path:
+        """Path of a text file.
+
+        Raises:
+            SourceError: If it is far too long for one.
+        """
+        path = self.fetch(file)
+        if (size := path.stat().st_size) > MAX_TEXT_BYTES:
+            raise SourceError(
+                f"{self.label}/{file} has {size} bytes; no such file needs more than {MAX_TEXT_BYTES}.",
+                hint="do not use this checkpoint; the file is damaged or hostile",
+            )
+        return path
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -234,18 +265,22 @@ class LocalSource(Source):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.resolve().name
+        # Size and time of the last change of every shard when its header was read.
+        self._states: dict[str, tuple[int, int]] = {}
 
     def files(self) -> list[str]:
         assert self.path is not None
-        return sorted(file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
+        names = (file.relative_to(self.path) for file in self.path.rglob("*") if file.is_file())
+        return sorted(name.as_posix() for name in names if name.parts[0] != UNFINISHED)
 
     def fetch(self, file: str) -> Path:
         """Path of ``file``.
 
         Raises:
-            SourceError: If it is a Git LFS pointer.
+            SourceError: If it is a Git LFS pointer, or a link that must not be followed.
         """
         assert self.path is not None
+        refuse_link_out(self.path, file)
         path = self.path / file
         with path.open("rb") as content:
             refuse_pointer(content.read(POINTER_BYTES), file=str(path))
@@ -253,11 +288,26 @@ class LocalSource(Source):
 
     def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
         path = self.fetch(shard)
+        # Before the header: a change while that is read must count.
+        self._states[shard] = _state(os.stat(path))
         header, data_start = local_header(path)
-        return stored_tensors(header, shard=shard, data_start=data_start, file_bytes=path.stat().st_size)
+        return stored_tensors(header, shard=shard, data_start=data_start, file_bytes=self._states[shard][0])
+
+    def check_unchanged(self, shard: str, descriptor: int) -> None:
+        found, expected = _state(os.fstat(descriptor)), self._states.get(shard)
+        if expected is not None and found != expected:
+            sizes = f" from {expected[0]} to {found[0]} bytes" if found[0] != expected[0] else ""
+            raise SourceError(
+                f"{shard} of {self.label} has changed{sizes} since its header was read.",
+                hint="let nothing write to the checkpoint, and add `restart=True` to begin anew",
+            )
 
     def peek(self, tensor: StoredTensor, count: int) -> bytes:
         return local_bytes(self.fetch(tensor.shard), tensor, count)
 
     def is_local(self, file: str) -> bool:
         return True
+
+
+def _state(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns

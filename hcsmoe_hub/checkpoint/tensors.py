@@ -1,6 +1,5 @@
 """Names, shapes and positions of stored tensors, read from safetensors headers alone."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any, TypeGuard
 
 import torch
 
+from hcsmoe_hub.checkpoint.bounded_json import MAX_BYTES, parse_bounded
 from hcsmoe_hub.checkpoint.lfs import refuse_pointer
 from hcsmoe_hub.errors import SourceError
 
@@ -16,8 +16,8 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 # Nearly every header fits into this, so one read, or one request, is enough.
 FIRST_READ_BYTES = 100_000
-# The limit of the safetensors format itself.
-MAX_HEADER_BYTES = 100_000_000
+# A config of a model; published ones have a few kilobytes.
+MAX_CONFIG_BYTES = 4_000_000
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -102,17 +102,17 @@ def read_index(text: str, *, where: str) -> dict[str, str]:
     Raises:
         SourceError: If it is not an index, or lists a file outside the folder.
     """
-    index = _parse_json(text, where=where)
+    index = _parse_json(text, where=where, most=MAX_BYTES)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{where} has no weight_map.", hint="download the checkpoint again")
     return {str(name): check_file_name(str(shard), where=where) for name, shard in weight_map.items()}
 
 
-def _parse_json(text: str, *, where: str) -> Any:
+def _parse_json(text: str, *, where: str, most: int) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return parse_bounded(text, most=most)
+    except ValueError as error:
         raise SourceError(f"{where} is not valid JSON: {error}.", hint="download the checkpoint again") from None
 
 
@@ -133,11 +133,11 @@ def read_header(read: Callable[[int, int], bytes], *, shard: str) -> tuple[dict[
     refuse_pointer(start, file=shard)
     header_bytes = int.from_bytes(start[:8], "little")
     content = start[8 : 8 + header_bytes]
-    if len(content) < header_bytes <= MAX_HEADER_BYTES:
+    if len(content) < header_bytes <= MAX_BYTES:
         content = read(8, 8 + header_bytes)
     try:
-        header = json.loads(content) if len(content) == header_bytes else None
-    except (ValueError, RecursionError):
+        header = parse_bounded(content) if len(content) == header_bytes else None
+    except ValueError:
         header = None
     if not isinstance(header, dict):
         raise SourceError(
@@ -253,7 +253,7 @@ def parse_config(text: str, *, where: str) -> dict[str, Any]:
     Raises:
         SourceError: If it is not a JSON object.
     """
-    config = _parse_json(text, where=where)
+    config = _parse_json(text, where=where, most=MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
         raise SourceError(f"{where} is not a JSON object.", hint="download the checkpoint again")
     return config

@@ -32,6 +32,9 @@ def unwrap(names: Collection[str], *, label: str) -> tuple[str, dict[str, str]]:
             f"{label} stores {adapter!r}, a part of a PEFT adapter that has not been merged into the weights.",
             hint="merge it first, with peft's merge_and_unload() and save_pretrained()",
         )
+    if not names:
+        # Every prefix would fit, without end.
+        return "", {}
     prefix = ""
     while found := next((part for part in PREFIXES if all(name.startswith(prefix + part) for name in names)), ""):
         prefix += found

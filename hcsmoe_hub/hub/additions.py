@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.lfs import UploadInfo
 from huggingface_hub.utils.sha import git_hash
 
 # A file of a repository as the Hub lists it: path, size, and hashes.
@@ -54,6 +55,12 @@ class Addition(CommitOperationAdd):
         # The client drops the content of a file that it has uploaded; a small one is sent with the commit itself.
         return self.size > 0 and self.path_or_fileobj == b""
 
+    def moved(self, path: Path) -> None:
+        """Called when the file has another path."""
+        self.path = path
+        if not self.is_uploaded:
+            self.path_or_fileobj = str(path)
+
     @contextmanager
     def as_file(self, with_tqdm: bool = False) -> Iterator[BinaryIO]:
         """Opens the content for the client, which asks for a progress bar only when it sends the file."""
@@ -75,3 +82,29 @@ class Addition(CommitOperationAdd):
         if remote.lfs is not None:
             return bool(remote.lfs.sha256 == self.upload_info.sha256.hex())
         return not self.is_uploaded and bool(remote.blob_id == git_hash(self.path.read_bytes()))
+
+
+class EarlierAddition(Addition):
+    """A file that an earlier process has uploaded, and whose content is no longer here.
+
+    Args:
+        path: Where it was.
+        name: Its path in the repository.
+        size: Its size in bytes.
+        sha256: Hash of its content, in hexadecimal.
+        sample: Its first bytes.
+    """
+
+    def __init__(self, path: Path, name: str, *, size: int, sha256: str, sample: bytes) -> None:
+        CommitOperationAdd.__init__(self, path_in_repo=name, path_or_fileobj=b"")
+        self.path = path
+        self.bytes_sent = 0
+        self.upload_info = UploadInfo(size=size, sample=sample, sha256=bytes.fromhex(sha256))
+        # As the client leaves what it has uploaded: otherwise it would send the empty content.
+        self._upload_mode = "lfs"
+        self._is_uploaded = True
+
+    def compare(self, remote: RemoteFile | None) -> None:
+        """Takes down what the repository has under this name, so that the same content is not committed again."""
+        if remote is not None and remote.lfs is not None:
+            self._remote_oid = remote.lfs.sha256

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from hcsmoe_hub.checkpoint.source import LocalSource, Source
+from hcsmoe_hub.checkpoint.unfinished import refuse_unfinished
 from hcsmoe_hub.errors import SourceError
 
 
@@ -35,12 +36,14 @@ def open_source(
                 f"`revision='{revision}'` was given, but {source} is a local folder, which has no revisions.",
                 hint=f"drop `revision`, or write hf://{source} if you mean the Hub repository",
             )
+        refuse_unfinished(path)
         return LocalSource(path)
     if os.path.exists(path):
         raise SourceError(f"{source} is a file.", hint="pass the folder that holds config.json and the shards")
     if os.path.islink(path):
         raise SourceError(f"{source} is a link to {os.readlink(path)}, which does not exist.", hint="check the path")
-    from hcsmoe_hub.hub.source import is_address, open_hub_source
+    from hcsmoe_hub.hub.address import is_address
+    from hcsmoe_hub.hub.source import open_hub_source
 
     is_named_like_hub = source.startswith("hf://") or is_address(source)
     if source.startswith((".", "/", "~")) or (source.count("/") > 1 and not is_named_like_hub):

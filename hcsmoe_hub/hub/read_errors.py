@@ -4,16 +4,18 @@ import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx2
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 from hcsmoe_hub.errors import SourceError
+from hcsmoe_hub.hub.errors import ForeignAnswer, XetError
 from hcsmoe_hub.hub.retry import describe, root_cause
-from hcsmoe_hub.hub.session import proxy_variables
+from hcsmoe_hub.hub.session import connection_hint
 
 # Most specific first: GatedRepoError is a RepositoryNotFoundError, most are HfHubHTTPErrors, and those are OSErrors.
-EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
+EXPLANATIONS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str], ...] = (
     (
         errors.GatedRepoError,
         "{repo} is gated and this login does not have access to it",
@@ -63,6 +65,16 @@ EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     ),
     (httpx2.HTTPError, "the Hub cannot be reached for {repo}: {error}", "check the network, or HF_ENDPOINT"),
     (
+        XetError,
+        "{repo} cannot be downloaded over Xet: {error}",
+        "run the same command again, or set HF_HUB_DISABLE_XET=1 to download without Xet",
+    ),
+    (
+        (ForeignAnswer, errors.FileMetadataError),
+        "the answer to a request for a file of {repo} is not from the Hub: {error}",
+        "check the proxy, or HF_ENDPOINT",
+    ),
+    (
         json.JSONDecodeError,
         "the answer to a request for {repo} is not from the Hub: {error}",
         "check the proxy, or HF_ENDPOINT",
@@ -73,7 +85,9 @@ EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
         "check the network and the free disk space, or choose another `cache_dir`",
     ),
 )
-KNOWN = tuple(kind for kind, _, _ in EXPLANATIONS)
+KNOWN: tuple[type[Exception], ...] = tuple(
+    kind for kinds, _, _ in EXPLANATIONS for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
+)
 TOKEN_REFUSED = (
     "the Hub refused the access token for {repo}: {error}",
     "run 'hf auth login' again, or pass another `token`",
@@ -101,9 +115,39 @@ DISK_FULL = (
     "{repo} cannot be downloaded: the disk is full",
     "free some space, choose another `cache_dir`, or add `low_disk=True`",
 )
+NOT_WRITABLE = (
+    "the Hub cache {cache} cannot be written to: {error}",
+    "check its permissions, or choose another `cache_dir`",
+)
+NO_LOCKS = (
+    "the file system of the Hub cache {cache} does not offer locks: {error}",
+    "choose a `cache_dir` on a local disk",
+)
+# What has gone wrong with the cache's own files.
+BY_ERRNO: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: DISK_FULL,
+    errno.EDQUOT: DISK_FULL,
+    errno.EACCES: NOT_WRITABLE,
+    errno.EPERM: NOT_WRITABLE,
+    errno.EROFS: NOT_WRITABLE,
+    errno.ENOENT: (
+        "a file of the Hub cache {cache} was deleted while it was needed: {error}",
+        "let nothing clean the cache meanwhile, and run the same command again",
+    ),
+    errno.ENOLCK: NO_LOCKS,
+    errno.ENOSYS: NO_LOCKS,
+    errno.EOPNOTSUPP: NO_LOCKS,
+    errno.ESTALE: (
+        "the network folder of the Hub cache {cache} has lost a file: {error}",
+        "mount the folder again, and run the same command again",
+    ),
+}
+NOT_A_FOLDER = ("the Hub cache {cache} is a file", "choose another `cache_dir`, or correct HF_HUB_CACHE")
+# How Xet reports a full disk.
+XET_DISK_FULL = f"os error {errno.ENOSPC}"
 
 
-def _explanation(error: BaseException) -> tuple[str, str]:
+def _explanation(error: BaseException, cache: Path) -> tuple[str, str]:
     """Message and hint for a known error."""
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
@@ -111,29 +155,28 @@ def _explanation(error: BaseException) -> tuple[str, str]:
             return TOKEN_REFUSED
         if status == 401 and type(error) in NO_LOGIN:
             return NO_LOGIN[type(error)]
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in (errno.ENOTDIR, errno.EEXIST) and cache.is_file():
+        return NOT_A_FOLDER
+    if isinstance(error, OSError) and error.errno in BY_ERRNO:
+        return BY_ERRNO[error.errno]
+    if isinstance(error, XetError) and XET_DISK_FULL in str(error):
         return DISK_FULL
     if isinstance(error, httpx2.ConnectError):
-        return "the Hub cannot be reached for {repo}: {error}", _connection_hint(error)
+        return "the Hub cannot be reached for {repo}: {error}", connection_hint(error)
     return next((message, hint) for kind, message, hint in EXPLANATIONS if isinstance(error, kind))
 
 
-def _connection_hint(error: httpx2.ConnectError) -> str:
-    """What to do if no connection is made."""
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return "if a proxy signs connections itself, point SSL_CERT_FILE to its certificate"
-    proxies = proxy_variables()
-    return f"check the network, {f'the proxy of {proxies}, ' if proxies else ''}or HF_ENDPOINT"
-
-
 @contextmanager
-def translate_read_errors(repo_id: str, revision: str | None, *, folder: str | None = None) -> Iterator[None]:
+def translate_read_errors(
+    repo_id: str, revision: str | None, *, folder: str | None = None, cache: Path | None = None
+) -> Iterator[None]:
     """Translates read errors of the Hub client.
 
     Args:
         repo_id: Repository that is read.
         revision: Its revision; ``None`` for the default branch.
         folder: Folder of that name which was looked for and does not exist.
+        cache: Folder that downloads go to; ``None`` for the client's own one.
 
     Raises:
         SourceError: In place of every known error of the client.
@@ -143,9 +186,10 @@ def translate_read_errors(repo_id: str, revision: str | None, *, folder: str | N
     except KNOWN as error:
         cause = root_cause(error)
         reason = cause if isinstance(cause, KNOWN) else error
-        message, hint = _explanation(reason)
+        place = cache or Path(constants.HF_HUB_CACHE)
+        message, hint = _explanation(reason, place)
         is_answered = isinstance(reason, errors.HfHubHTTPError) or not isinstance(reason, UNANSWERED)
-        values = {"repo": repo_id, "revision": revision or "main", "error": describe(reason)}
+        values = {"repo": repo_id, "revision": revision or "main", "error": describe(reason), "cache": place}
         hint = hint.format(**values)
         if folder is not None and not is_answered:
             message = f"there is no folder {folder}; {message}"

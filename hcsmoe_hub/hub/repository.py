@@ -6,13 +6,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.lfs import post_lfs_batch_info
 from huggingface_hub.utils import validate_repo_id
 
-from hcsmoe_hub.hub.additions import Addition, RemoteFile
+from hcsmoe_hub.hub.additions import Addition, EarlierAddition, RemoteFile
 from hcsmoe_hub.hub.retry import REQUEST_ERRORS, is_transient, with_retries
 from hcsmoe_hub.hub.session import session_problem
 from hcsmoe_hub.hub.write_errors import (
@@ -20,6 +22,8 @@ from hcsmoe_hub.hub.write_errors import (
     TOKENS_PAGE,
     PushError,
     changed_meanwhile,
+    lost_meanwhile,
+    misses_content,
     translate_write_errors,
 )
 from hcsmoe_hub.machine.versions import tool
@@ -210,6 +214,31 @@ class HubRepository:
                 gitignore_content="",
             )
 
+    def check_held(self, additions: Sequence[EarlierAddition]) -> None:
+        """Checks that the Hub still has files that were uploaded earlier, as far as it says so before a commit.
+
+        Raises:
+            PushError: If it does not have one of them.
+        """
+        if not additions or sends_over_xet():
+            # Whether Xet has a file shows with the commit only.
+            return
+        with translate_write_errors(self._id, self._branch):
+            actions, _, _ = with_retries(
+                lambda: post_lfs_batch_info(
+                    [addition.upload_info for addition in additions],
+                    token=self.token,
+                    repo_type="model",
+                    repo_id=self._id,
+                    revision=None if self._options.create_pr else quote(self._branch, safe=""),
+                    endpoint=self._api.endpoint,
+                )
+            )
+        wanted = {action["oid"] for action in actions if action.get("actions") is not None}
+        lost = [each.path_in_repo for each in additions if each.upload_info.sha256.hex() in wanted]
+        if lost:
+            raise lost_meanwhile(self._id, lost)
+
     def commit(self, additions: Sequence[Addition], deleted: Sequence[str], *, parent: str, title: str) -> Committed:
         """Makes one commit of uploaded files on top of ``parent``, or none at all.
 
@@ -236,6 +265,9 @@ class HubRepository:
                     )
             except REQUEST_ERRORS as error:
                 if not is_transient(error) and not _branch_moved(error):
+                    earlier = [each.path_in_repo for each in additions if isinstance(each, EarlierAddition)]
+                    if earlier and misses_content(error, earlier):
+                        raise lost_meanwhile(self._id, earlier) from error
                     raise
                 landed = self._find_landed(additions, deleted, parent=parent, before=before)
                 if landed is None:

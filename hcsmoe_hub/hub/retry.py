@@ -66,7 +66,10 @@ def describe(error: Exception) -> str:
     if isinstance(error, errors.HfHubHTTPError):
         status = f"{error.response.status_code} {error.response.reason_phrase}".strip()
         return f"{status}: {first_line(error.server_message)}" if error.server_message else status
-    return first_line(str(error)) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
+    # Xet adds the address.
+    return first_line(str(error).partition(", domain:")[0]) or type(error).__name__
 
 
 def first_line(text: str) -> str:

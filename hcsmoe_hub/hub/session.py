@@ -36,3 +36,11 @@ def session_problem() -> tuple[str, str] | None:
             f"point {CERTIFICATES} to a file of certificates, or unset it",
         )
     return None
+
+
+def connection_hint(error: httpx2.ConnectError) -> str:
+    """What to do if no connection is made."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return f"if a proxy signs connections itself, point {CERTIFICATES} to its certificate"
+    proxies = proxy_variables()
+    return f"check the network, {f'the proxy of {proxies}, ' if proxies else ''}or HF_ENDPOINT"

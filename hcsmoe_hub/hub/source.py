@@ -1,12 +1,10 @@
 """Checkpoints on the Hugging Face Hub: one commit, headers by range request, shards when they are needed."""
 
 import os
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +21,16 @@ from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.checkpoint.tensors import StoredTensor, local_bytes, local_header, read_header, stored_tensors
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Fetching, Listener, ignore
-from hcsmoe_hub.hub.download_folder import download_folder
+from hcsmoe_hub.hub.address import not_a_model, parse_address
+from hcsmoe_hub.hub.client_download import download_file
+from hcsmoe_hub.hub.feeds import RemoteShards, feed_of_pieces, feed_of_shards
 from hcsmoe_hub.hub.read_errors import translate_read_errors
 from hcsmoe_hub.hub.retry import REQUEST_ERRORS, with_retries
 from hcsmoe_hub.hub.session import session_problem
-from hcsmoe_hub.hub.transfer import receive
+from hcsmoe_hub.hub.transfer import Remote, check_answer
 
 # What a conversion may read: a cached snapshot with these is complete, whatever else the repository holds.
 READ_FILES = ("config.json", "model*.safetensors*", *SIDECARS)
-# Folder of unfinished downloads inside the repository's cache folder, so that cleaning the cache removes them too.
-DOWNLOADS = "hcsmoe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,20 +59,22 @@ class HubSource(Source):
         self.revision = found.commit
         self.gated = found.gated
         self.name = found.repo_id.split("/")[-1]
-        self.cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
-        self._folder = self.cache / repo_folder_name(repo_id=found.repo_id, repo_type="model")
+        self.cache = self._cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
+        self._folder = self._cache / repo_folder_name(repo_id=found.repo_id, repo_type="model")
         self._files = found.files
         self._token = token
         self._api = HfApi(token=token)
         # Name under which the cache keeps the content of a shard, for every commit that contains it.
         self._blobs: dict[str, str] = {}
+        self._headers_read: dict[str, bytes] = {}
         if constants.HF_HUB_OFFLINE:
             self.missing_hint = f"offline mode is on: unset HF_HUB_OFFLINE, or run 'hf download {found.repo_id}' first"
         else:
             self.missing_hint = "report this to the owners of the repository, or pass another `revision`"
         self.weights_hint = (
-            "convert the weights to safetensors first, or pass a `revision` that has them: pull requests are "
-            f"revisions too, see https://huggingface.co/{found.repo_id}/discussions"
+            "convert the weights to safetensors first, with from_pretrained() and save_pretrained() of transformers, "
+            "or pass a `revision` that has them: pull requests are revisions too, see "
+            f"https://huggingface.co/{found.repo_id}/discussions"
         )
 
     def files(self) -> list[str]:
@@ -83,7 +83,9 @@ class HubSource(Source):
     def cached(self, file: str) -> Path | None:
         """Path of ``file`` in the cache, or ``None``."""
         assert self.repo_id is not None
-        found = huggingface_hub.try_to_load_from_cache(self.repo_id, file, revision=self.revision, cache_dir=self.cache)
+        found = huggingface_hub.try_to_load_from_cache(
+            self.repo_id, file, revision=self.revision, cache_dir=self._cache
+        )
         if isinstance(found, str):
             return Path(found)
         blob = self._folder / "blobs" / self._blobs[file] if file in self._blobs else None
@@ -93,40 +95,38 @@ class HubSource(Source):
         return self.cached(file) is not None
 
     def fetch(self, file: str) -> Path:
-        if file in self._blobs and not self.is_local(file):
-            self._download(file)
-        with translate_read_errors(self.label, self.revision):
-            path = with_retries(
-                lambda: huggingface_hub.hf_hub_download(
-                    self.label, file, revision=self.revision, token=self._token, cache_dir=self.cache
-                )
-            )
-        with Path(path).open("rb") as content:
-            refuse_pointer(content.read(POINTER_BYTES), file=f"{self.label}/{file}")
-        return Path(path)
+        with translate_read_errors(self.label, self.revision, cache=self._cache):
+            path = download_file(self.label, file, revision=self.revision, token=self._token, cache=self._cache)
+            with path.open("rb") as content:
+                refuse_pointer(content.read(POINTER_BYTES), file=f"{self.label}/{file}")
+        return path
 
-    def _download(self, shard: str) -> None:
-        """Downloads a shard into the cache, resuming what an earlier run left of it."""
-        tensors = [tensor for tensor in self.tensors.values() if tensor.shard == shard and tensor.nbytes]
-        with self.feed([tensors]) as feed:
-            if feed is not None:
-                feed.find(tensors[0].name)
+    def check_unchanged(self, shard: str, descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        if size != self.shard_bytes[shard]:
+            raise SourceError(
+                f"{shard} of {self.label} has {size} bytes in the cache, but should have {self.shard_bytes[shard]}.",
+                hint=f"delete {self.cached(shard)}, and run the same command again",
+            )
 
     @cached_property
     def shard_bytes(self) -> dict[str, int]:
         """Size of every shard as the Hub reports it; cached shards are measured instead."""
         sizes = {shard: path.stat().st_size for shard in self.shards if (path := self.cached(shard))}
-        missing = [shard for shard in self.shards if shard not in sizes]
-        if missing:
-            with translate_read_errors(self.label, self.revision):
-                entries: Sequence[Any] = with_retries(
-                    lambda: self._api.get_paths_info(self.label, missing, revision=self.revision)
-                )
-            for entry in entries:
-                if hasattr(entry, "size"):
-                    sizes[entry.path] = entry.size
-                    self._blobs[entry.path] = entry.blob_id if entry.lfs is None else entry.lfs.sha256
-        return sizes
+        return sizes | self._ask([shard for shard in self.shards if shard not in sizes])
+
+    def _ask(self, shards: Sequence[str]) -> dict[str, int]:
+        """Sizes of shards as the Hub reports them; remembers their hashes."""
+        if not shards:
+            return {}
+        with translate_read_errors(self.label, self.revision, cache=self._cache):
+            entries: Sequence[Any] = with_retries(
+                lambda: self._api.get_paths_info(self.label, list(shards), revision=self.revision)
+            )
+        files = [entry for entry in entries if hasattr(entry, "size")]
+        for entry in files:
+            self._blobs[entry.path] = entry.blob_id if entry.lfs is None else entry.lfs.sha256
+        return {entry.path: entry.size for entry in files}
 
     def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
         file_bytes = self.shard_bytes[shard]
@@ -134,10 +134,21 @@ class HubSource(Source):
         if path is not None:
             header, data_start = local_header(path)
         else:
-            header, data_start = read_header(
-                lambda start, end: self._read_remote(shard, start, min(end, file_bytes)), shard=shard
-            )
+            header, data_start = self._remote_header(shard)
         return stored_tensors(header, shard=shard, data_start=data_start, file_bytes=file_bytes)
+
+    def _remote_header(self, shard: str) -> tuple[dict[str, Any], int]:
+        """Header of a shard that is not in the cache, and where its tensors begin; remembers the header's bytes."""
+        received = bytearray()
+
+        def read(start: int, end: int) -> bytes:
+            content = self._read_remote(shard, start, min(end, self.shard_bytes[shard]))
+            received[start : start + len(content)] = content
+            return content
+
+        header, data_start = read_header(read, shard=shard)
+        self._headers_read[shard] = bytes(received[:data_start])
+        return header, data_start
 
     def peek(self, tensor: StoredTensor, count: int) -> bytes:
         path = self.cached(tensor.shard)
@@ -149,18 +160,22 @@ class HubSource(Source):
         """Downloads a byte range of a file."""
         if start >= end:
             return b""
-        headers = {**self._headers(), "Range": f"bytes={start}-{end - 1}"}
-        with translate_read_errors(self.label, self.revision):
-            response = http_backoff("GET", self._url(file), headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        remote = self._remote(file)
+        headers = {**remote.headers, "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        with translate_read_errors(self.label, self.revision, cache=self._cache):
+            response = http_backoff("GET", remote.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             hf_raise_for_status(response)
+            check_answer(response, remote, start)
         # A mirror may ignore the range and answer with the whole file.
         return response.content if response.status_code == 206 else response.content[start:end]
 
-    def _url(self, file: str) -> str:
-        return huggingface_hub.hf_hub_url(self.label, file, revision=self.revision)
-
-    def _headers(self) -> dict[str, str]:
-        return build_hf_headers(token=self._token)
+    def _remote(self, shard: str) -> Remote:
+        return Remote(
+            url=huggingface_hub.hf_hub_url(self.label, shard, revision=self.revision),
+            headers=build_hf_headers(token=self._token),
+            size=self.shard_bytes[shard],
+            etag=self._blobs.get(shard, ""),
+        )
 
     def pieces(self, steps: Sequence[Step], *, low_disk: bool) -> list[list[Piece]]:
         shards = {tensor.shard for step in steps for tensor in step}
@@ -173,61 +188,26 @@ class HubSource(Source):
         if not any(pieces):
             yield None
             return
-        lost = sorted({piece.shard for step in pieces for piece in step} - self._blobs.keys())
-        if lost:
-            raise SourceError(
-                f"{lost[0]} of {self.label} has left the cache since its header was read.",
-                hint="run the same command again",
-            )
-        # Leftovers from the middle of an earlier pass would take up disk space until this one reaches them.
-        first = pieces[:2] if low_disk else pieces
-        wanted = [_file_name(piece) for step in first for piece in step]
-        started: set[str] = set()
-        with ExitStack() as stack:
-            with translate_read_errors(self.label, self.revision):
-                folder = stack.enter_context(download_folder(self._folder / DOWNLOADS, str(self.revision), wanted))
+        # Shards that have left the cache since their headers were read are downloaded like others.
+        self._ask(sorted({piece.shard for step in pieces for piece in step} - self._blobs.keys()))
+        begun: set[str] = set()
 
-            def fetch(piece: Piece, stop: threading.Event) -> Path:
-                if piece.shard not in started:
-                    started.add(piece.shard)
-                    emit(Fetching(piece.shard, self.shards.index(piece.shard) + 1, len(self.shards)))
-                path = self._receive(piece, folder / _file_name(piece), stop)
-                return path if low_disk else self._move_to_cache(piece.shard, path)
+        def note(shard: str) -> None:
+            if shard not in begun:
+                begun.add(shard)
+                emit(Fetching(shard, self.shards.index(shard) + 1, len(self.shards)))
 
-            feed = Feed(pieces, fetch, removes=low_disk)
-            stack.callback(feed.close)
+        repository = RemoteShards(
+            repo_id=self.label,
+            revision=str(self.revision),
+            token=self._token,
+            cache=self._cache,
+            folder=self._folder,
+            remote=self._remote,
+            header=self._headers_read.get,
+        )
+        with feed_of_pieces(repository, pieces, note) if low_disk else feed_of_shards(repository, pieces, note) as feed:
             yield feed
-
-    def _receive(self, piece: Piece, path: Path, stop: threading.Event) -> Path:
-        """Downloads a piece, resuming what an earlier run left of it."""
-        is_continued = path.exists()
-        with translate_read_errors(self.label, self.revision):
-            receive(self._url(piece.shard), path, start=piece.start, end=piece.end, headers=self._headers(), stop=stop)
-            is_whole = piece.nbytes == self.shard_bytes[piece.shard]
-            if is_continued and is_whole and not self._has_expected_hash(piece.shard, path):
-                # The earlier run did not end cleanly.
-                path.unlink()
-                self._receive(piece, path, stop)
-        return path
-
-    def _has_expected_hash(self, shard: str, path: Path) -> bool:
-        """Whether a shard has the Hub's hash; True for small files, for which the Hub has no SHA-256."""
-        expected = self._blobs[shard]
-        with path.open("rb") as file:
-            return len(expected) != 64 or file_digest(file, "sha256").hexdigest() == expected
-
-    def _move_to_cache(self, shard: str, path: Path) -> Path:
-        """Moves a shard into the cache, where the client then links its name to it."""
-        with translate_read_errors(self.label, self.revision):
-            blob = self._folder / "blobs" / self._blobs[shard]
-            blob.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, blob)
-        return self.fetch(shard)
-
-
-def _file_name(piece: Piece) -> str:
-    """Name of a piece in the download folder."""
-    return f"{piece.shard.replace('/', '--')}.{piece.start}-{piece.end}"
 
 
 def _resolve(repo_id: str, revision: str | None, api: HfApi, cache_dir: Path | None) -> Resolved:
@@ -268,42 +248,6 @@ def _other_repo_type(repo_id: str, api: HfApi) -> str | None:
     return None
 
 
-def is_address(source: str) -> bool:
-    """Whether a source is an address from a browser, with or without ``https://``, or one to clone from."""
-    lowered = source.lower()
-    return lowered.startswith(("https://", "http://", "git@")) or lowered.split("/")[0] in constants.HF_URL_HOSTS
-
-
-def _parse(source: str) -> tuple[str, str]:
-    """Repository and revision that a source names; the revision is empty if it names none.
-
-    Raises:
-        SourceError: If it is an address, but not that of a model repository.
-    """
-    if not is_address(source):
-        repo_id, _, revision = source.removeprefix("hf://").partition("@")
-        return repo_id, revision
-    hint = "pass the repository as org/name, and a branch with `revision`"
-    try:
-        found = huggingface_hub.parse_hf_uri(source, endpoint=constants.ENDPOINT)
-    except (errors.HfUriError, ValueError) as error:
-        reason = error.msg if isinstance(error, errors.HfUriError) else str(error)
-        raise SourceError(f"{source} is not the address of a repository: {reason.rstrip('.')}.", hint=hint) from None
-    if found.type != "model":
-        raise _not_a_model(found.id, found.type)
-    # The page of a file belongs to its repository; that of a folder may hold another checkpoint.
-    if found.path_in_repo and "/tree/" in source:
-        raise SourceError(
-            f"{source} is the folder {found.path_in_repo} of {found.id}, but hcsmoe reads whole repositories.",
-            hint="download that folder with 'hf download' and pass it, or write a branch with a slash as `revision`",
-        )
-    return found.id, found.revision or ""
-
-
-def _not_a_model(repo_id: str, kind: str) -> SourceError:
-    return SourceError(f"{repo_id} is a {kind} on the Hub, not a model.", hint="pass the id of a model repository")
-
-
 def open_hub_source(source: str, *, revision: str | None, token: str | None, cache_dir: Path | None) -> HubSource:
     """Resolves a repository to one commit.
 
@@ -314,7 +258,7 @@ def open_hub_source(source: str, *, revision: str | None, token: str | None, cac
     Raises:
         SourceError: If the repository cannot be reached, two revisions were given, or the token is malformed.
     """
-    repo_id, written = _parse(source)
+    repo_id, written = parse_address(source)
     if written and revision is not None and written != revision:
         raise SourceError(f"two revisions were given: {written} and {revision}.", hint="keep one of them")
     revision, token = revision or written or None, token or None
@@ -329,7 +273,7 @@ def open_hub_source(source: str, *, revision: str | None, token: str | None, cac
     if problem is not None:
         raise SourceError(problem[0], hint=problem[1])
     api = HfApi(token=token)
-    with translate_read_errors(repo_id, revision, folder=source if source == repo_id else None):
+    with translate_read_errors(repo_id, revision, folder=source if source == repo_id else None, cache=cache_dir):
         try:
             found = _resolve(repo_id, revision, api, cache_dir)
         except errors.RepositoryNotFoundError as error:
@@ -340,5 +284,5 @@ def open_hub_source(source: str, *, revision: str | None, token: str | None, cac
             )
             if kind is None:
                 raise
-            raise _not_a_model(repo_id, kind) from error
+            raise not_a_model(repo_id, kind) from error
     return HubSource(found, requested_id=repo_id, token=token, cache_dir=cache_dir)

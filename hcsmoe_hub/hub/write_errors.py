@@ -1,6 +1,6 @@
 """User-facing messages and hints for Hub write errors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import httpx2
@@ -8,9 +8,12 @@ from huggingface_hub import errors
 
 from hcsmoe_hub.errors import HcsmoeError
 from hcsmoe_hub.hub.retry import REQUEST_ERRORS, TRANSIENT_ERRORS, TRANSIENT_STATUSES, describe, first_line
+from hcsmoe_hub.hub.session import connection_hint
 
 CHANGED_STATUS = 412
 FULL_STATUSES = frozenset({402, 413, 507})
+# Of a commit that names content which was never uploaded, or was removed since.
+MISSING_STATUSES = frozenset({400, 404, 409, 422})
 FULL_WORDS = ("storage", "quota", "too large")
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
@@ -52,7 +55,7 @@ def _explanation(error: Exception, repo_id: str, branch: str) -> tuple[str, str]
     if isinstance(error, httpx2.ConnectError):
         return (
             f"the Hub cannot be reached for {repo_id}: {describe(error)}.",
-            f"check the network, or HF_ENDPOINT; {RESUME_HINT}",
+            f"{connection_hint(error)}; {RESUME_HINT}",
         )
     if isinstance(error, TRANSIENT_ERRORS):
         return f"the connection to the Hub was lost during the push to {repo_id}: {describe(error)}.", RESUME_HINT
@@ -97,6 +100,33 @@ def _http_explanation(error: errors.HfHubHTTPError, repo_id: str, branch: str) -
 def changed_meanwhile(repo_id: str) -> tuple[str, str]:
     """Message and hint for a branch that moved during the push."""
     return f"{repo_id} was changed by someone else during the push; nothing was committed.", RESUME_HINT
+
+
+def misses_content(error: Exception, names: Sequence[str]) -> bool:
+    """Whether the Hub refuses a commit because it does not have the content of large files.
+
+    Args:
+        error: The refusal.
+        names: Files that were uploaded earlier.
+    """
+    if not isinstance(error, errors.HfHubHTTPError) or error.response.status_code not in MISSING_STATUSES:
+        return False
+    text = f"{error} {error.server_message}"
+    return "lfs pointer" in text.lower() or any(name in text for name in names)
+
+
+def lost_meanwhile(repo_id: str, names: Sequence[str]) -> PushError:
+    """What is wrong if the Hub has lost files whose content is no longer here.
+
+    Args:
+        repo_id: The repository.
+        names: One of them, or several that may be lost.
+    """
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return PushError(
+        f"{repo_id} no longer has what was uploaded of {names[0]}{others}, and it was deleted here.",
+        hint="begin anew with `restart=True`",
+    )
 
 
 def _full(repo_id: str, text: str) -> tuple[str, str]:

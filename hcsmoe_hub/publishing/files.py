@@ -3,9 +3,10 @@
 from fnmatch import fnmatch
 from pathlib import Path
 
-from hcsmoe_hub.checkpoint.sidecars import is_sidecar, sidecar_files
+from hcsmoe_hub.checkpoint.sidecars import is_sidecar, refuse_link_out, sidecar_files
 from hcsmoe_hub.checkpoint.source import LocalSource, Source
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
+from hcsmoe_hub.checkpoint.unfinished import refuse_unfinished
 from hcsmoe_hub.hub.write_errors import PushError
 from hcsmoe_hub.report import (
     CARD_FILE,
@@ -34,10 +35,11 @@ def check_result(folder: Path) -> Source:
     Raises:
         PushError: If there is no such folder, or it does not hold a result.
         VerificationError: If the result is not complete, or its parts disagree.
-        SourceError: If it is not a readable checkpoint.
+        SourceError: If it is not a readable checkpoint, or an unfinished conversion.
     """
     if not folder.is_dir():
         raise PushError(f"there is no folder {folder}.", hint="pass the folder that 'hcsmoe convert' wrote")
+    refuse_unfinished(folder)
     if not (folder / REPORT_FILE).is_file():
         raise PushError(
             f"{folder} has no {REPORT_FILE}, so it is not a result of 'hcsmoe convert'.",
@@ -61,6 +63,8 @@ def checkpoint_files(source: Source) -> list[Path]:
     named = [CARD_FILE, "config.json", *REPORTS, *([] if source.index is None else [INDEX_FILE])]
     small = {name for name in named if name in present} | set(sidecar_files(present, source.loose_text))
     small |= {name for name in present if fnmatch(name, EVALUATIONS)}
+    for name in sorted(small):
+        refuse_link_out(folder, name)
     return [path for name in (*source.shards, *sorted(small)) if (path := folder / name).is_file()]
 
 

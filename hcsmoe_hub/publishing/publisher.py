@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hcsmoe_hub.checkpoint.tensors import local_header
 from hcsmoe_hub.events import Delivered, Listener, Sending, Warned, ignore
-from hcsmoe_hub.hub.additions import Addition, RemoteFile
+from hcsmoe_hub.hub.additions import Addition, EarlierAddition, RemoteFile
 from hcsmoe_hub.hub.repository import HubRepository, sends_over_xet
 from hcsmoe_hub.hub.write_errors import RESUME_HINT, PushError
 from hcsmoe_hub.machine.versions import tool
 from hcsmoe_hub.options import PushOptions
+from hcsmoe_hub.publishing.sent import SentShard
 from hcsmoe_hub.report import REPORT_FILE, Pushed
 
 # Files that an otherwise empty repository may have.
@@ -173,6 +175,52 @@ class Publisher:
             sent = None if sends_over_xet() else addition.bytes_sent
             self._emit(Delivered(addition.path_in_repo, addition.size, sent))
         return [addition.path for addition in uploaded]
+
+    def describe(self, path: Path) -> SentShard:
+        """What a later process needs to commit a file that was uploaded, without its content.
+
+        Args:
+            path: The file, a shard, which is still here.
+        """
+        addition = self._addition(path)
+        header, data_start = local_header(path)
+        return SentShard(
+            shard=addition.path_in_repo,
+            repo_id=self._options.repo_id,
+            size=addition.size,
+            sha256=addition.upload_info.sha256.hex(),
+            sample=addition.upload_info.sample,
+            header=header,
+            data_start=data_start,
+        )
+
+    def restore(self, records: Sequence[SentShard]) -> None:
+        """Takes over files that an earlier process has uploaded; they belong to the commit.
+
+        Args:
+            records: What ``describe`` has returned of them.
+
+        Raises:
+            PushError: If the Hub says that it no longer has one of them.
+        """
+        for record in records:
+            name = record.shard
+            addition = EarlierAddition(
+                self._folder / name, name, size=record.size, sha256=record.sha256, sample=record.sample
+            )
+            addition.compare(self._files.get(name))
+            self._additions[name] = addition
+        self._hub.check_held([each for each in self._additions.values() if isinstance(each, EarlierAddition)])
+
+    def moved(self, folder: Path) -> None:
+        """Called when all files of the folder have been moved to another one; no upload may be running.
+
+        Args:
+            folder: Where they are now.
+        """
+        self._folder = folder
+        for name, addition in self._additions.items():
+            addition.moved(folder / name)
 
     def _addition(self, path: Path) -> Addition:
         name = path.relative_to(self._folder).as_posix()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.machine.versions import has_matplotlib
 from hcsmoe_hub.report.curve import CurvePoint, CurveReport
-from hcsmoe_hub.result.figure import DPI, FAINT, INK, PALETTE, STYLE, WIDTH
+from hcsmoe_hub.result.figure import DPI, FAINT, INK, PALETTE, STYLE, WIDTH, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,8 +45,7 @@ def draw_curve(report: CurveReport, path: Path, *, title: str) -> None:
         figure.suptitle(title, fontsize=11, weight="bold", x=0.01, ha="left")
         axes = figure.add_subplot()
         _draw_lines(axes, report)
-        # The version in the metadata would change the bytes of the same figure.
-        figure.savefig(path, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+        save(figure, path)
 
 
 def _draw_lines(axes: "Axes", report: CurveReport) -> None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster import hierarchy
 
+from hcsmoe_hub.checkpoint.durable import write_file
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.layer.picture import LayerPicture
 from hcsmoe_hub.machine.versions import has_matplotlib
@@ -354,5 +355,14 @@ def draw(layers: Sequence[LayerPicture], path: Path, *, title: str) -> None:
         for number, line in enumerate(caption, len(heading)):
             page.write(MARGIN, MARGIN + number * LINE + 0.03, line, color=FAINT)
         draw_layers(page)
-        # The version in the metadata would change the bytes of the same figure.
-        page.figure.savefig(path, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+        save(page.figure, path)
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Writes a figure as PNG; the same figure always has the same bytes."""
+
+    def fill(file: BinaryIO) -> None:
+        # The version in the metadata would change the bytes.
+        figure.savefig(file, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+
+    write_file(path, fill)

@@ -10,6 +10,9 @@ from hcsmoe_hub.planning.sizes import stored_experts
 from hcsmoe_hub.report import NEURONS_FILE, REPORT_FILE, ConversionReport
 from hcsmoe_hub.report.read import read_report
 
+# What the refit of the whole model trains.
+REFITTED = frozenset({"router", "experts", "norms"})
+
 
 def experts_per_layer(model: SourceModel) -> int:
     """Experts that a checkpoint stores in the MoE layer with the most of them."""
@@ -30,16 +33,19 @@ def layout_of(model: SourceModel) -> Layout:
     return Layout.FULL if is_full else Layout.REDUCED
 
 
-def is_trained(model: SourceModel) -> bool:
-    """Whether routers, experts and norms of a result were trained on its source's logits.
+def trained_parts(model: SourceModel) -> frozenset[str]:
+    """What of a result was trained on its source's logits: ``router``, ``experts``, ``norms``, or ``lora`` for all.
 
     Raises:
         VerificationError: If there is a report that cannot be read.
     """
     if REPORT_FILE not in model.source.files():
-        return False
-    trained = _read_claims(model).refit_model
-    return trained is not None and trained.is_kept
+        return frozenset()
+    report = _read_claims(model)
+    refitted = REFITTED if report.refit_model is not None and report.refit_model.is_kept else frozenset[str]()
+    recovery = report.recovery
+    is_recovered = recovery is not None and recovery["kept_step"] > 0
+    return refitted.union(recovery["settings"]["train"]) if recovery is not None and is_recovered else refitted
 
 
 def _read_claims(model: SourceModel) -> ConversionReport:
@@ -128,7 +134,7 @@ def check_neurons(model: SourceModel) -> None:
             hint="convert again",
         )
     try:
-        read_neuron_file(model.source.fetch(NEURONS_FILE).read_bytes(), record, report.layers)
+        read_neuron_file(model.source.fetch(NEURONS_FILE).read_bytes(), record, report)
     except ValueError as error:
         raise VerificationError(
             f"{NEURONS_FILE} is damaged: {error}.", hint="download it again, or convert again"

@@ -14,7 +14,8 @@ from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.events import Listener, Warned
 from hcsmoe_hub.machine.versions import installed_versions, tool
-from hcsmoe_hub.observation.statistics_file import StatisticsWriter, fingerprint
+from hcsmoe_hub.observation.statistics_file import fingerprint
+from hcsmoe_hub.observation.statistics_writer import StatisticsWriter
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.sizes import active_parameter_counts, compression_record, parameter_counts, weight_bytes
 from hcsmoe_hub.report import (
@@ -136,14 +137,17 @@ def calibration_record(plan: ConversionPlan, calibration: CalibrationSet | None)
         "feature_tokens": plan.feature_tokens,
         "sha256": token_fingerprint(calibration.token_ids),
         "dataset_sha256": dataset_digest(plan.calibration.dataset),
-        "domains": _domain_records(calibration),
+        "domains": domain_records(calibration),
     }
+    if calibration.source_length:
+        record["source_length"] = calibration.source_length
+        record["is_split"] = plan.calibration.is_split
     if len(plan.calibration.sources) > 1:
         record["sources"] = _source_records(plan.calibration, calibration)
     return record
 
 
-def _domain_records(calibration: CalibrationSet) -> list[CalibrationDomain]:
+def domain_records(calibration: CalibrationSet) -> list[CalibrationDomain]:
     """The domains of a calibration set, in the order in which they appear."""
     counts, measured = Counter(calibration.domains), Counter(calibration.measured_domains)
     length = calibration.token_ids.shape[1]
@@ -190,10 +194,10 @@ def describe_source(source: Source) -> dict[str, Any]:
     return {"path": source.name, "revision": None, "fingerprint": source.fingerprint(source.tensors.values())}
 
 
-def describe(writer: StatisticsWriter, plan: ConversionPlan, calibration: CalibrationSet) -> None:
-    """Writes what the statistics of a run were collected on."""
+def describe(writer: StatisticsWriter, plan: ConversionPlan, calibration: CalibrationSet) -> str:
+    """Writes what the statistics of a run were collected on; returns what ``StatisticsFile.digest`` will be."""
     name = {"dataset": dataset_name(plan.calibration.dataset)}
-    writer.describe(
+    return writer.describe(
         {
             "fingerprint": fingerprint(plan.model),
             "source": plan.model.source.repo_id or plan.model.source.name,

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from hcsmoe_hub.checkpoint.formats import LogicalTensor, logical_tensors
@@ -26,7 +26,9 @@ from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.model.model_class import build_config, model_class
 from hcsmoe_hub.model.raw_config import SAME_CODE
+from hcsmoe_hub.model.sequences import start_token
 from hcsmoe_hub.model.transformers_seam import class_in_folder
+from hcsmoe_hub.model.wrong_experts import run_chosen_experts
 from hcsmoe_hub.options import Layout
 from hcsmoe_hub.planning.own_code import OWN_CODE
 
@@ -86,8 +88,15 @@ def reload(folder: Path, tokens: int, *, run_code: bool) -> dict[str, Any]:
         model = getattr(model, "thinker", model)
         vocab_size = model.config.get_text_config().vocab_size
         prompt = (torch.arange(PROMPT_LENGTH)[None] % vocab_size).to(model.device)
+        # A modelling file of a result runs the right ones itself.
+        if not run_code:
+            run_chosen_experts(model)
+        begun = {}
+        if getattr(model.config, "is_encoder_decoder", False):
+            settings.decoder_start_token_id = start_token(model.config)
+            begun = {"decoder_input_ids": torch.full_like(prompt[:, :1], settings.decoder_start_token_id)}
         with torch.no_grad():
-            finite = bool(model(prompt).logits.isfinite().all())
+            finite = bool(model(prompt, **begun).logits.isfinite().all())
             output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
     names = {kind: sorted(str(name) for name in found) for kind, found in info.items()}
     return {
@@ -95,7 +104,8 @@ def reload(folder: Path, tokens: int, *, run_code: bool) -> dict[str, Any]:
         **names,
         "finite": finite,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "generated": output[0, PROMPT_LENGTH:].tolist(),
+        # What is generated follows the prompt, or the first token of a decoder that reads it through an encoder.
+        "generated": output[0, 1 if begun else PROMPT_LENGTH :].tolist(),
     }
 
 
@@ -111,7 +121,8 @@ def load_whole(folder: Path, source: LocalSource, how: dict[str, Any], *, run_co
     tensors = logical_tensors(source.config, source.tensors)
     config = build_config(source.config)
     # The class that the checkpoint names: a composite as a whole, with its vision tower.
-    loader: Any = AutoModelForCausalLM if run_code else model_class(config)
+    auto = AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
+    loader: Any = auto if run_code else model_class(config)
     is_known = source.config["model_type"] not in SAME_CODE
     if is_known and all(_is_read_by_transformers(tensor) for tensor in tensors.values()):
         return loader.from_pretrained(folder, trust_remote_code=run_code, **how)

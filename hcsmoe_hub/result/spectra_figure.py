@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hcsmoe_hub.layer.spectra import Spectra
 from hcsmoe_hub.methods.compress import stable_rank
-from hcsmoe_hub.result.figure import DPI, FAINT, INK, MARGIN, MAX_LAYERS, PALETTE, STYLE, WIDTH
+from hcsmoe_hub.result.figure import DPI, FAINT, INK, MARGIN, MAX_LAYERS, PALETTE, STYLE, WIDTH, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,8 +64,7 @@ def draw_spectra(spectra: Mapping[int, Spectra], path: Path, *, title: str) -> N
         edge = MARGIN / WIDTH
         figure.text(edge, 1 - MARGIN / height, title, fontsize=11, weight="bold", va="top")
         figure.text(edge, 1 - (MARGIN + 0.24) / height, _caption(len(shown), len(layers)), color=FAINT, va="top")
-        # The version in the metadata would change the bytes of the same figure.
-        figure.savefig(path, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+        save(figure, path)
 
 
 def _caption(shown: int, layers: int) -> str:

@@ -5,35 +5,38 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hcsmoe_hub.checkpoint.durable import INCOMPLETE
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.shards import top_safetensors
 from hcsmoe_hub.checkpoint.source import LocalSource, Source
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE, SINGLE_FILE, StoredTensor, total_bytes
-from hcsmoe_hub.checkpoint.writer import INCOMPLETE, UNFINISHED
+from hcsmoe_hub.checkpoint.unfinished import refuse_unfinished
 from hcsmoe_hub.errors import VerificationError
 from hcsmoe_hub.model.raw_config import loading_problem
 from hcsmoe_hub.model.source_model import SourceModel, read_model
-from hcsmoe_hub.model.trained import trained_keys
+from hcsmoe_hub.model.trained import layer_keys, trained_keys
 from hcsmoe_hub.model.width import neurons_of
+from hcsmoe_hub.model.wrong_experts import wrong_experts_warning
 from hcsmoe_hub.observation.overflow import overflow_hint, overflow_in
 from hcsmoe_hub.options import Layout
 from hcsmoe_hub.planning.factored_layout import factor_tensors
+from hcsmoe_hub.planning.own_code import OWN_CODE
 from hcsmoe_hub.planning.tensor_fates import MtpRule, take_account
 from hcsmoe_hub.result.layout_check import (
     check_code,
     check_neurons,
     check_report,
     experts_per_layer,
-    is_trained,
     layout_of,
+    trained_parts,
 )
 from hcsmoe_hub.result.reload import GENERATION_FILE, Step
 
@@ -51,6 +54,7 @@ class Verification:
         moe_layers: Number of MoE layers, that of a multi-token prediction head included.
         generated: Token ids that the reloaded model generated.
         identical: Number of tensors that are bit-identical to the source's; ``None`` without a source to compare with.
+        warnings: What users of the installed version of transformers should know.
     """
 
     tensors: int
@@ -59,6 +63,7 @@ class Verification:
     moe_layers: int
     generated: list[int]
     identical: int | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 class PartialResult(LocalSource):
@@ -69,7 +74,7 @@ class PartialResult(LocalSource):
         self._sent = sent
 
     def files(self) -> list[str]:
-        return sorted({*super().files(), *self._sent} - {UNFINISHED})
+        return sorted({*super().files(), *self._sent})
 
     def shard_tensors(self, shard: str) -> dict[str, StoredTensor]:
         return dict(self._sent[shard]) if shard in self._sent else super().shard_tensors(shard)
@@ -130,6 +135,7 @@ def verify(folder: Path, *, against: Source | None = None) -> Verification:
         VerificationError: For the first check that fails.
         SourceError: If the folder, or the source, is not a readable checkpoint.
     """
+    refuse_unfinished(folder)
     model = check_structure(folder)
     tensors = model.source.tensors
     with TensorReader(model.source) as reader:
@@ -138,6 +144,8 @@ def verify(folder: Path, *, against: Source | None = None) -> Verification:
             if content.is_floating_point() and not _is_finite(content):
                 raise VerificationError(f"tensor {name!r} in {stored.shard} is not finite.", hint="convert again")
     identical = None if against is None else _compare(model, against)
+    # A result with a modelling file brings the right code along.
+    warning = None if layout_of(model) in OWN_CODE else wrong_experts_warning(model.source.config["model_type"])
     return Verification(
         tensors=len(tensors),
         weights_bytes=total_bytes(tensors.values()),
@@ -145,6 +153,7 @@ def verify(folder: Path, *, against: Source | None = None) -> Verification:
         moe_layers=len(model.blocks),
         generated=_reload(model),
         identical=identical,
+        warnings=[] if warning is None else [warning],
     )
 
 
@@ -182,7 +191,7 @@ def _compare(model: SourceModel, against: Source) -> int:
     account = take_account(original, model.skeleton.state, layout=layout, mtp=rule, keep_format=keeps_format)
     dropped = set(original.parts_of(account.dropped))
     is_complete = is_unmerged and keeps_format
-    changed = set(trained_keys(original)) if is_trained(model) else set()
+    changed = _trained(original, trained_parts(model))
     kept = against.tensors.keys() - dropped if is_complete else original.parts_of(account.copied)
     copied = sorted(set(kept) - changed)
     with TensorReader(model.source) as ours, TensorReader(against) as theirs:
@@ -197,6 +206,14 @@ def _compare(model: SourceModel, against: Source) -> int:
                     hint="convert again",
                 )
     return len(copied)
+
+
+def _trained(original: SourceModel, parts: Collection[str]) -> set[str]:
+    """Stored tensors of a source that a training of the result may have changed."""
+    if "lora" in parts:
+        return set(layer_keys(original))
+    named = {"routers": "router" in parts, "experts": "experts" in parts, "norms": "norms" in parts}
+    return set(trained_keys(original, **named))
 
 
 def _bits(content: Tensor) -> Tensor:

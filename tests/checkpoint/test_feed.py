@@ -3,10 +3,9 @@
 import random
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from hcsmoe_hub.checkpoint import feed as feed_module
 from hcsmoe_hub.checkpoint.feed import Feed
 from hcsmoe_hub.checkpoint.pieces import Piece, download_bytes, largest_pair
 from hcsmoe_hub.errors import SourceError
-from hcsmoe_hub.hub.transfer import Stopped
+from hcsmoe_hub.hub.errors import Stopped
 
 
 def piece(step: int, number: int, size: int) -> Piece:
@@ -65,24 +64,31 @@ class Store:
             assert self._request.wait_for(lambda: len(self.asked) >= count, timeout=30)
 
 
-class Immediate(Executor):
-    """Runs a call as soon as it is submitted, so that what has been requested does not depend on threads."""
+class Immediate:
+    """Makes a download as soon as it is submitted, so that what has been requested does not depend on threads."""
 
-    def __init__(self, *_: object, **__: object) -> None: ...
+    def __init__(self, threads: int) -> None: ...
 
-    def submit(self, call: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        future: Future[Any] = Future()
+    def submit(self, call: Callable[[], Path]) -> Future[Path]:
+        future: Future[Path] = Future()
         try:
-            future.set_result(call(*arguments, **named))
+            future.set_result(call())
         except SourceError as error:
             future.set_exception(error)
         return future
+
+    def cancel(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+    def join(self, seconds: float | None) -> bool:
+        return True
 
 
 @pytest.fixture
 def immediate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes feeds download without threads."""
-    monkeypatch.setattr(feed_module, "ThreadPoolExecutor", Immediate)
+    monkeypatch.setattr(feed_module, "Downloads", Immediate)
 
 
 def read(feed: Feed, one: Piece) -> None:
@@ -204,3 +210,24 @@ def test_waiting_readers_get_an_error_when_the_feed_is_stopped(removes: bool, tm
                 one.result(timeout=5)
     feed.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_download_that_cannot_be_stopped_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "GRACE_SECONDS", 0.1)
+    begun, released = threading.Event(), threading.Event()
+
+    def fetch(one: Piece, stop: threading.Event) -> Path:
+        begun.set()
+        released.wait()
+        return tmp_path
+
+    feed = Feed(STEPS, fetch, removes=False)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(feed.find, STEPS[0][0].tensors[0])
+        begun.wait()
+        feed.stop()
+        with pytest.raises(CancelledError):
+            waiting.result(timeout=5)
+    assert not feed.close()
+    released.set()
+    assert feed.close()

@@ -1,5 +1,6 @@
 """Shards are planned byte by byte, filled from any thread in any order, and named only when they are complete."""
 
+import hashlib
 import json
 import os
 import random
@@ -13,9 +14,12 @@ from safetensors.torch import load_file
 from tiny_models import differing, read_tensors
 from torch import Tensor
 
+from hcsmoe_hub.checkpoint.durable import write_json
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.checkpoint.tensors import DTYPES, INDEX_FILE, PAIRS, SINGLE_FILE
-from hcsmoe_hub.checkpoint.writer import INCOMPLETE, ShardLayout, ShardWriter, lay_out, write_json
+from hcsmoe_hub.checkpoint.writer import ShardLayout, ShardWriter, lay_out
+from hcsmoe_hub.errors import OutputError
+from hcsmoe_hub.machine.allocator import bytes_of
 
 
 def plan(tensors: Mapping[str, Tensor], *, max_shard_size: str = "5GB") -> ShardLayout:
@@ -152,32 +156,126 @@ def test_many_threads_in_random_order_write_the_same_bytes(tmp_path: Path) -> No
     assert writer.bytes_written == sum(tensor.nbytes for tensor in tensors.values())
 
 
-def test_a_shard_gets_its_name_with_its_last_tensor(tmp_path: Path) -> None:
-    tensors = many(4)
-    writer = ShardWriter(tmp_path, plan(tensors, max_shard_size="0.8KB"))
+class Taking:
+    """Takes finished shards."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    def wait_for_space(self) -> None:
+        pass
+
+    def take(self, shard: Path) -> None:
+        assert shard.is_file()
+        self.taken.append(shard.name)
+
+
+def test_a_shard_is_handed_on_with_its_last_tensor(tmp_path: Path) -> None:
+    tensors, recipient = many(4), Taking()
+    writer = ShardWriter(tmp_path, plan(tensors, max_shard_size="0.8KB"), recipient)
     first = "model-00001-of-00002.safetensors"
     # The second tensor of the first shard comes first, then one of the other shard.
     for number in (1, 2):
         writer.write(f"layers.{number}.weight", tensors[f"layers.{number}.weight"])
-        assert not list(tmp_path.glob("*.safetensors"))
-        assert (tmp_path / (first + INCOMPLETE)).exists()
+        assert recipient.taken == []
     writer.write("layers.0.weight", tensors["layers.0.weight"])
-    assert [file.name for file in tmp_path.glob("*.safetensors")] == [first]
-    assert not (tmp_path / (first + INCOMPLETE)).exists()
+    assert recipient.taken == [first]
 
 
-def test_the_index_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    named: list[str] = []
-    replace = os.replace
+def test_there_is_no_index_before_the_last_tensor(tmp_path: Path) -> None:
+    tensors = many(4)
+    writer = ShardWriter(tmp_path, plan(tensors, max_shard_size="0.8KB"))
+    for name, tensor in tensors.items():
+        assert not (tmp_path / INDEX_FILE).exists()
+        writer.write(name, tensor)
+    writer.finish()
+    assert (tmp_path / INDEX_FILE).exists()
 
-    def recording(source: Path, target: Path) -> None:
-        named.append(target.name)
-        replace(source, target)
 
-    monkeypatch.setattr(os, "replace", recording)
-    write(tmp_path, many(4), max_shard_size="0.8KB")
-    assert named[-1] == INDEX_FILE
-    assert sorted(named[:-1]) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+# Going on after an interruption
+
+
+def interrupted(folder: Path, tensors: dict[str, Tensor], count: int) -> dict[str, str]:
+    """Writes some tensors, and returns their digests."""
+    writer = ShardWriter(folder, plan(tensors, max_shard_size="0.8KB"), keeps_digests=True)
+    for name in list(tensors)[:count]:
+        writer.write(name, tensors[name])
+    digests = writer.sync()
+    writer.close()
+    return digests
+
+
+def test_digests_are_those_of_the_bytes_written_since_the_last_call(tmp_path: Path) -> None:
+    tensors = many(3) | every_dtype()
+    writer = ShardWriter(tmp_path, plan(tensors), keeps_digests=True)
+    first, *others = tensors
+    writer.write(first, tensors[first])
+    assert writer.sync() == {first: hashlib.sha256(bytes(bytes_of(tensors[first]))).hexdigest()}
+    for name in others:
+        writer.write(name, tensors[name])
+    expected = {name: hashlib.sha256(bytes(bytes_of(tensors[name].contiguous()))).hexdigest() for name in others}
+    assert writer.sync() == expected
+    assert writer.sync() == {}
+
+
+def test_a_writer_that_is_not_asked_for_digests_keeps_none(tmp_path: Path) -> None:
+    tensors = many(1)
+    writer = ShardWriter(tmp_path, plan(tensors))
+    writer.write("layers.0.weight", tensors["layers.0.weight"])
+    assert writer.sync() == {}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
+def test_a_writer_that_goes_on_ends_with_the_same_bytes(tmp_path: Path, count: int) -> None:
+    tensors, recipient = many(4), Taking()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "resumed").mkdir()
+    write(tmp_path / "whole", tensors, max_shard_size="0.8KB")
+    digests = interrupted(tmp_path / "resumed", tensors, count)
+    assert len(digests) == count
+    writer = ShardWriter(tmp_path / "resumed", plan(tensors, max_shard_size="0.8KB"), recipient)
+    writer.restore(digests)
+    assert len(recipient.taken) == count // 2
+    for number, (name, tensor) in enumerate(tensors.items()):
+        # What was restored is not looked at.
+        writer.write(name, torch.zeros(3) if number < count else tensor)
+    writer.finish()
+    whole, resumed = ({file.name: file.read_bytes() for file in (tmp_path / n).iterdir()} for n in ("whole", "resumed"))
+    assert whole == resumed
+    assert len(recipient.taken) == 2
+    assert writer.bytes_written == sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_shards_that_have_left_the_folder_are_neither_read_nor_written_again(tmp_path: Path) -> None:
+    tensors, recipient = many(4), Taking()
+    digests = interrupted(tmp_path, tensors, 2)
+    sent = "model-00001-of-00002.safetensors"
+    (tmp_path / sent).unlink()
+    writer = ShardWriter(tmp_path, plan(tensors, max_shard_size="0.8KB"), recipient)
+    writer.restore(digests, sent=[sent])
+    for name, tensor in tensors.items():
+        writer.write(name, tensor)
+    writer.finish()
+    assert recipient.taken == ["model-00002-of-00002.safetensors"]
+    assert not (tmp_path / sent).exists()
+
+
+@pytest.mark.parametrize("change", ["other bytes", "shorter", "gone"])
+def test_a_restored_tensor_that_was_changed_is_refused(tmp_path: Path, change: str) -> None:
+    tensors = many(4)
+    digests = interrupted(tmp_path, tensors, 3)
+    shard = tmp_path / "model-00001-of-00002.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    if change == "gone":
+        shard.unlink()
+    else:
+        shard.write_bytes(content if change == "other bytes" else content[:-1])
+    writer = ShardWriter(tmp_path, plan(tensors, max_shard_size="0.8KB"))
+    with pytest.raises(
+        OutputError, match=r"00001-of-00002.safetensors was changed .*: tensor 'layers\.\d\.weight' is not"
+    ):
+        writer.restore(digests)
 
 
 # What must not happen
@@ -212,14 +310,13 @@ def test_a_tensor_is_written_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("written", [0, 1, 4])
-def test_nothing_is_left_of_a_result_that_is_abandoned(tmp_path: Path, written: int) -> None:
-    tensors = many(4)
-    (tmp_path / "notes.txt").touch()
+def test_a_writer_that_is_closed_has_no_file_open(tmp_path: Path, written: int) -> None:
+    tensors, before = many(4), len(os.listdir("/proc/self/fd"))
     writer = ShardWriter(tmp_path, plan(tensors, max_shard_size="0.8KB"))
     for name in list(tensors)[:written]:
         writer.write(name, tensors[name])
-    writer.abandon()
-    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    writer.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_json_is_complete_when_it_has_its_name(tmp_path: Path) -> None:

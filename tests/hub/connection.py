@@ -112,6 +112,10 @@ class Connection(BaseHTTPRequestHandler):
         for prefix, status in self.hub.failures.items():
             if self.logged.path.startswith(prefix):
                 raise Refusal(status, "The server is set to fail here.")
+        if self.logged.path in self.hub.pages:
+            self.read_body()
+            self.send_whole(b"<html>Please log in</html>", headers={"Content-Type": "text/html; charset=utf-8"})
+            raise Dropped
         fault = self.logged.fault
         if fault is Fault.BAD_GATEWAY:
             self.read_body()

@@ -1,15 +1,16 @@
 """From Hub to Hub: one command that converts a repository and pushes the result."""
 
+import json
 import re
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from hub_client import SECRETS, WRITER, Machine
@@ -17,6 +18,7 @@ from hub_server import Account, Hub
 from tiny_models import build, token_ids
 
 from hcsmoe_hub.checkpoint.tensors import FIRST_READ_BYTES
+from hcsmoe_hub.checkpoint.unfinished import progress
 from hub.folders import files_under
 
 CONVERTER = Path(__file__).with_name("converter.py")
@@ -79,6 +81,12 @@ class Journey:
         contents = self.hub.model(repo_id).contents()
         return {name: content for name, content in contents.items() if name not in OF_A_RUN}
 
+    def kept(self, step: str) -> list[Mapping[str, Any]]:
+        """Lines of the journal of an interrupted conversion, of one kind of step."""
+        path = progress(self.machine.folder / "model-hcsmoe-4e") / "journal.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in map(json.loads, lines) if line["step"] == step]
+
     def arrivals(self) -> Counter[tuple[str, str]]:
         """How often each large file arrived as a whole, by repository and content."""
         bodies = [each for each in self.hub.requests if each.method == "PUT" and each.status == 200]
@@ -89,7 +97,8 @@ class Journey:
         """Bytes sent of every shard of the source, without headers."""
         sent: Counter[str] = Counter()
         for each in self.hub.requests:
-            if each.method == "GET" and each.path.startswith(f"/{SOURCE}/") and each.range not in (None, HEADER_RANGE):
+            is_shard = each.path.startswith(f"/{SOURCE}/") and each.path.endswith(".safetensors")
+            if each.method == "GET" and is_shard and each.range != HEADER_RANGE:
                 sent[Path(each.path).name] += each.sent
         return sent
 

@@ -1,4 +1,4 @@
-"""Plans a conversion from a full cache, deletes the cache, and prints the error of the conversion."""
+"""Plans a conversion from a full cache, deletes the cache, converts, and prints what the result has."""
 
 import shutil
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 
-from hcsmoe_hub import CalibrationOptions, ConvertOptions, HcsmoeError, execute
+from hcsmoe_hub import CalibrationOptions, ConvertOptions, execute
 from hcsmoe_hub import plan as plan_conversion
 
 if __name__ == "__main__":
@@ -15,7 +15,5 @@ if __name__ == "__main__":
     options = ConvertOptions(experts=4, calibration=CalibrationOptions(dataset=ids), output=Path(output))
     plan = plan_conversion(repo_id, options)
     shutil.rmtree(constants.HF_HUB_CACHE)
-    try:
-        execute(plan)
-    except HcsmoeError as error:
-        print(error.message, error.hint, sep="\n")
+    report = execute(plan)
+    print(report.experts["after"], "experts")

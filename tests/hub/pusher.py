@@ -17,6 +17,7 @@ from hcsmoe_hub.events import Event
 from hcsmoe_hub.hub import retry
 from hcsmoe_hub.options import PushOptions
 from hcsmoe_hub.publishing.publisher import Publisher
+from hcsmoe_hub.publishing.sent import SentShard
 from hcsmoe_hub.push import push
 
 
@@ -32,6 +33,27 @@ def publish(folder: Path, options: PushOptions, token: str | None, delete: bool,
     return publisher.commit(*rest).as_dict()
 
 
+def send(folder: Path, options: PushOptions, token: str | None) -> None:
+    """Sends and deletes the shards of a folder, and keeps what is needed to commit them, as a conversion does."""
+    publisher = Publisher(folder, options, token=token)
+    publisher.open()
+    for shard in sorted(folder.glob("*.safetensors")):
+        (held,) = publisher.upload(shard)
+        kept = json.dumps(publisher.describe(held).as_dict())
+        held.with_suffix(".kept").write_text(kept)
+        held.unlink()
+
+
+def finish(folder: Path, options: PushOptions, token: str | None, seen: list[Event]) -> Any:
+    """Commits a folder whose shards another process has sent, or some of them."""
+    publisher = Publisher(folder, options, token=token, listener=seen.append)
+    publisher.open()
+    kept = sorted(folder.glob("*.kept"))
+    publisher.restore([SentShard.from_dict(json.loads(path.read_text())) for path in kept])
+    rest = sorted(path for path in folder.rglob("*") if path.is_file() and path not in kept)
+    return publisher.commit(*rest).as_dict()
+
+
 def answer(action: str, token: str | None = None, delete: bool = False, **call: Any) -> Any:
     """Makes one call."""
     if action == "api":
@@ -41,7 +63,11 @@ def answer(action: str, token: str | None = None, delete: bool = False, **call: 
         return snapshot_download(call["repo_id"], token=token, revision=call.get("revision"))
     folder, seen = Path(call.pop("folder")), list[Event]()
     options = PushOptions(**call)
-    if action == "push":
+    if action == "send":
+        return send(folder, options, token)
+    if action == "finish":
+        pushed = finish(folder, options, token, seen)
+    elif action == "push":
         pushed = push(folder, options, token=token, listener=seen.append).as_dict()
     else:
         pushed = publish(folder, options, token, delete, seen)

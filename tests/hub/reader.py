@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -10,14 +11,18 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.file_download import repo_folder_name
 
 from hcsmoe_hub.checkpoint.pieces import Step
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.errors import HcsmoeError
 from hcsmoe_hub.events import Event, Fetching
-from hcsmoe_hub.hub import retry
+from hcsmoe_hub.hub import retry, transfer
 from hcsmoe_hub.hub.open import open_source
+
+# Pieces of the example are smaller than a block of the default size.
+BLOCK_BYTES = 4096
 
 
 def steps_of(source: Source) -> list[Step]:
@@ -52,12 +57,25 @@ def read_all(source: Source, *, low_disk: bool = False, ahead: bool = True) -> d
     return {"digest": digest.hexdigest(), "fetched": fetched}
 
 
+def _clean(source: Source) -> None:
+    """Plans with everything in the cache, which somebody then deletes."""
+    for shard in source.shards:
+        source.fetch(shard)
+    assert source.tensors
+    assert source.cache is not None
+    assert source.repo_id is not None
+    shutil.rmtree(source.cache / repo_folder_name(repo_id=source.repo_id, repo_type="model"))
+
+
 def answer(call: dict[str, Any]) -> Any:
     try:
         if call.pop("snapshot", False):
             return snapshot_download(call.pop("source"), **call)
         low_disk, ahead = call.pop("low_disk", False), call.pop("ahead", True)
+        cleaned = call.pop("cleaned", False)
         source = open_source(call.pop("source"), **call)
+        if cleaned:
+            _clean(source)
         return read_all(source, low_disk=low_disk, ahead=ahead)
     except HcsmoeError as error:
         return {"refused": type(error).__name__, "message": error.message, "hint": error.hint}
@@ -66,6 +84,7 @@ def answer(call: dict[str, Any]) -> Any:
 def main() -> None:
     calls = json.load(sys.stdin)
     retry.PAUSES_SECONDS = (0.05,) * 4
+    transfer.BLOCK_BYTES = BLOCK_BYTES
     if len(calls) == 1:
         # In the main thread, which alone can be interrupted.
         answers = {name: answer(call) for name, call in calls.items()}

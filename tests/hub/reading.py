@@ -3,6 +3,7 @@
 import re
 from urllib.parse import parse_qs
 
+from hub import xet
 from hub.connection import BLOCK_BYTES, Connection, Route
 from hub.repository import Refusal, StoredFile
 
@@ -55,11 +56,14 @@ def get_commits(call: Connection, *, kind: str, repo_id: str, revision: str) -> 
 
 def get_file(call: Connection, *, kind: str, repo_id: str, revision: str, name: str) -> None:
     """A file, or the part of it that ``Range`` names."""
-    commit = call.repository(kind.rstrip("/") or "models", repo_id, for_files=True).at(revision)
+    repository = call.repository(kind.rstrip("/") or "models", repo_id, for_files=True)
+    commit = repository.at(revision)
     headers = {"X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
     if name not in commit.files:
         raise Refusal(404, "Entry not found", code="EntryNotFound", headers=headers)
     file = commit.files[name]
+    if repository.xet and file.sha256:
+        headers |= xet.headers_of(call, repo_id, commit.sha, file)
     part = _part(call.logged.range, file.size)
     headers |= {"ETag": f'"{file.etag}"', "Content-Length": str(len(part))}
     if call.logged.range is None:

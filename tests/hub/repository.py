@@ -78,6 +78,14 @@ def large_file(path: Path, sha256: str) -> StoredFile:
     return StoredFile(path, size, blob_id(pointer.encode()), sha256)
 
 
+def _stored_file(path: Path) -> StoredFile:
+    """A file as the Hub holds it: shards are large files."""
+    if path.suffix != ".safetensors":
+        return plain_file(path)
+    with path.open("rb") as content:
+        return large_file(path, hashlib.file_digest(content, "sha256").hexdigest())
+
+
 def blob_id(content: bytes) -> str:
     """Name that git gives to some content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -114,6 +122,7 @@ class Repository:
     private: bool = False
     gated: bool = False
     disabled: bool = False
+    xet: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     tags: set[str] = field(default_factory=set)
@@ -122,7 +131,7 @@ class Repository:
     def commit(self, folder: Path, *, ref: str) -> str:
         """Makes the content of ``folder`` a commit, points ``ref`` to it, and returns its hash."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = {path.relative_to(folder).as_posix(): plain_file(path) for path in paths}
+        files = {path.relative_to(folder).as_posix(): _stored_file(path) for path in paths}
         return self.record(files, ref=ref, parent=None)
 
     def record(self, files: Mapping[str, StoredFile], *, ref: str, parent: str | None, title: str = "") -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
-from hub import lfs, reading, writing
+from hub import lfs, reading, writing, xet
 from hub.connection import SLOW_PIECES, SLOW_SECONDS, HubServer, Request
 from hub.faults import Plan, no_faults
 from hub.repository import Account, Refusal, Repository
@@ -23,6 +23,7 @@ class Hub:
         repositories: Every repository by kind and id.
         requests: Every request so far.
         failures: Prefix of a path to the status of every response to it.
+        pages: Paths that a proxy answers with a page of its own.
         renamed: Former id of a model to its current one.
         faults: Chooses the fault of each request.
         slow_pieces: Number of pieces that a slow body comes in.
@@ -39,6 +40,7 @@ class Hub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[Request] = []
         self.failures: dict[str, int] = {}
+        self.pages: set[str] = set()
         self.renamed: dict[str, str] = {}
         self.faults: Plan = no_faults
         self.slow_pieces, self.slow_seconds = SLOW_PIECES, SLOW_SECONDS
@@ -53,7 +55,7 @@ class Hub:
         }
         self._folder = TemporaryDirectory(prefix="hub-")
         self._numbers = itertools.count()
-        self._server = HubServer(self, (*reading.ROUTES, *writing.ROUTES, *lfs.ROUTES))
+        self._server = HubServer(self, (*reading.ROUTES, *writing.ROUTES, *lfs.ROUTES, *xet.ROUTES))
 
     @property
     def url(self) -> str:

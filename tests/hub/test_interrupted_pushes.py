@@ -1,12 +1,15 @@
 """Pushes that are killed, and pushes over a bad connection: what is visible meanwhile, and what is resent."""
 
+import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_client import PUSHER, WRITER, Call, Machine
@@ -130,3 +133,64 @@ def test_a_commit_that_keeps_failing_is_an_error(fault: Fault, hub: Hub, folder:
     )
     assert "run the same command again" in answer["hint"]
     assert visible(hub, "me/never") == {}
+
+
+def step(action: str, folder: Path, repo_id: str = "me/kept") -> Call:
+    return {**publish(folder, repo_id), "action": action}
+
+
+def run(machine: Machine, hub: Hub, call: Call) -> Any:
+    return machine.run(hub.url, {"it": call}, (PUSHER,))["it"]
+
+
+@pytest.mark.parametrize("sent", range(len(SHARDS) + 1))
+def test_shards_that_were_sent_and_deleted_are_committed_by_another_process(
+    sent: int, hub: Hub, folder: Path, tmp_path: Path
+) -> None:
+    machine, here = Machine(tmp_path), tmp_path / "result"
+    shutil.copytree(folder, here)
+    rest = tmp_path / "rest"
+    rest.mkdir()
+    for name in sorted(SHARDS)[sent:]:
+        (here / name).rename(rest / name)
+    assert run(machine, hub, step("send", here)) is None
+    assert visible(hub, "me/kept") == {}
+    # What this process has not sent, the next one has in its folder.
+    for path in rest.iterdir():
+        path.rename(here / path.name)
+    answer = run(machine, hub, step("finish", here))
+    assert visible(hub, "me/kept") == read_folder(folder)
+    assert list(complete_shards(hub).values()) == [1] * len(SHARDS)
+    assert answer["bytes_sent"] == sum(map(len, read_folder(folder).values())) - sent * SHARD_BYTES
+
+
+def test_a_second_commit_of_what_was_sent_changes_nothing(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    machine, here = Machine(tmp_path), tmp_path / "result"
+    shutil.copytree(folder, here)
+    call = {**step("finish", here), "overwrite": True}
+    run(machine, hub, step("send", here))
+    assert [run(machine, hub, call)["changed"] for _ in range(2)] == [True, False]
+    assert len(hub.model("me/kept").commits) == 2
+
+
+@pytest.mark.parametrize("when", ["before the run", "before the commit"])
+def test_a_shard_that_the_hub_has_lost_is_reported_and_nothing_is_committed(
+    when: str, hub: Hub, folder: Path, tmp_path: Path
+) -> None:
+    machine, here = Machine(tmp_path), tmp_path / "result"
+    shutil.copytree(folder, here)
+    run(machine, hub, step("send", here))
+    held = hub.model("me/kept").objects
+    lost = hashlib.sha256((folder / sorted(SHARDS)[0]).read_bytes()).hexdigest()
+
+    def lose(method: str, path: str) -> None:
+        if when == "before the run" or "/commit/" in path:
+            held.pop(lost, None)
+
+    hub.faults = lose
+    answer = run(machine, hub, step("finish", here))
+    name = sorted(SHARDS)[0] if when == "before the run" else f"{sorted(SHARDS)[0]} and {len(SHARDS) - 1} more"
+    assert answer["message"] == f"me/kept no longer has what was uploaded of {name}, and it was deleted here."
+    assert answer["hint"] == "begin anew with `restart=True`"
+    assert visible(hub, "me/kept") == {}
+    assert any("/commit/" in request.path for request in hub.requests) == (when == "before the commit")

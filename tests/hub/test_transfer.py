@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -12,7 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from hcsmoe_hub.hub import retry as hub_failures
 from hcsmoe_hub.hub import transfer
-from hcsmoe_hub.hub.transfer import Stopped, receive
+from hcsmoe_hub.hub.errors import ForeignAnswer, Stopped
+from hcsmoe_hub.hub.transfer import Remote, receive
 
 CONTENT = bytes(number % 251 for number in range(200_000))
 START, END = 1000, 150_000
@@ -21,6 +23,7 @@ START, END = 1000, 150_000
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(hub_failures, "PAUSES_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(transfer, "BLOCK_BYTES", 1000)
     # The client's own session refuses to leave this machine while the tests run.
     session = httpx2.Client(trust_env=False)
     monkeypatch.setattr(transfer, "get_session", lambda: session)
@@ -37,9 +40,17 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "part"
 
 
-def bring(hub: Hub, path: Path, *, name: str = "shard", stop: threading.Event | None = None) -> None:
+def bring(hub: Hub, path: Path, *, name: str = "shard", stop: threading.Event | None = None, end: int = END) -> None:
     url = f"{hub.url}/org/name/resolve/main/{name}"
-    receive(url, path, start=START, end=END, headers={"X-Test": "1"}, stop=stop or threading.Event())
+    etag = hub.model("org/name").at("main").files["shard"].etag
+    remote = Remote(url=url, headers={"X-Test": "1"}, size=len(CONTENT), etag=etag)
+    receive(remote, path, start=START, end=end, stop=stop or threading.Event())
+
+
+def leave(hub: Hub, path: Path, nbytes: int) -> None:
+    """What an earlier process has left of a download."""
+    bring(hub, path, end=START + nbytes)
+    hub.requests.clear()
 
 
 def asked(requests: list[Request]) -> list[str | None]:
@@ -53,17 +64,57 @@ def test_a_range_holds_the_bytes_of_the_file(hub: Hub, path: Path) -> None:
 
 
 def test_local_bytes_are_not_requested_again(hub: Hub, path: Path) -> None:
-    path.write_bytes(CONTENT[START:5000])
+    leave(hub, path, 4000)
     bring(hub, path)
     bring(hub, path)
     assert path.read_bytes() == CONTENT[START:END]
     assert asked(hub.requests) == [f"bytes=5000-{END - 1}"]
 
 
+def test_bytes_without_a_hash_are_requested_again(hub: Hub, path: Path) -> None:
+    leave(hub, path, 4500)
+    path.write_bytes(CONTENT[START : START + 6000])
+    bring(hub, path)
+    assert path.read_bytes() == CONTENT[START:END]
+    assert asked(hub.requests) == [f"bytes={START + 4000}-{END - 1}"]
+
+
+def test_damaged_bytes_are_requested_again(hub: Hub, path: Path) -> None:
+    leave(hub, path, 4000)
+    path.write_bytes(path.read_bytes()[:2500] + bytes(1500))
+    bring(hub, path)
+    assert path.read_bytes() == CONTENT[START:END]
+    assert asked(hub.requests) == [f"bytes={START + 2000}-{END - 1}"]
+
+
 def test_a_file_that_is_too_long_is_downloaded_again(hub: Hub, path: Path) -> None:
     path.write_bytes(bytes(END))
     bring(hub, path)
     assert path.read_bytes() == CONTENT[START:END]
+
+
+def test_two_downloads_to_one_file_write_the_same_bytes(hub: Hub, path: Path) -> None:
+    hub.slow_pieces, hub.slow_seconds = 20, 0.01
+    hub.faults = lambda method, path: Fault.SLOW
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(bring, hub, path) for _ in range(4)]:
+            done.result()
+    assert path.read_bytes() == CONTENT[START:END]
+
+
+def test_an_answer_about_another_version_is_refused(hub: Hub, path: Path) -> None:
+    url = f"{hub.url}/org/name/resolve/main/shard"
+    for size, etag, reason in ((len(CONTENT), "0" * 64, "not about 0000"), (len(CONTENT) + 1, "", "of a file of")):
+        remote = Remote(url=url, headers={}, size=size, etag=etag)
+        with pytest.raises(ForeignAnswer, match=reason):
+            receive(remote, path, start=START, end=END, stop=threading.Event())
+
+
+def test_a_page_of_a_proxy_is_refused(hub: Hub, path: Path) -> None:
+    hub.pages.add("/org/name/resolve/main/shard")
+    with pytest.raises(ForeignAnswer, match="text/html"):
+        bring(hub, path)
+    assert path.read_bytes() == b""
 
 
 @pytest.mark.parametrize(
@@ -99,8 +150,8 @@ def test_a_refusal_is_raised_at_once(hub: Hub, path: Path) -> None:
 
 def test_a_server_without_ranges_is_supported(hub: Hub, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = httpx2.Client(trust_env=False, event_hooks={"request": [lambda request: request.headers.pop("Range")]})
+    leave(hub, path, 4000)
     monkeypatch.setattr(transfer, "get_session", lambda: session)
-    path.write_bytes(CONTENT[START:5000])
     bring(hub, path)
     assert path.read_bytes() == CONTENT[START:END]
     assert asked(hub.requests) == [None]

@@ -1,16 +1,21 @@
 """Shards that are uploaded while others are written: deletion, waiting, and failures."""
 
+import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from hcsmoe_hub.checkpoint.tensors import local_header
 from hcsmoe_hub.events import Event, Warned
 from hcsmoe_hub.hub.write_errors import PushError
 from hcsmoe_hub.publishing.delivery import Delivery
+from hcsmoe_hub.publishing.sent import SentShard
 from hcsmoe_hub.report import Pushed
 
 DEADLINE_SECONDS = 20
@@ -23,6 +28,7 @@ class Sender:
         self.refuses = refuses
         self.uploaded: list[str] = []
         self.committed: list[str] = []
+        self.restored: list[str] = []
         self.is_cancelled = False
         self.may_go_on = threading.Event()
         self.may_go_on.set()
@@ -33,6 +39,22 @@ class Sender:
         if self.refuses:
             raise PushError("the Hub is full.", hint="make room")
         return list(paths)
+
+    def describe(self, path: Path) -> SentShard:
+        header, data_start = local_header(path)
+        content = path.read_bytes()
+        return SentShard(
+            shard=path.name,
+            repo_id="me/model",
+            size=len(content),
+            sha256=sha256(content).hexdigest(),
+            sample=content[:512],
+            header=header,
+            data_start=data_start,
+        )
+
+    def restore(self, records: Sequence[SentShard]) -> None:
+        self.restored += [record.shard for record in records]
 
     def commit(self, *paths: Path) -> Pushed:
         self.committed = [path.name for path in paths]
@@ -49,6 +71,22 @@ def shard(folder: Path, name: str) -> Path:
     return path
 
 
+class Log:
+    """Keeps records, as JSON holds them; fails where a disk is full."""
+
+    def __init__(self, *, is_full: bool = False) -> None:
+        self.is_full = is_full
+        self.lines: list[str] = []
+
+    def note_sent(self, record: SentShard) -> None:
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+        self.lines.append(json.dumps(record.as_dict()))
+
+    def sent(self) -> Sequence[SentShard]:
+        return [SentShard.from_dict({"step": "sent", **json.loads(line)}) for line in self.lines]
+
+
 MakeDelivery = Callable[..., Delivery]
 
 
@@ -59,8 +97,8 @@ def events() -> list[Event]:
 
 @pytest.fixture
 def make(events: list[Event]) -> MakeDelivery:
-    def made(sender: Sender, *, deletes: bool) -> Delivery:
-        return Delivery(sender, deletes=deletes, listener=events.append)  # type: ignore[arg-type]
+    def made(sender: Sender, *, deletes: bool, log: Log | None = None) -> Delivery:
+        return Delivery(sender, deletes=deletes, listener=events.append, log=log)  # type: ignore[arg-type]
 
     return made
 
@@ -72,6 +110,41 @@ def test_a_shard_that_is_uploaded_is_deleted_and_recorded(tmp_path: Path, make: 
         delivery.wait_for_space()
         assert not path.exists()
         assert delivery.sent["a.safetensors"]["a"].shape == (2, 3)
+
+
+def test_a_later_run_has_what_was_kept_of_a_deleted_shard(tmp_path: Path, make: MakeDelivery) -> None:
+    path, log, later = shard(tmp_path, "a"), Log(), Sender()
+    content = path.read_bytes()
+    with make(Sender(), deletes=True, log=log) as delivery:
+        delivery.take(path)
+        delivery.wait_for_space()
+    (record,) = log.sent()
+    assert (record.size, record.sample) == (len(content), content[:512])
+    # The first run has ended before it deleted the shard.
+    path.write_bytes(content)
+    with make(later, deletes=True, log=log) as delivery:
+        delivery.restore(log.sent(), tmp_path)
+        assert delivery.sent["a.safetensors"] == record.tensors
+        assert delivery.sent["a.safetensors"]["a"].shape == (2, 3)
+    assert later.restored == ["a.safetensors"]
+    assert not path.exists()
+
+
+def test_a_shard_of_which_nothing_can_be_kept_is_not_deleted(tmp_path: Path, make: MakeDelivery) -> None:
+    path = shard(tmp_path, "a")
+    with make(Sender(), deletes=True, log=Log(is_full=True)) as delivery:
+        delivery.take(path)
+        with pytest.raises(OSError, match="No space left"):
+            delivery.wait_for_space()
+    assert path.exists()
+
+
+def test_a_shard_that_stays_needs_no_record(tmp_path: Path, make: MakeDelivery) -> None:
+    log = Log()
+    with make(Sender(), deletes=False, log=log) as delivery:
+        delivery.take(shard(tmp_path, "a"))
+        delivery.commit([])
+    assert log.lines == []
 
 
 def test_the_writer_waits_for_disk_space(tmp_path: Path, make: MakeDelivery) -> None:
@@ -137,3 +210,46 @@ def test_an_upload_ends_with_the_conversion(tmp_path: Path, make: MakeDelivery) 
         interrupted()
     assert sender.is_cancelled
     assert sender.uploaded in ([], ["a.safetensors"])
+
+
+def test_no_shard_is_sent_while_files_are_moved_and_those_that_wait_are_found_afterwards(
+    tmp_path: Path, make: MakeDelivery
+) -> None:
+    sender = Moving()
+    paths = [shard(tmp_path, name) for name in "abc"]
+    sender.may_go_on.clear()
+    target = tmp_path / "moved"
+    target.mkdir()
+    with make(sender, deletes=False) as delivery:
+        for path in paths:
+            delivery.take(path)
+        assert sender.began.wait(DEADLINE_SECONDS)
+        # The first one is on its way, and the others wait.
+        threading.Timer(0.05, sender.may_go_on.set).start()
+        with delivery.moving(target):
+            before = list(sender.uploaded)
+            for path in paths:
+                path.rename(target / path.name)
+            time.sleep(0.05)
+            assert sender.uploaded == before
+        delivery.commit([])
+    assert sender.folder == target
+    assert sender.uploaded == ["a.safetensors", "b.safetensors", "c.safetensors"]
+
+
+class Moving(Sender):
+    """A connection that looks for the files that it is to send."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = threading.Event()
+        self.folder: Path | None = None
+
+    def upload(self, *paths: Path) -> list[Path]:
+        self.began.set()
+        held = super().upload(*paths)
+        assert all(path.is_file() for path in paths)
+        return held
+
+    def moved(self, folder: Path) -> None:
+        self.folder = folder

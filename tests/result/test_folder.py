@@ -19,10 +19,10 @@ from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.checkpoint.reader import TensorReader
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
+from hcsmoe_hub.checkpoint.unfinished import UNFINISHED, staging
 from hcsmoe_hub.errors import OutputError, VerificationError
 
 FAILURES = [RuntimeError("broken"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
-CHECKPOINT = ("config.json", "hcsmoe.json", INDEX)
 
 
 @pytest.fixture
@@ -36,11 +36,6 @@ def source(tmp_path: Path) -> Path:
 def names(folder: Path) -> set[str]:
     """Names of all files and folders below a folder."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-
-
-def looks_finished(folder: Path) -> bool:
-    """Whether any file looks like a checkpoint or a part of one."""
-    return any((folder / name).exists() for name in CHECKPOINT) or any(folder.glob("*.safetensors*"))
 
 
 # Files next to the weights
@@ -158,25 +153,24 @@ def test_an_overwritten_result_is_that_of_an_empty_folder(source: Path, tmp_path
 # The order of the last files
 
 
-@pytest.mark.parametrize(
-    ("size", "last"), [("20KB", ["hcsmoe.json", "config.json", INDEX]), ("5GB", ["hcsmoe.json", "config.json"])]
-)
-def test_config_and_index_come_last_of_all_but_the_card(
-    source: Path, size: str, last: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("size", "last"), [("20KB", [INDEX, "config.json"]), ("5GB", ["config.json"])])
+def test_all_files_come_at_the_end_and_index_and_config_last(
+    source: Path, tmp_path: Path, size: str, last: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named: list[str] = []
     replace = os.replace
 
     def recording(old: Path, new: Path) -> None:
-        named.append(Path(new).name)
+        if Path(new).parent == tmp_path / "result":
+            assert not {"config.json", INDEX} & names(tmp_path / "result") - {*last[:-1]}
+            named.append(Path(new).name)
         replace(old, new)
 
     monkeypatch.setattr(os, "replace", recording)
     convert(source, options(source, 4, max_shard_size=size))
-    *shards, card = (name for name in named if name not in last)
-    assert named[-len(last) - 1 :] == [*last, card]
-    assert card == "README.md"
-    assert all(name.endswith(".safetensors") for name in shards)
+    assert named[-len(last) :] == last
+    assert sorted(named) == sorted(names(tmp_path / "result"))
+    assert {"README.md", "hcsmoe.json", "tokenizer.json"} < set(named)
 
 
 # Failures
@@ -200,10 +194,10 @@ def break_reading(monkeypatch: pytest.MonkeyPatch, failure: BaseException, *, af
     """Makes the background thread fail while it reads the second layer."""
     read = TensorReader.read
 
-    def failing(reader: TensorReader, tensor: StoredTensor) -> Tensor:
+    def failing(reader: TensorReader, tensor: StoredTensor, into: Tensor | None = None) -> Tensor:
         if "layers.1." in tensor.name:
             raise failure
-        return read(reader, tensor)
+        return read(reader, tensor, into)
 
     monkeypatch.setattr(TensorReader, "read", failing)
 
@@ -237,7 +231,8 @@ MOMENT_NAMES = ["first_layer", "last_layer", "background", "report", "config"]
 def test_a_failure_leaves_no_new_folder(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, break_it: Break, after: int
 ) -> None:
-    wanted = options(source, 4, output=tmp_path / "new" / "deep" / "result", max_shard_size="20KB")
+    output = tmp_path / "new" / "deep" / "result"
+    wanted = options(source, 4, output=output, max_shard_size="20KB", checkpoint=False)
     before = names(tmp_path)
     break_it(monkeypatch, failure, after=after)
     with pytest.raises(type(failure)) as caught:
@@ -253,7 +248,7 @@ def test_a_failure_leaves_no_folder_of_a_copied_file(
     (source / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
     break_writing(monkeypatch, KeyboardInterrupt(), after=0)
     with pytest.raises(KeyboardInterrupt):
-        convert(source, options(source, 4))
+        convert(source, options(source, 4, checkpoint=False))
     assert not (tmp_path / "result").exists()
 
 
@@ -264,22 +259,23 @@ def test_a_failure_leaves_an_empty_folder_of_the_user_empty(
     (tmp_path / "result").mkdir()
     break_it(monkeypatch, KeyboardInterrupt(), after=after)
     with pytest.raises(KeyboardInterrupt):
-        convert(source, options(source, 4))
+        convert(source, options(source, 4, checkpoint=False))
     assert names(tmp_path / "result") == set()
 
 
 @pytest.mark.parametrize(("break_it", "after"), MOMENTS, ids=MOMENT_NAMES)
-def test_a_failure_while_overwriting_leaves_nothing_that_looks_finished(
+def test_a_failure_while_overwriting_leaves_the_old_result_as_it_was(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, break_it: Break, after: int
 ) -> None:
     result = tmp_path / "result"
     convert(source, options(source, 6, max_shard_size="20KB"))
     (result / "notes.txt").write_text("mine")
+    before = contents(result)
     break_it(monkeypatch, KeyboardInterrupt(), after=after)
     with pytest.raises(KeyboardInterrupt):
         convert(source, options(source, 4, overwrite=True))
-    assert not looks_finished(result)
-    assert (result / "notes.txt").read_text() == "mine"
+    left = contents(result)
+    assert {name: content for name, content in left.items() if not name.startswith(UNFINISHED)} == before
 
 
 def test_after_a_failure_the_same_conversion_gives_the_same_result(
@@ -309,7 +305,10 @@ def test_broken_weights_end_the_conversion_with_their_layer_and_leave_nothing(
 ) -> None:
     name = f"model.layers.1.block_sparse_moe.{part}.weight"
     change_tensors(source, lambda tensors: tensors.update({name: torch.full_like(tensors[name], value)}))
-    with pytest.raises(VerificationError, match=r"layers?[. ]1\b.* not finite: the source holds broken weights"):
+    with pytest.raises(
+        VerificationError, match=rf"layers?[. ]1\b.* not finite: the source's tensor '{name}' holds NaN or infinite"
+    ):
+        # The first layer is complete by then, but the next run would end here as well.
         convert(source, options(source, 8))
     assert not (tmp_path / "result").exists()
 
@@ -323,12 +322,12 @@ def test_a_failure_removes_code_that_only_the_config_names(
 
     def fail(*arguments: Any) -> None:
         copy(*arguments)
-        assert (tmp_path / "result" / "my_model.py").exists()
+        assert (staging(tmp_path / "result") / "my_model.py").exists()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(hcsmoe_hub.result.folder, "copy_sidecars", fail)
     with pytest.raises(KeyboardInterrupt):
-        convert(source, options(source, 4))
+        convert(source, options(source, 4, checkpoint=False))
     assert not (tmp_path / "result").exists()
 
 
