@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ class DomainText:
 
     Args:
         name: What the records call the domain; empty where the whole source is one.
-        length: Tokens per sequence.
+        length: Tokens of documents per sequence.
         documents: Token ids of the first documents.
 
     Attributes:
@@ -30,13 +31,24 @@ class DomainText:
     def __init__(self, name: str, length: int, documents: Sequence[TokenIds] = ()) -> None:
         self.name = name
         self.length = length
-        self.documents = list(documents)
-        self.tokens = sum(map(len, documents))
+        self.documents: list[TokenIds] = []
+        self.tokens = 0
+        for document in documents:
+            self.add(document)
+
+    def like(self, name: str, documents: Sequence[TokenIds] = ()) -> Self:
+        """Another domain whose documents are cut in the same way."""
+        return type(self)(name, self.length, documents)
 
     @property
     def sequences(self) -> int:
         """Number of whole sequences."""
         return self.tokens // self.length
+
+    @property
+    def wanted(self) -> str:
+        """What fills a sequence, in words."""
+        return f"one sequence of {self.length}"
 
     def add(self, ids: TokenIds) -> None:
         """Appends a document."""
@@ -56,3 +68,16 @@ class DomainText:
                 return number
             missing -= len(document)
         return len(self.documents)
+
+    def last(self, documents: Sequence[TokenIds], sequences: int) -> int:
+        """The first of the last documents that fill a number of sequences together; 0 if all of them do not.
+
+        Args:
+            documents: Documents of this domain.
+            sequences: Number of sequences.
+        """
+        first, tokens = len(documents), 0
+        while first and tokens < sequences * self.length:
+            first -= 1
+            tokens += len(documents[first])
+        return first

@@ -3,11 +3,14 @@
 import hashlib
 from collections import Counter
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from hcsmoe_hub.calibration.conversations import Conversation, with_text_arguments
 from hcsmoe_hub.calibration.documents import Document
-from hcsmoe_hub.calibration.library_failures import LibraryFailures, reason_of
+from hcsmoe_hub.calibration.library_failures import LibraryFailures, RejectedError, reason_of, rejection
+from hcsmoe_hub.calibration.pairs import Pair
+from hcsmoe_hub.calibration.templates import Templates
 from hcsmoe_hub.calibration.tokenizer import encode_text
 from hcsmoe_hub.errors import CalibrationError
 
@@ -22,6 +25,7 @@ class Fault(StrEnum):
     """Why a row is left out."""
 
     UNREADABLE = "neither text nor chat messages"
+    UNPAIRED = "without a usable pair of source and target"
     REJECTED = "rejected by the model's chat template"
     WORDLESS = "rendered by the model's chat template without their own words"
     REPEATED = "rendered by the model's chat template to the same text as another row"
@@ -31,10 +35,6 @@ class Fault(StrEnum):
 _OF_TEMPLATE = (Fault.REJECTED, Fault.WORDLESS, Fault.REPEATED)
 
 
-class RejectedError(CalibrationError):
-    """The chat template of the model fails on a conversation."""
-
-
 class Encoder:
     """Token ids of documents, and the number of rows that have none.
 
@@ -42,28 +42,31 @@ class Encoder:
         tokenizer: The tokenizer of transformers.
         name: Name of the source of text in messages.
         separator: Ids after every plain text; a chat template ends a conversation itself.
+        templates: Renders conversations.
 
     Attributes:
         rows: Rows so far that are not blank.
         faults: Those of them that were left out, by the reason.
     """
 
-    def __init__(self, tokenizer: Any, name: str, *, separator: list[int]) -> None:
+    def __init__(self, tokenizer: Any, name: str, *, separator: list[int], templates: Templates) -> None:
         self._tokenizer = tokenizer
         self._name = name
         self._separator = separator
+        self._templates = templates
         self._origins: dict[bytes, bytes] = {}
         self._reasons: dict[Fault, str] = {}
         self.rows = 0
         self.faults: Counter[Fault] = Counter()
 
-    def encode(self, document: Document) -> list[int]:
+    def encode(self, document: Document | Pair) -> list[int]:
         """Token ids of a document; none if it is left out.
 
         Raises:
             CalibrationError: If the tokenizer fails, or most rows so far have been left out.
         """
         self.rows += 1
+        assert not isinstance(document, Pair), "pairs are for models with an encoder"
         if isinstance(document, str):
             return self._encode_text(document)
         if self._tokenizer.chat_template is not None:
@@ -140,28 +143,45 @@ class Encoder:
         content = _digest(repr((conversation.turns, conversation.tools)))
         if self._origins.setdefault(_digest(rendered), content) != content:
             return self.skip(Fault.REPEATED)
-        with LibraryFailures(self._explain):
-            ids: list[int] = self._apply_template(conversation, tokenize=True)
-        return ids or self.skip(Fault.SILENT)
+        return self._encode_rendered(conversation, rendered) or self.skip(Fault.SILENT)
 
     def _render(self, conversation: Conversation) -> str:
         """What the chat template makes of a conversation.
 
         Raises:
             RejectedError: If it fails, with the arguments of tool calls as objects and as text.
+            CalibrationError: If it takes too much time or memory.
         """
         try:
-            with LibraryFailures(_rejection):
-                return str(self._apply_template(conversation, tokenize=False))
+            return self._apply_template(conversation)
         except RejectedError:
             rewritten = with_text_arguments(conversation.turns)
             if rewritten == conversation.turns:
                 raise
         conversation.turns[:] = rewritten
-        with LibraryFailures(_rejection):
-            return str(self._apply_template(conversation, tokenize=False))
+        return self._apply_template(conversation)
 
-    def _apply_template(self, conversation: Conversation, *, tokenize: bool) -> Any:
+    def _apply_template(self, conversation: Conversation) -> str:
+        if not self._has_own_form:
+            return self._templates.render(self._tokenizer, conversation.turns, conversation.tools)
+        with LibraryFailures(rejection):
+            return str(self._apply_own_form(conversation, tokenize=False))
+
+    def _encode_rendered(self, conversation: Conversation, rendered: str) -> list[int]:
+        if not self._has_own_form:
+            return encode_text(self._tokenizer, rendered, self._explain, add_special_tokens=False)
+        with LibraryFailures(self._explain):
+            ids: list[int] = self._apply_own_form(conversation, tokenize=True)
+            return ids
+
+    @cached_property
+    def _has_own_form(self) -> bool:
+        """Whether a library forms the conversations of this tokenizer, as Mistral's does, and not a template."""
+        from transformers import PreTrainedTokenizerBase
+
+        return type(self._tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+
+    def _apply_own_form(self, conversation: Conversation, *, tokenize: bool) -> Any:
         return self._tokenizer.apply_chat_template(
             conversation.turns, tools=conversation.tools, tokenize=tokenize, return_dict=False
         )
@@ -171,10 +191,6 @@ class Encoder:
             f"the model's tokenizer fails on a text of {self._name}: {reason_of(error)}",
             hint="repair the tokenizer files, or pass token ids with `dataset='IDS.npy'`",
         )
-
-
-def _rejection(error: BaseException) -> RejectedError:
-    return RejectedError(reason_of(error), hint=_HINT)
 
 
 def _is_rendered(text: str, rendered: str) -> bool:

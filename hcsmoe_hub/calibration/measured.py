@@ -12,7 +12,7 @@ MEASURED_TOKENS = 16_384
 MOST_DOMAINS = 16
 # Fewer sequences than these are all needed for calibration.
 _FEWEST = 4
-_HELD_BACK = 8
+HELD_BACK = 1 / 8
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def find_measured(parts: Sequence[Part], sources: Sequence[SourceText]) -> None:
     known = {key_of(document) for part in parts for document in part.text.documents[: part.text.touched(part.count)]}
     for part in parts:
         unused = part.text.documents[part.text.touched(part.count) :]
-        part.rest = DomainText(part.text.name, part.text.length, [one for one in unused if key_of(one) not in known])
+        part.rest = part.text.like(part.text.name, [one for one in unused if key_of(one) not in known])
     wanted = _wanted(parts)
     for index, source in enumerate(sources):
         own = [number for number, part in enumerate(parts) if part.source == index and wanted[number]]
@@ -71,7 +71,7 @@ def _wanted(parts: Sequence[Part]) -> list[int]:
     return wanted
 
 
-def hold_back(parts: Sequence[Part]) -> None:
+def hold_back(parts: Sequence[Part], share: float = HELD_BACK) -> None:
     """Takes about the last eighth of the sequences from calibration where a domain has no other text to measure on.
 
     A document is never on both sides: calibration ends before the first document that is held back. Where documents are
@@ -79,12 +79,13 @@ def hold_back(parts: Sequence[Part]) -> None:
 
     Args:
         parts: The domains; where one has nothing to measure on, its ``count``, ``rest`` and ``measured`` are set.
+        share: What to take in place of an eighth.
     """
     lacking = [part for part in parts if not part.measured]
     counts = [part.count for part in lacking]
     if not lacking or sum(part.count for part in parts) < _FEWEST:
         return
-    shares = spread(counts, max(1, sum(counts) // _HELD_BACK), [count - 1 for count in counts])
+    shares = spread(counts, max(1, int(sum(counts) * share)), [count - 1 for count in counts])
     found = [(part, share, _last_documents(part, share)) for part, share in zip(lacking, shares, strict=True) if share]
     chosen = [(part, held) for part, share, held in found if held.rest.sequences and held.lost <= 2 * share]
     if not chosen and not any(part.measured for part in parts):
@@ -105,11 +106,9 @@ class _Held:
 
 def _last_documents(part: Part, sequences: int) -> _Held:
     """The last documents of a domain that fill a number of sequences, without those that calibration has as well."""
-    documents, length = part.text.documents[: part.text.touched(part.count)], part.text.length
-    first, tokens = len(documents), 0
-    while first and tokens < sequences * length:
-        first -= 1
-        tokens += len(documents[first])
-    kept, known = sum(map(len, documents[:first])) // length, {key_of(one) for one in documents[:first]}
-    rest = DomainText(part.text.name, length, [one for one in documents[first:] if key_of(one) not in known])
+    documents = part.text.documents[: part.text.touched(part.count)]
+    first = part.text.last(documents, sequences)
+    kept = part.text.like(part.text.name, documents[:first]).sequences
+    known = {key_of(one) for one in documents[:first]}
+    rest = part.text.like(part.text.name, [one for one in documents[first:] if key_of(one) not in known])
     return _Held(rest, part.count - kept)

@@ -2,14 +2,15 @@
 
 import glob
 import json
-import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files as package_files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hcsmoe_hub.calibration.bounded_files import address, check_before, invalid_line, register
 from hcsmoe_hub.calibration.documents import Row
 from hcsmoe_hub.calibration.file_types import file_type, text_files
 from hcsmoe_hub.calibration.library_failures import LibraryFailures, reason_of
@@ -20,16 +21,18 @@ from hcsmoe_hub.errors import CalibrationError
 C4_FILES = {"path": "allenai/c4", "data_files": {"train": "en/c4-train.00000-of-01024.json.gz"}, "split": "train"}
 SHUFFLE_BUFFER = 10_000
 DEFAULT_SPLIT = "train"
-# More than any data has, and fewer than a parser's stack takes.
-_NESTED = b"[" * 1000
+# Rows that are held to be shuffled are fewer where they are long.
+BUFFER_BYTES = 256_000_000
+_SMALL_BYTES = 4_000_000
 
 
-def read_rows(source: TextSource, *, seed: int) -> Iterator[Row]:
+def read_rows(source: TextSource, *, seed: int, number: str | None = None) -> Iterator[Row]:
     """The rows of a source in shuffled order.
 
     Args:
         source: Where the text comes from.
         seed: Seed of the shuffle.
+        number: Key under which each row of a file holds its place in it, from 0; ``None`` for none.
 
     Raises:
         CalibrationError: If the source cannot be read, or has no such config or split.
@@ -39,12 +42,35 @@ def read_rows(source: TextSource, *, seed: int) -> Iterator[Row]:
         for name, feature in (rows.features or {}).items():
             undecoded = _undecoded(feature)
             rows = rows if undecoded == feature else rows.cast_column(name, undecoded)
-        yield from rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        if number is not None and source.is_file:
+            rows = rows.map(lambda row, place: {**row, number: place}, with_indices=True)
+        yield from rows.shuffle(seed=seed, buffer_size=_buffer(rows) if _is_large(source) else SHUFFLE_BUFFER)
+
+
+def _is_large(source: TextSource) -> bool:
+    """Whether a source is of files of this machine that may not fit into memory."""
+    path = source.path
+    files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else ()
+    return _is_here(source) and sum(f.stat().st_size for f in files if f.is_file()) > _SMALL_BYTES
+
+
+def _buffer(rows: Any) -> int:
+    """Number of rows that are shuffled at once, from the lengths of the first ones."""
+    held = 0
+    for count, row in enumerate(islice(rows, SHUFFLE_BUFFER)):
+        held += sum(len(value) if isinstance(value, str | bytes) else len(repr(value)) for value in row.values())
+        if held > BUFFER_BYTES:
+            return max(1, count)
+    return SHUFFLE_BUFFER
 
 
 def _explain(source: TextSource, error: BaseException) -> CalibrationError:
     from datasets import config
 
+    path = source.path
+    invalid = invalid_line([path] if path.is_file() else list(text_files(path))) if _is_here(source) else None
+    if invalid is not None:
+        return invalid
     # The JSON reader of datasets raises this for an empty file.
     if isinstance(error, StopIteration):
         return CalibrationError(f"{source.text} is empty.", hint="pass a file that holds text")
@@ -59,6 +85,10 @@ def _explain(source: TextSource, error: BaseException) -> CalibrationError:
         f"{source.text} cannot be read: {reason_of(error)}",
         hint=f"check the file, or the name of the dataset; `dataset='{BUNDLED}'` works offline",
     )
+
+
+def _is_here(source: TextSource) -> bool:
+    return source.location not in (BUNDLED, C4) and source.path.exists()
 
 
 def _undecoded(feature: Any) -> Any:
@@ -82,7 +112,7 @@ def _open(source: TextSource) -> Any:
     """The rows of a source, in their own order, as an iterable dataset."""
     import datasets
 
-    _know_compressions()
+    register()
     if source.location == BUNDLED:
         # The text is part of the package: it needs no cache on this machine.
         lines = (package_files(__package__) / "data" / "bundled.jsonl").read_bytes().splitlines()
@@ -94,6 +124,9 @@ def _open(source: TextSource) -> Any:
         return _read_files([path])
     if any((path / name).is_file() for name in SAVED_DATASETS):
         return _pick_split(source, _read_saved(path), _only_part(source))
+    if path.is_dir():
+        for file in text_files(path):
+            check_before(file)
     config, split = _parts(source)
     try:
         splits = datasets.load_dataset(_address(source), name=config, streaming=True)
@@ -108,19 +141,6 @@ def _open(source: TextSource) -> Any:
     return _pick_split(source, splits, split)
 
 
-def _know_compressions() -> None:
-    """Teaches the file system of datasets the compressions that pyarrow has and Python lacks."""
-    import fsspec
-    import pyarrow
-
-    def reader(codec: str, file: Any, mode: str = "rb", **_: Any) -> Any:
-        return pyarrow.CompressedInputStream(file, codec)
-
-    for codec, ending in (("zstd", "zst"), ("lz4", "lz4")):
-        if codec not in fsspec.available_compressions():
-            fsspec.compression.register_compression(codec, partial(reader, codec), ending)
-
-
 def _read_files(paths: list[Path]) -> Any:
     """Files of one type; of several types, those of the most frequent one, as datasets chooses."""
     import datasets
@@ -129,31 +149,15 @@ def _read_files(paths: list[Path]) -> Any:
     kind = max(kinds, key=kinds.count)
     assert kind is not None, "the plan refuses files of unknown types"
     paths = [path for path, found in zip(paths, kinds, strict=True) if found == kind]
-    if kind.reader == "json":
-        for path in paths:
-            _check_nesting(path)
-    same = [glob.escape(str(path)) for path in paths]
+    same = []
+    for path in paths:
+        checked = address(path, kind.reader)
+        if checked is None:
+            check_before(path)
+        same.append(checked or glob.escape(str(path)))
     return datasets.load_dataset(
         kind.reader, data_files=same if len(same) > 1 else same[0], split="train", streaming=True, **kind.settings
     )
-
-
-def _check_nesting(path: Path) -> None:
-    """Refuses a file of lists in lists in lists, at which the JSON reader of pyarrow ends the whole process.
-
-    Raises:
-        CalibrationError: If there is such a list.
-    """
-    with path.open("rb") as file:
-        if not path.stat().st_size:
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            place = content.find(_NESTED)
-            if place >= 0:
-                line = content[:place].count(b"\n") + 1
-                raise CalibrationError(
-                    f"line {line} of {path} is nested too deeply.", hint="correct or remove that line"
-                )
 
 
 def _read_saved(path: Path) -> Mapping[str, Any]:

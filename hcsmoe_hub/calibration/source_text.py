@@ -8,6 +8,7 @@ from hcsmoe_hub.calibration.conversations import UnreadableError
 from hcsmoe_hub.calibration.documents import Document
 from hcsmoe_hub.calibration.domain_text import DomainText, TokenIds, key_of
 from hcsmoe_hub.calibration.encode import Encoder
+from hcsmoe_hub.calibration.pairs import Pair
 
 # Domain of records that name none, and of domains that fill no sequence.
 OTHER = "other"
@@ -20,8 +21,8 @@ BUNDLED_WEIGHTS: Mapping[str, int] = {
     **dict.fromkeys(("dialogue", "mathematics", "french", "german", "spanish"), 2),
 }
 
-# The domain of a row, and its document: text, a conversation, token ids, or why there is none.
-Item = tuple[str, Document | TokenIds | UnreadableError]
+# The domain of a row, and its document: text, a conversation, a pair, token ids, or why there is none.
+Item = tuple[str, Document | Pair | TokenIds | UnreadableError]
 
 
 class SourceText:
@@ -30,7 +31,7 @@ class SourceText:
     Args:
         items: Documents in shuffled order.
         encoder: Turns documents into token ids.
-        length: Tokens per sequence.
+        cut: A text without documents, cut as that of every domain is.
         weights: Shares of the domains in proportion to each other, 1 for those that are not named, as far as the text
             allows; then all items are held in memory. ``None`` for the shares of the text.
 
@@ -39,10 +40,10 @@ class SourceText:
     """
 
     def __init__(
-        self, items: Iterator[Item], encoder: Encoder, *, length: int, weights: Mapping[str, int] | None
+        self, items: Iterator[Item], encoder: Encoder, *, cut: DomainText, weights: Mapping[str, int] | None
     ) -> None:
         self._encoder = encoder
-        self._length = length
+        self._cut = cut
         self._items = items
         self._rows = 0
         self._waiting: dict[str, deque[Item]] | None = None
@@ -110,7 +111,7 @@ class SourceText:
         small = [name for name, text in self.domains.items() if not text.sequences]
         is_all = len(small) == len(self.domains)
         documents = list(chain.from_iterable(self.domains[name].documents for name in small))
-        if len(small) > 1 and sum(map(len, documents)) >= self._length:
+        if len(small) > 1 and self._cut.like(OTHER, documents).sequences:
             for name in small:
                 del self.domains[name]
             joined = self._text("" if is_all else OTHER)
@@ -133,7 +134,7 @@ class SourceText:
                     rest[found].add(ids)
 
     def _text(self, name: str) -> DomainText:
-        return self.domains.setdefault(name, DomainText(name, self._length))
+        return self.domains.setdefault(name, self._cut.like(name))
 
     def _next(self, name: str | None) -> tuple[str, TokenIds] | None:
         """The next document with tokens; of a domain, if each has a queue of its own. ``None`` after the last one."""

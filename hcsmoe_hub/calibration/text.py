@@ -6,6 +6,7 @@ apart from the others.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from hcsmoe_hub.calibration.items import read_items
 from hcsmoe_hub.calibration.library_failures import reason_of
 from hcsmoe_hub.calibration.measured import Part, find_measured, hold_back
 from hcsmoe_hub.calibration.plan import CalibrationPlan
+from hcsmoe_hub.calibration.reading import Prepared, Reading
 from hcsmoe_hub.calibration.shares import interleave_counts
+from hcsmoe_hub.calibration.sides import prepare_sides
 from hcsmoe_hub.calibration.source_text import BUNDLED_WEIGHTS, Item, SourceText
 from hcsmoe_hub.calibration.sources import BUNDLED, C4, SELF, TextSource
+from hcsmoe_hub.calibration.templates import Templates
 from hcsmoe_hub.calibration.token_ids import check_vocabulary, open_token_ids
 from hcsmoe_hub.calibration.tokenizer import load_tokenizer, repair_hint
 from hcsmoe_hub.errors import CalibrationError
@@ -60,20 +64,40 @@ def load_calibration(
     if plan.is_token_ids:
         ids = torch.from_numpy(np.array(open_token_ids(plan.sources[0].path)))
         check_vocabulary(ids, vocab_size=vocab_size, label=plan.dataset, hint="use ids from this model's own tokenizer")
-        return CalibrationSet.of(ids, [plan.sources[0].domain] * len(ids))
+        return CalibrationSet.of(ids, [plan.sources[0].domain] * len(ids), plan.source_length)
     tokenizer = load_tokenizer(tokenizer_folder, _explain_tokenizer)
     texts, counts = [], []
-    for source, wanted in zip(plan.sources, plan.counts(plan.sequences), strict=True):
-        items = _items(plan, source, tokenizer=tokenizer, sample=sample)
-        text, found = _fill(plan, source, wanted, items=items, tokenizer=tokenizer, emit=emit)
-        texts.append(text)
-        counts.append(found)
-    parts, order = _mix(plan, texts, counts, emit)
-    if plan.measures:
-        find_measured(parts, texts)
-        if plan.holds_back:
-            hold_back(parts)
-    return _assemble(plan, parts, order, vocab_size=vocab_size)
+    with Templates(tokenizer_folder) as templates:
+        items = [_items(plan, source, tokenizer=tokenizer, sample=sample) for source in plan.sources]
+        if plan.source_length:
+            how = prepare_sides(plan, items, tokenizer=tokenizer, templates=templates)
+        else:
+            how = _prepare(plan, items, tokenizer=tokenizer, templates=templates)
+        for index, wanted in enumerate(plan.counts(plan.sequences)):
+            text, found = _fill(plan.sources[index], wanted, how.readings[index], cut=how.cut, emit=emit)
+            texts.append(text)
+            counts.append(found)
+        parts, order = _mix(plan, texts, counts, emit)
+        if plan.measures:
+            find_measured(parts, texts)
+            if plan.holds_back:
+                hold_back(parts)
+        if plan.held_out is not None:
+            hold_back(parts, plan.held_out)
+    assembled = _assemble(plan, parts, order, vocab_size=vocab_size)
+    return replace(assembled, source_length=how.source_length, are_pairs=how.are_pairs)
+
+
+def _prepare(
+    plan: CalibrationPlan, items: Sequence[Iterator[Item]], *, tokenizer: Any, templates: Templates
+) -> Prepared:
+    """What is read of the sources for a model that has a decoder alone."""
+    readings = []
+    for source, own in zip(plan.sources, items, strict=True):
+        # C4 follows the papers, which join documents without a separator.
+        separator = [] if source.location == C4 or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        readings.append(Reading(own, Encoder(tokenizer, source.text, separator=separator, templates=templates)))
+    return Prepared(readings=readings, cut=DomainText("", plan.sequence_length), source_length=0)
 
 
 def _explain_tokenizer(error: BaseException) -> CalibrationError:
@@ -95,31 +119,23 @@ def _items(plan: CalibrationPlan, source: TextSource, *, tokenizer: Any, sample:
     else:
         # A column that the user's own files have is not one of the texts that are always there.
         is_own = len(plan.sources) == 1 or source.location not in (BUNDLED, C4)
-        yield from read_items(source, seed=plan.seed, column=plan.text_column if is_own else None)
+        column = plan.text_column if is_own else None
+        yield from read_items(source, seed=plan.seed, column=column, sides=plan.source_length > 0)
 
 
 def _fill(
-    plan: CalibrationPlan,
-    source: TextSource,
-    sequences: int,
-    *,
-    items: Iterator[Item],
-    tokenizer: Any,
-    emit: Listener,
+    source: TextSource, sequences: int, reading: Reading, *, cut: DomainText, emit: Listener
 ) -> tuple[SourceText, dict[str, int]]:
     """Reads one source until there is enough text; returns it with the number of sequences of each domain."""
-    # C4 follows the papers, which join documents without a separator.
-    separator = [] if source.location == C4 or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoder = Encoder(tokenizer, source.text, separator=separator)
-    text = SourceText(
-        items, encoder, length=plan.sequence_length, weights=BUNDLED_WEIGHTS if source.location == BUNDLED else None
-    )
+    encoder = reading.encoder
+    weights = BUNDLED_WEIGHTS if source.location == BUNDLED else None
+    text = SourceText(reading.items, encoder, cut=cut, weights=weights)
     counts = text.fill(sequences)
     encoder.check()
     left_out = f" (rows left out: {encoder.account()})" if encoder.faults else ""
     if not counts:
         raise CalibrationError(
-            f"{source.text} gives {text.tokens} tokens, fewer than one sequence of {plan.sequence_length}{left_out}.",
+            f"{source.text} gives {text.tokens} tokens, fewer than {cut.wanted}{left_out}.",
             hint="pass more text, or a smaller `sequence_length`",
         )
     if encoder.faults:
@@ -145,7 +161,7 @@ def _mix(
         numbers = {index: len(parts) + number for number, index in enumerate(dict.fromkeys(order))}
         for index in numbers:
             text = texts[source].domains[names[index]]
-            rest = DomainText(text.name, plan.sequence_length)
+            rest = text.like(text.name)
             parts.append(Part(domain=text.name, source=source, text=text, count=order.count(index), rest=rest))
         orders.append(iter([numbers[index] for index in order]))
     _name(plan, parts)

@@ -7,6 +7,10 @@ from typing import Any
 from hcsmoe_hub.calibration.library_failures import LibraryFailures
 from hcsmoe_hub.errors import HcsmoeError
 
+# Vocabularies of 256,000 tokens have a third of it.
+MAX_BYTES = 100_000_000
+_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm")
+
 
 def load_tokenizer(folder: Path, explain: Callable[[BaseException], HcsmoeError]) -> Any:
     """The tokenizer of transformers in a folder; code inside the folder is never run.
@@ -17,8 +21,17 @@ def load_tokenizer(folder: Path, explain: Callable[[BaseException], HcsmoeError]
     """
     from transformers import AutoTokenizer
 
+    _check_sizes(folder, explain)
     with LibraryFailures(explain):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _check_sizes(folder: Path, explain: Callable[[BaseException], HcsmoeError]) -> None:
+    """Refuses files that no tokenizer needs: libraries read them whole, and take many times their size."""
+    for path in sorted(folder.iterdir()):
+        is_read = path.suffix in _SUFFIXES and not path.name.endswith(".index.json") and path.is_file()
+        if is_read and (size := path.stat().st_size) > MAX_BYTES:
+            raise explain(ValueError(f"{path.name} has {size} bytes, more than {MAX_BYTES}."))
 
 
 def repair_hint(error: BaseException) -> str:

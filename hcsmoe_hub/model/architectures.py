@@ -208,6 +208,13 @@ FAMILIES = (
         SIGMOID_GROUPS,
         note=_BIAS + "; experts without a gate projection",
     ),
+    Architecture(
+        "nllb-moe",
+        "facebook/nllb-moe-54b",
+        "softmax over all experts, then top-2, renormalised",
+        note="encoder and decoder; experts without a gate projection",
+        width="",
+    ),
     Architecture("olmoe", "allenai/OLMoE-1B-7B-0924", SOFTMAX_TOP_K),
     Architecture(
         "phimoe", "microsoft/Phi-3.5-MoE-instruct", "sparsemixer: two experts, one masked softmax after the other"
@@ -220,6 +227,13 @@ FAMILIES = (
     Architecture("qwen3_vl_moe", "Qwen/Qwen3-VL-30B-A3B-Instruct", SOFTMAX_TOP_K, text_type="qwen3_vl_moe_text"),
     Architecture("qwen4_exp", "Qwen/Qwen4-Exp", SOFTMAX_TOP_K, text_type="qwen4_exp_text"),
     Architecture("solar_open", "upstage/Solar-Open-100B", SIGMOID_GROUPS, note=_BIAS, width=WIDTH_DIVISORS),
+    Architecture(
+        "switch_transformers",
+        "google/switch-base-8",
+        "softmax over all experts, then top-1; tokens beyond an expert's capacity visit none",
+        note="encoder and decoder; experts without a gate projection; capacity grows as experts become fewer",
+        width="",
+    ),
     Architecture(
         "zaya",
         "Zyphra/ZAYA1-8B",

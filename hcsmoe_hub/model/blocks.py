@@ -54,16 +54,16 @@ class ExpertTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoEBlock:
-    """The MoE block of one decoder layer.
+    """The MoE block of one layer.
 
     Attributes:
-        layer: Index of the decoder layer.
+        layer: Number of the layer.
         path: Module that holds router and experts; its input and output are what a merge must preserve.
         experts_path: Module that holds the experts' weights.
         experts: Tensors of the experts themselves.
         router: Tensors of the router and of everything else sized by experts.
         tables: Buffers that list expert numbers.
-        is_whole_layer: Whether router and experts hang on the decoder layer itself, so that the block's input is the
+        is_whole_layer: Whether router and experts hang on the layer itself, so that the block's input is the
             layer's.
     """
 
@@ -115,23 +115,27 @@ def compare(state_n: Mapping[str, Tensor], state_2n: Mapping[str, Tensor], *, ex
 
 
 def find_blocks(
-    layers_name: str, layers: nn.ModuleList, tensors: Mapping[str, ExpertTensor], state: Mapping[str, Tensor]
+    layers: Mapping[str, nn.Module], tensors: Mapping[str, ExpertTensor], state: Mapping[str, Tensor]
 ) -> tuple[MoEBlock, ...]:
-    """Assigns every expert-sized tensor to the MoE block of its decoder layer.
+    """Assigns every expert-sized tensor to the MoE block of its layer.
+
+    Args:
+        layers: The layers by name, in the order of their numbers.
+        tensors: The tensors that are sized by experts, by name.
+        state: All tensors of the model, by name.
 
     Raises:
         UnsupportedModelError: If an expert-sized tensor lies outside a block that can be observed.
     """
     blocks = []
     unassigned = dict(tensors)
-    for layer, module in enumerate(layers):
-        prefix = f"{layers_name}.{layer}"
+    for layer, (prefix, module) in enumerate(layers.items()):
         paths = [f"{prefix}.{name}" for name, child in module.named_modules() if is_experts_module(child)]
         if not paths:
             continue
         if len(paths) > 1:
             raise UnsupportedModelError(
-                f"decoder layer {layer} has {len(paths)} sets of experts; one was expected.", hint=REPORT_HINT
+                f"layer {layer} has {len(paths)} sets of experts; one was expected.", hint=REPORT_HINT
             )
         experts_path = paths[0]
         path = experts_path.rpartition(".")[0]

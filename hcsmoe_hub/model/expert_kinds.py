@@ -1,4 +1,4 @@
-"""The layouts of experts that are understood: transformers' fused ones, and two classes of its that differ.
+"""The layouts of experts that are understood: the fused ones of transformers, and two of its classes that differ.
 
 E source experts, T tokens, H hidden size, I expert intermediate size, P pre-activations of an expert, K experts per
 token.
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from hcsmoe_hub.methods.merging.neurons import Neurons
 from hcsmoe_hub.methods.refit.grouped import ExpertMatrices
-from hcsmoe_hub.model.experts import Experts, Observer
+from hcsmoe_hub.model.experts import Experts, Observer, brought
 from hcsmoe_hub.model.neurons import sort_neurons
 from hcsmoe_hub.model.transformers_seam import (
     apply_gate,
@@ -38,8 +38,8 @@ class FusedExperts(Experts):
         self.is_affine = not module.has_post_expert_norm
 
     def _linear(self, name: str, expert: int, inputs: Tensor) -> Tensor:
-        weight = getattr(self.module, name)[expert].to(inputs.dtype)
-        bias = getattr(self.module, f"{name}_bias")[expert].to(inputs.dtype) if self.module.has_bias else None
+        weight = brought(getattr(self.module, name)[expert], inputs)
+        bias = brought(getattr(self.module, f"{name}_bias")[expert], inputs) if self.module.has_bias else None
         return F.linear(inputs, weight.T if self.module.is_transposed else weight, bias)
 
     @property
@@ -101,14 +101,15 @@ class DbrxExperts(Experts):
         return getattr(self.glu, name).unflatten(0, (self.num_experts, -1))[expert]
 
     def pre_activation(self, expert: int, tokens_TH: Tensor) -> Tensor:
-        return torch.cat([tokens_TH @ self._rows(name, expert).T for name in ("w1", "v1")], dim=-1)
+        rows = (brought(self._rows(name, expert), tokens_TH) for name in ("w1", "v1"))
+        return torch.cat([tokens_TH @ rows_IH.T for rows_IH in rows], dim=-1)
 
     def gate(self, pre_TP: Tensor) -> Tensor:
         gate_TI, up_TI = pre_TP.chunk(2, dim=-1)
         return self.glu.activation_fn(gate_TI) * up_TI
 
     def project(self, expert: int, hidden_TI: Tensor) -> Tensor:
-        return hidden_TI @ self._rows("w2", expert).to(hidden_TI.dtype)
+        return hidden_TI @ brought(self._rows("w2", expert), hidden_TI)
 
     def neurons(self, rows: Mapping[str, Tensor]) -> Neurons:
         # All three are stored [E, I, H].
@@ -137,14 +138,14 @@ class Llama4Experts(Experts):
         self.num_experts = module.down_proj.shape[0]
 
     def pre_activation(self, expert: int, tokens_TH: Tensor) -> Tensor:
-        return tokens_TH @ self.module.gate_up_proj[expert]
+        return tokens_TH @ brought(self.module.gate_up_proj[expert], tokens_TH)
 
     def gate(self, pre_TP: Tensor) -> Tensor:
         gate_TI, up_TI = pre_TP.chunk(2, dim=-1)
         return up_TI * self.module.act_fn(gate_TI)
 
     def project(self, expert: int, hidden_TI: Tensor) -> Tensor:
-        return hidden_TI @ self.module.down_proj[expert].to(hidden_TI.dtype)
+        return hidden_TI @ brought(self.module.down_proj[expert], hidden_TI)
 
     def neurons(self, rows: Mapping[str, Tensor]) -> Neurons:
         return sort_neurons(rows, inputs={"gate_up_proj": (2, 2)}, outputs={"down_proj": 1})
@@ -166,8 +167,26 @@ class Llama4Experts(Experts):
         del block.forward
 
 
-# Classes of transformers that compute in a way of their own; all others follow its experts interface.
-KINDS: Mapping[str, type[Experts]] = {"DbrxExperts": DbrxExperts, "Llama4TextExperts": Llama4Experts}
+class UngatedExperts(FusedExperts):
+    """Experts of encoder-decoder models, stacked by hcsmoe: transformers cannot let them compute in another way."""
+
+    def observe(self, block: Any, observer: Observer) -> None:
+        def forward(module: Any, tokens_TH: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+            return observer(UngatedExperts(module), tokens_TH, index_TK, weight_TK)
+
+        self.module.forward = MethodType(forward, self.module)
+
+    def stop(self, block: Any) -> None:
+        del self.module.forward
+
+
+# Classes that compute in a way of their own; all others follow the experts interface of transformers.
+KINDS: Mapping[str, type[Experts]] = {
+    "DbrxExperts": DbrxExperts,
+    "Llama4TextExperts": Llama4Experts,
+    "StackedNllbExperts": UngatedExperts,
+    "StackedSwitchExperts": UngatedExperts,
+}
 
 
 def is_experts_module(module: nn.Module) -> bool:

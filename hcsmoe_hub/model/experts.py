@@ -19,6 +19,15 @@ from hcsmoe_hub.methods.refit.grouped import ExpertMatrices
 Observer = Callable[["Experts", Tensor, Tensor, Tensor], Tensor]
 
 
+def brought(weight: Tensor, inputs: Tensor) -> Tensor:
+    """The weights of one expert in the dtype and on the device of what it is given.
+
+    Experts of a layer may be stored in a narrower dtype than it computes in, and wait on the host for their turn.
+    """
+    # Pinned memory is copied while the process goes on; what runs on the device next waits for it.
+    return weight.to(inputs.device, inputs.dtype, non_blocking=True)
+
+
 class Experts(ABC):
     """One layer's experts as functions of an expert number and a batch of tokens.
 
@@ -43,7 +52,7 @@ class Experts(ABC):
     # Computing
 
     def hidden(self, expert: int, tokens_TH: Tensor) -> Tensor:
-        """Hidden activation ``[T, I]`` after gating, in the dtype of the weights."""
+        """Hidden activation ``[T, I]`` after gating, in the dtype of the tokens."""
         return self.gate(self.pre_activation(expert, tokens_TH))
 
     @property

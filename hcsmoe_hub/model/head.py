@@ -1,4 +1,4 @@
-"""What a causal language model does after its decoder. S positions, H hidden size, V vocabulary."""
+"""What a language model does after its decoder. S positions, H hidden size, V vocabulary."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from hcsmoe_hub.model.skeleton import Skeleton
 
 
 class _Decoded:
-    """A decoder output with hidden states only; models pass its other attributes on, and accept ``None`` for them."""
+    """An output with hidden states only; models pass its other attributes on, and accept ``None`` for them."""
 
     def __init__(self, hidden_BSH: Tensor) -> None:
         self.last_hidden_state = hidden_BSH
@@ -23,7 +23,7 @@ class _Decoded:
 
 
 def head(skeleton: Skeleton, hidden_SH: Tensor) -> Tensor:
-    """Applies what a causal language model does after its decoder: the head, and any scaling or capping.
+    """Applies what a language model does after its decoder: the head, and any scaling or capping.
 
     Args:
         skeleton: A skeleton of which at least the head is loaded.
@@ -41,7 +41,10 @@ def head(skeleton: Skeleton, hidden_SH: Tensor) -> Tensor:
         # A composite looks them up, wherever its embedding is, before it calls its decoder.
         embedding: Any = module.get_input_embeddings()
         ids_BS = torch.zeros(hidden_BSH.shape[:2], dtype=torch.long, device=embedding.weight.device)
-        logits_SV: Tensor = module(input_ids=ids_BS, use_cache=False).logits[0]
+        inputs: dict[str, Any] = {"input_ids": ids_BS}
+        if skeleton.is_encoder_decoder:
+            inputs = {"encoder_outputs": found, "decoder_input_ids": ids_BS}
+        logits_SV: Tensor = module(**inputs, use_cache=False).logits[0]
     finally:
         del vars(decoder)["forward"]
     return logits_SV

@@ -9,6 +9,7 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -47,7 +48,7 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     found = _find_class(built)
     if found is None:
         raise UnsupportedModelError(
-            f"model_type {published!r} is not a language model that generates text from text with a decoder alone.",
+            f"model_type {published!r} is not a language model that generates text from text.",
             hint="see 'hcsmoe architectures' for what is supported",
         )
     return built.get_text_config() if found.config_class is built.sub_configs.get("text_config") else built
@@ -64,6 +65,8 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def _find_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    if getattr(config, "is_encoder_decoder", False):
+        return _mapped_class(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, config)
     return (
         _named_class(config)
         or _mapped_class(MODEL_FOR_CAUSAL_LM_MAPPING, config)
@@ -81,7 +84,7 @@ def _named_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
         found = (
             getattr(transformers, name, None) if name.endswith(("ForCausalLM", "ForConditionalGeneration")) else None
         )
-        if found is not None and found.config_class in own and not getattr(config, "is_encoder_decoder", False):
+        if found is not None and found.config_class in own:
             named: type[PreTrainedModel] = found
             return named
     return None

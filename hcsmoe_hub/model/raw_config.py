@@ -13,10 +13,10 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from hcsmoe_hub.checkpoint.config_json import COUNT_KEYS, only_value, sections
+from hcsmoe_hub.checkpoint.config_json import COUNT_KEYS, QUANTIZATION_KEYS, only_value, sections
 from hcsmoe_hub.checkpoint.tensors import StoredTensor
 from hcsmoe_hub.errors import SourceError, UnsupportedModelError
-from hcsmoe_hub.model.transformers_seam import decode_special_floats
+from hcsmoe_hub.model.transformers_seam import ATTENTION_KEY, EXPERTS_KEY, decode_special_floats
 
 # Published under a type of its own, with the code of another one that transformers knows.
 SAME_CODE: Mapping[str, str] = {"kimi_k2": "deepseek_v3"}
@@ -24,14 +24,14 @@ SAME_CODE: Mapping[str, str] = {"kimi_k2": "deepseek_v3"}
 _KERNELS = frozenset(
     {
         "attn_implementation",
-        "_attn_implementation",
-        "_attn_implementation_internal",
+        ATTENTION_KEY,
+        f"{ATTENTION_KEY}_internal",
         "experts_implementation",
-        "_experts_implementation",
-        "_experts_implementation_internal",
+        EXPERTS_KEY,
+        f"{EXPERTS_KEY}_internal",
     }
 )
-_LAYERS = ("num_hidden_layers", "num_layers", "n_layers")
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 # Sizes that every model has.
 _POSITIVE = frozenset(
     {
@@ -80,7 +80,9 @@ def check_sizes(config: Mapping[str, Any]) -> None:
         for key, value in section.items():
             if value is None:
                 continue
-            if key in COUNT_KEYS:
+            if key in QUANTIZATION_KEYS:
+                _check_object(key, value)
+            elif key in COUNT_KEYS:
                 _check_size(key, only_value(key, value), least=0, most=_LARGEST_COUNT)
             elif key in _POSITIVE and not isinstance(value, list):
                 _check_size(key, value, least=1, most=_LARGEST_COUNT if key in _LAYERS else _LARGEST)
@@ -88,13 +90,22 @@ def check_sizes(config: Mapping[str, Any]) -> None:
                 _check_size(key, value, least=0, most=_LARGEST)
 
 
+def _check_object(key: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise SourceError(f"config.json says {key} = {_short(value)}, but it must be an object.", hint=_HINT)
+
+
 def _check_size(key: str, value: Any, *, least: int, most: int) -> None:
     if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
         return
-    shown = repr(value) if len(repr(value)) <= _SHOWN else f"{repr(value)[:_SHOWN]}..."
     raise SourceError(
-        f"config.json says {key} = {shown}, but it must be a whole number from {least} to {most}.", hint=_HINT
+        f"config.json says {key} = {_short(value)}, but it must be a whole number from {least} to {most}.", hint=_HINT
     )
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
 def check_stored(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], *, label: str) -> None:

@@ -170,7 +170,7 @@ def read_model(source: Source, *, with_mtp: bool = True, compute: torch.dtype = 
     config = plain if skeleton.factors is None else source.config
     twice = _with_experts(config, built, settings, 2 * settings.experts)
     tensors = compare(untied.state, Skeleton(twice, dtype, mtp=head).state, experts=settings.experts)
-    blocks = find_blocks(skeleton.layers_name, skeleton.layers, tensors, skeleton.state)
+    blocks = find_blocks(skeleton.layers_by_path, tensors, skeleton.state)
     if not blocks:
         raise UnsupportedModelError(
             f"{source.label} has no MoE layer, so there are no experts to merge or prune.",

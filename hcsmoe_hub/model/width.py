@@ -24,7 +24,7 @@ from hcsmoe_hub.model.skeleton import Skeleton
 from hcsmoe_hub.model.source_model import SourceModel
 
 # Names that sizes of feed-forward networks have.
-_WIDTH_KEY = re.compile(r"intermediate|ffn|inner")
+_WIDTH_KEY = re.compile(r"intermediate|ffn|inner|^d_ff$")
 # Those of routed experts: other programs may read them where transformers reads another key.
 _ROUTED_KEY = re.compile(r"^(?!.*shared).*(moe|expert)")
 # Numbers of shared experts, each as wide as a routed one.
@@ -108,6 +108,10 @@ def find_width(model: SourceModel) -> ExpertWidth:
         others = changed.keys() - own.keys()
         paths = tuple(f"{block.path}." for block in model.blocks)
         outside = [name for name in others if not name.startswith(paths)]
+        partial = next((each for each in model.blocks if not any(tensor.name in own for tensor in each.experts)), None)
+        if partial is not None and not outside:
+            problem = f"{key} of its config does not set the width of the experts of layer {partial.layer}"
+            continue
         if outside:
             problem = f"{key} of its config also sets the size of {min(outside)}"
             continue

@@ -7,6 +7,7 @@ from typing import Any
 
 from hcsmoe_hub.options import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     Dominant,
@@ -39,7 +40,8 @@ PRESETS: Mapping[Preset, MethodOptions] = MappingProxyType(
         ),
         # Hierarchical clustering of mean expert outputs, average linkage, frequency-weighted (arXiv 2410.08589).
         Preset.HC_SMOE: MethodOptions(preset=Preset.HC_SMOE, method=Method.MERGE),
-        # Routing-guided groups around dominant experts, aligned, with its own budget (arXiv 2310.01334).
+        # Routing-guided groups around dominant experts, aligned to the first expert of the layer, with its own budget
+        # (arXiv 2310.01334).
         Preset.M_SMOE: MethodOptions(
             preset=Preset.M_SMOE,
             method=Method.MERGE,
@@ -47,6 +49,7 @@ PRESETS: Mapping[Preset, MethodOptions] = MappingProxyType(
             similarity=(Similarity.ROUTER_LOGITS,),
             budget=Budget.M_SMOE,
             align=Align.WEIGHT,
+            align_to=AlignTo.FIRST,
             layout=Layout.MAPPED,
         ),
         # Router-weighted expert activation pruning (arXiv 2510.13999).
@@ -55,7 +58,7 @@ PRESETS: Mapping[Preset, MethodOptions] = MappingProxyType(
 )
 DEFAULT_PRESET = Preset.HC_REFIT
 # Options of grouping and merging that no part of the default can be combined with, whatever their value.
-_PUBLISHED = frozenset({"similarity", "distance", "kmeans_start", "dominant_weights", "features", "align"})
+_PUBLISHED = frozenset({"similarity", "distance", "kmeans_start", "dominant_weights", "features", "align", "align_to"})
 # Values of the other options that go with the default; others are choices of the published method.
 _OWN: Mapping[str, Collection[Any]] = MappingProxyType(
     {

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Any, get_args, get_type_hints
 
 from hcsmoe_hub.errors import SourceError
-from hcsmoe_hub.options import FormerRefit
+from hcsmoe_hub.options import Align, AlignTo, FormerRefit
 from hcsmoe_hub.recipe.recipe import Recipe
 
 
@@ -18,7 +18,11 @@ def read_recipe(method: Mapping[str, Any]) -> Recipe:
     Raises:
         SourceError: If it names a choice that this version does not know.
     """
-    return Recipe(**{name: _value(name, hint, method.get(name)) for name, hint in get_type_hints(Recipe).items()})
+    found = {name: _value(name, hint, method.get(name)) for name, hint in get_type_hints(Recipe).items()}
+    if found["align"] not in (None, Align.NONE) and found["align_to"] is None:
+        # Versions that did not record it aligned to the dominant expert.
+        found["align_to"] = AlignTo.DOMINANT
+    return Recipe(**found)
 
 
 def _value(name: str, hint: Any, value: Any) -> Any:

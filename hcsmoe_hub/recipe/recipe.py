@@ -5,6 +5,7 @@ from typing import Any
 
 from hcsmoe_hub.options import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     Compression,
@@ -54,6 +55,7 @@ class Recipe:
     dominant_weights: tuple[float, float] | None
     features: Features | None
     align: Align | None
+    align_to: AlignTo | None
     saliency: Saliency | None
     refit: Refit | FormerRefit | None
     refit_passes: int | None
@@ -126,8 +128,8 @@ class Recipe:
             match field.name:
                 case "similarity" if value is not None:
                     content[field.name] = "+".join(value)
-                # Results without it are described as they were before there was a choice.
-                case "compress" if value is None:
+                # Results without one are described as they were before there was a choice.
+                case "compress" | "align_to" if value is None:
                     continue
                 case "protect":
                     named = (f"{'*' if layer is None else layer}:{expert}" for layer, expert in value)

@@ -11,6 +11,7 @@ from typing import Any
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.options import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     Distance,
@@ -155,8 +156,16 @@ def _align(chosen: Chosen) -> Align | NotApplicable:
     if chosen["merge"] is Merge.NEURONS:
         return NotApplicable("the best neurons of a cluster are kept as they are, in whatever order")
     if chosen["merge"] is Merge.MEMBERSHIP:
-        return NotApplicable("an expert that belongs to every cluster has no dominant expert to follow")
+        return NotApplicable("the membership merge sums all experts as they are")
     return Align.NONE
+
+
+def _align_to(chosen: Chosen) -> AlignTo | NotApplicable:
+    if isinstance(impossible := _align(chosen), NotApplicable):
+        return impossible
+    if chosen["align"] is Align.NONE:
+        return NotApplicable("`align='none'` leaves neurons in their order")
+    return AlignTo.DOMINANT
 
 
 def _saliency(chosen: Chosen) -> Saliency | NotApplicable:
@@ -173,7 +182,7 @@ def _dominant(chosen: Chosen) -> Dominant | NotApplicable:
     has_followers = (
         chosen["clustering"] is Clustering.SINGLE_SHOT
         or chosen["merge"] in (Merge.FIX_DOM, Merge.FIX_DOM_ONE_TO_ONE, Merge.DOMINANT)
-        or chosen["align"] not in (None, Align.NONE)
+        or chosen["align_to"] is AlignTo.DOMINANT
         or chosen["router"] is RouterPolicy.DOMINANT
         # A fit begins with the rows of the dominant experts, unless there are memberships.
         or (chosen["router"] is RouterPolicy.FIT and not _is_fuzzy(chosen))
@@ -231,6 +240,7 @@ _DECISIONS: Mapping[str, Callable[[Chosen], Any]] = {
     "dominant_weights": _dominant_weights,
     "features": _features,
     "align": _align,
+    "align_to": _align_to,
     "saliency": _saliency,
     "refit": _refit,
     "refit_passes": _refit_passes,

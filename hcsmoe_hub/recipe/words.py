@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hcsmoe_hub.machine.units import format_list, format_numbers, format_percent, format_plural
 from hcsmoe_hub.options import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     Compression,
@@ -135,13 +136,18 @@ FEATURES: Mapping[Features, Words] = {
 ALIGNMENTS: Mapping[Align, Words] = {
     Align.NONE: Words("", ""),
     Align.WEIGHT: Words(
-        "neurons aligned by weight",
-        ", after its members' neurons were permuted towards the dominant expert by their weights",
+        "neurons aligned{anchor} by weight",
+        ", after its members' neurons were permuted towards {anchor} by their weights",
     ),
     Align.ACTIVATION: Words(
-        "neurons aligned by activation",
-        ", after its members' neurons were permuted towards the dominant expert by their activations",
+        "neurons aligned{anchor} by activation",
+        ", after its members' neurons were permuted towards {anchor} by their activations",
     ),
+}
+# The experts whose order of neurons others take.
+ANCHORS: Mapping[AlignTo, Words] = {
+    AlignTo.FIRST: Words(" to the first expert", "the first expert of the layer"),
+    AlignTo.DOMINANT: Words("", "the dominant expert"),
 }
 SALIENCIES: Mapping[Saliency, Words] = {
     Saliency.FREQUENCY: Words("prune by frequency", "the router chose most often"),
@@ -284,7 +290,8 @@ def _merging_parts(recipe: Recipe) -> Iterator[str]:
     if recipe.dominant not in (None, Dominant.FREQUENCY) and recipe.clustering is not Clustering.SINGLE_SHOT:
         yield f"dominant by {recipe.dominant}"
     if recipe.align is not None:
-        yield ALIGNMENTS[recipe.align].line
+        anchor = "" if recipe.align_to is None else ANCHORS[recipe.align_to].line
+        yield ALIGNMENTS[recipe.align].line.format(anchor=anchor)
     # A membership router is the only one that such a merge can have.
     if recipe.router is not None and recipe.router is not RouterPolicy.MEMBERSHIP:
         yield ROUTERS[recipe.router].line
@@ -327,7 +334,8 @@ def merging(recipe: Recipe) -> str:
     if recipe.merge is None:
         return ""
     aligned = "" if recipe.align is None else ALIGNMENTS[recipe.align].card
-    return _filled(MERGES[recipe.merge].card, recipe) + aligned
+    anchor = "" if recipe.align_to is None else ANCHORS[recipe.align_to].card
+    return _filled(MERGES[recipe.merge].card, recipe) + aligned.format(anchor=anchor)
 
 
 def routing(recipe: Recipe) -> str:

@@ -1,6 +1,7 @@
 """Fixtures of the calibration tests: a guard against connections, and tokenizers to load text with."""
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import datasets
 import pytest
 from calibration_text import VOCABULARY, Load, load_token_ids, plan, write_tokenizer
 from torch import Tensor
+
+from hcsmoe_hub.calibration import templates
 
 CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }} {{ message.content }} {% endfor %}"
 
@@ -20,6 +23,36 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"a connection was opened: {arguments[1:]}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+class _Kept(templates.Worker):
+    """A process that renders the chat templates of all tests: each would take a second to start."""
+
+    def close(self) -> None:
+        """The process serves the next test."""
+
+    def end(self) -> None:
+        super().close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def chat_process() -> Iterator[None]:
+    """One process renders the chat templates of all tests, until one of them has ended it."""
+    kept: list[_Kept] = []
+
+    def worker(memory_bytes: int) -> templates.Worker:
+        if memory_bytes != templates.MEMORY_BYTES:
+            return real(memory_bytes)
+        if not kept or not kept[-1].is_running:
+            kept.append(_Kept(memory_bytes))
+        return kept[-1]
+
+    real = templates.Worker
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(templates, "Worker", worker)
+        yield
+    for each in kept:
+        each.end()
 
 
 @pytest.fixture

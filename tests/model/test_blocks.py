@@ -105,7 +105,7 @@ def blocks_of(model_type: str) -> tuple[MoEBlock, ...]:
         Skeleton(config(model_type, experts) | {"model_type": model_type}, torch.float32) for experts in (E, 2 * E)
     )
     tensors = compare(small.state, large.state, experts=E)
-    return find_blocks(small.layers_name, small.layers, tensors, small.state)
+    return find_blocks(small.layers_by_path, tensors, small.state)
 
 
 def described(tensors: tuple[ExpertTensor, ...], prefix: str) -> dict[str, tuple[int, int, int]]:
@@ -290,7 +290,7 @@ def find(layers: list[nn.Module], **more: Tensor) -> tuple[MoEBlock, ...]:
         for name, tensor in state.items()
         if tensor.shape[0] == E
     }
-    return find_blocks("layers", model["layers"], tensors, state)
+    return find_blocks({f"layers.{number}": layer for number, layer in enumerate(model["layers"])}, tensors, state)
 
 
 def test_a_layer_without_experts_has_no_block() -> None:
@@ -302,7 +302,7 @@ def test_a_layer_without_experts_has_no_block() -> None:
 
 
 def test_a_layer_with_two_sets_of_experts_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="decoder layer 1 has 2 sets of experts"):
+    with pytest.raises(UnsupportedModelError, match="layer 1 has 2 sets of experts"):
         find([Layer(1), Layer(2)])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from hcsmoe_hub import convert
 from hcsmoe_hub import plan as plan_conversion
 from hcsmoe_hub.errors import PlanError
-from hcsmoe_hub.model.microbatch import MicroBatcher, join, select
+from hcsmoe_hub.model.microbatch import MicroBatcher, Uncut, bare, select
 from hcsmoe_hub.pipeline.stream import make_batcher
 from hcsmoe_hub.report import ConversionReport
 
@@ -57,16 +57,32 @@ def test_select_passes_a_shared_object_on_by_identity() -> None:
     assert cut[1]["cache"] is shared
 
 
+def test_what_is_not_cut_but_as_long_as_what_is_cut_stays_whole_in_smaller_pieces() -> None:
+    # Eight sequences of four tokens each: after a cut to four, nobody could tell which is which.
+    states, positions = torch.arange(8), torch.arange(4)
+    cut = select((states, {"positions": positions}), slice(0, 4), 8)
+    assert isinstance(cut[1]["positions"], Uncut)
+    smaller = bare(select(cut, slice(0, 2), 4))
+    assert torch.equal(smaller[0], states[:2])
+    assert smaller[1]["positions"] is positions
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
 @pytest.mark.parametrize(
     "wrap",
-    [lambda t: t, lambda t: (t, None), lambda t: [t, (t + 1, 7)], lambda t: {"states": t}],
-    ids=["tensor", "tuple", "list", "dict"],
+    [
+        lambda t: t,
+        lambda t: (t, None),
+        lambda t: [t, (t + 1, 7)],
+        lambda t: {"states": t},
+        lambda t: (t, t.flatten()),
+    ],
+    ids=["tensor", "tuple", "list", "dict", "an entry per token"],
 )
-def test_join_undoes_select(size: int, wrap: Callable[[Tensor], Any]) -> None:
-    value = wrap(torch.arange(14).view(7, 2))
-    joined = join([select(value, slice(start, start + size), 7) for start in range(0, 7, size)])
-    assert repr(joined) == repr(value)
+def test_what_micro_batches_return_is_put_together(size: int, wrap: Callable[[Tensor], Any]) -> None:
+    value = torch.arange(14).view(7, 2)
+    found = MicroBatcher(7, size, CPU).wrap(wrap, lambda: None)(value)
+    assert repr(found) == repr(wrap(value))
 
 
 # Halving
@@ -175,11 +191,10 @@ def test_a_micro_batch_holds_whole_sequences_of_at_most_so_many_tokens(
     assert make_batcher(skeleton, token_ids(), batch_tokens=batch_tokens, device=CPU).batch == batch
 
 
-def test_as_many_sequences_as_tokens_in_each_are_not_cut(tmp_path: Path) -> None:
-    # Sequences and positions could not be told apart by the size of a dimension.
+def test_as_many_sequences_as_tokens_in_each_are_cut_like_any_other_set(tmp_path: Path) -> None:
     source = build(tmp_path / "model")
     skeleton = plan_conversion(source, options(source, 4)).model.skeleton
-    assert make_batcher(skeleton, token_ids(8, 8), batch_tokens=8, device=CPU).batch == 8
+    assert make_batcher(skeleton, token_ids(8, 8), batch_tokens=8, device=CPU).batch == 1
 
 
 # Whole conversions

@@ -18,6 +18,8 @@ PARTS = {
     "nemotron_h": (1, 1, 0),
     "dbrx": (2, 1, 0),
     "llama4_text": (2, 1, 0),
+    "nllb-moe": (2, 1, 1),
+    "switch_transformers": (1, 1, 0),
 }
 
 

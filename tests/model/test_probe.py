@@ -24,7 +24,7 @@ from observed_blocks import (
 )
 
 from hcsmoe_hub.model.expert_kinds import experts_of, is_experts_module, use_probe
-from hcsmoe_hub.observation.observers import CalibrationObserver, mean_outputs
+from hcsmoe_hub.observation.calibration_observer import CalibrationObserver, mean_outputs
 from hcsmoe_hub.observation.statistics import ExpertStatistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,6 +60,20 @@ def test_the_remembered_outputs_are_the_weighted_sums_of_the_chosen_experts(case
         picked_TKH = outputs[seen.index_TK, torch.arange(len(seen.index_TK))[:, None]]
         expected = (picked_TKH * seen.weight_TK[..., None]).sum(1)
     assert relative(torch.cat(observer.outputs), expected) < 1e-5
+
+
+def test_experts_that_are_stored_narrower_compute_in_the_dtype_of_the_tokens(case: Case) -> None:
+    # A norm behind the experts belongs to none of them.
+    stored = [values for name, values in case.experts.named_parameters() if "norm" not in name]
+    for values in stored:
+        values.data = values.data.bfloat16().float()
+    wide, wide_outputs = probe(case)
+    for values in stored:
+        values.data = values.data.bfloat16()
+    narrow, outputs = probe(case)
+    assert all(torch.equal(one, other) for one, other in zip(outputs, wide_outputs, strict=True))
+    means = [mean_outputs(experts_of(case.experts), observer.statistics) for observer in (narrow, wide)]
+    assert torch.equal(*means)
 
 
 def test_mean_outputs_are_the_means_of_every_expert_over_all_tokens(case: Case) -> None:
@@ -125,14 +139,13 @@ def test_the_gram_matrix_holds_the_products_of_outputs_that_come_together(case: 
         [(routed_TKH * (seen.index_TK == expert)[..., None]).sum(1) for expert in range(E)]
     ).flatten(1)
     gram_EE = observer.statistics.gram_EE
-    assert gram_EE is not None
     assert gram_EE.dtype == torch.float64
     assert relative(gram_EE, share_ETH @ share_ETH.T) < 1e-5
     assert float(gram_EE.sum()) == pytest.approx(float(torch.cat(observer.outputs).double().square().sum()), rel=1e-4)
 
 
 def test_the_products_of_outputs_are_added_up_only_where_they_are_wanted(case: Case) -> None:
-    assert probe(case)[0].statistics.gram_EE is None
+    assert not probe(case)[0].statistics.gram_EE.any()
 
 
 def test_weights_and_norms_are_those_of_the_routed_tokens(case: Case) -> None:

@@ -31,7 +31,7 @@ def source(sound: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     for file in sound.iterdir():
-        (folder / file.name).symlink_to(file)
+        (folder / file.name).hardlink_to(file)
     content = read_config(sound)
     (folder / "config.json").unlink()
     (folder / "config.json").write_text(json.dumps(content))

@@ -11,13 +11,17 @@ import transformers
 from places import ROOT
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hcsmoe_hub.model import stacked_experts
 from hcsmoe_hub.model.expert_kinds import KINDS
+from hcsmoe_hub.model.stacked_experts import _BLOCKS, _SHARING
 
 SEAM = ROOT / "hcsmoe_hub/model/transformers_seam.py"
 # The file that travels with checkpoints has to stand alone.
 ALONE = ROOT / "hcsmoe_hub/checkpoint/modeling_hcsmoe.py"
 # Set by transformers while it loads a model, and gone from the class before that.
 WHILE_LOADING = "_weight_conversions"
+# Set by transformers on every tensor that it has loaded.
+LOADED = "_is_hf_initialized"
 # Added to the class of fused experts by a decorator.
 OF_EXPERTS = "_apply_gate"
 
@@ -60,7 +64,7 @@ def test_what_the_seam_imports_is_in_the_installed_transformers(module: str, nam
     assert hasattr(import_module(module), name), missing(f"{module}.{name}")
 
 
-@pytest.mark.parametrize("name", sorted(private_names(SEAM) - {WHILE_LOADING, OF_EXPERTS}))
+@pytest.mark.parametrize("name", sorted(private_names(SEAM) - {WHILE_LOADING, LOADED, OF_EXPERTS}))
 def test_private_attributes_that_the_seam_uses_are_in_the_installed_transformers(name: str) -> None:
     owners = (PreTrainedModel, PreTrainedConfig, import_module("transformers.core_model_loading").WeightTransform)
     assert any(hasattr(owner, name) for owner in owners), missing(name)
@@ -70,6 +74,7 @@ def test_private_attributes_that_the_seam_uses_are_in_the_installed_transformers
     ("name", "module"),
     [
         (WHILE_LOADING, "transformers.core_model_loading"),
+        (LOADED, "transformers.core_model_loading"),
         (OF_EXPERTS, "transformers.integrations.moe"),
         ("HF_DEACTIVATE_ASYNC_LOAD", "transformers.core_model_loading"),
     ],
@@ -80,8 +85,18 @@ def test_names_that_the_seam_shares_with_a_module_of_transformers_are_in_its_sou
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_classes_of_experts_that_are_known_by_name_are_in_the_installed_transformers(name: str) -> None:
-    model_type = {"DbrxExperts": "dbrx", "Llama4TextExperts": "llama4"}[name]
+def test_classes_of_experts_that_are_known_by_name_exist(name: str) -> None:
+    places = {"DbrxExperts": "dbrx", "Llama4TextExperts": "llama4"}
+    if name not in places:
+        assert hasattr(stacked_experts, name)
+        return
+    module = import_module(f"transformers.models.{places[name]}.modeling_{places[name]}")
+    assert hasattr(module, name), missing(name)
+
+
+@pytest.mark.parametrize("name", [*sorted(_BLOCKS), _SHARING])
+def test_classes_whose_experts_are_stacked_are_in_the_installed_transformers(name: str) -> None:
+    model_type = "nllb_moe" if name.startswith("Nllb") else "switch_transformers"
     module = import_module(f"transformers.models.{model_type}.modeling_{model_type}")
     assert hasattr(module, name), missing(name)
 

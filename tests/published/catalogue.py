@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from published import (
     deepseek,
     deepseek_v4,
+    encoder_decoder,
     ernie_minimax_vl,
     gemma,
     glm,
@@ -27,6 +28,7 @@ from published.checkpoint import Checkpoint
 _FAMILIES = (
     deepseek,
     deepseek_v4,
+    encoder_decoder,
     ernie_minimax_vl,
     gemma,
     glm_kimi_vl,

@@ -20,8 +20,6 @@ CHECKPOINTS = tuple(
         "inclusionAI/Ling-1T",
         "inclusionAI/Ling-lite-1.5",
         "PowerInfer/SmallThinker-21BA3B-Instruct",
-        "facebook/nllb-moe-54b",
-        "google/switch-base-8",
         "llama-moe/LLaMA-MoE-v1-3_5B-4_16",
         "meituan-longcat/LongCat-Flash-Chat",
         "xai-org/grok-2",

@@ -6,7 +6,7 @@ from typing import Any
 
 from published.collector import Config
 
-DEPTH_KEYS = ("num_hidden_layers", "n_layers", "num_layers")
+DEPTH_KEYS = ("num_hidden_layers", "n_layers", "num_layers", "encoder_layers")
 # Lists of layer numbers, which start from one.
 NUMBER_LISTS = ("full_attn_layers", "kda_layers")
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -77,6 +77,8 @@ def shallow(config: Config, layers: int) -> Config:
     for key, value in section.items():
         if key in DEPTH_KEYS:
             section[key] = layers
+        elif key == "num_sparse_encoder_layers":
+            section[key] = value * layers // before
         elif isinstance(value, list | str) and len(value) == before:
             section[key] = value[:layers]
         elif isinstance(value, list) and len(value) == before + 1:

@@ -20,6 +20,7 @@ from torch import Tensor
 from hcsmoe_hub import CalibrationOptions, ConversionReport, ConvertOptions, MethodOptions, Preset, convert, verify
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.model.architectures import FAMILIES
+from hcsmoe_hub.model.wrong_experts import run_chosen_experts
 from hcsmoe_hub.result import reload
 from published.catalogue import CHECKPOINTS
 from published.checkpoint import Checkpoint
@@ -95,9 +96,11 @@ def logits(folder: Path) -> Tensor:
     (name,) = read_config(folder)["architectures"]
     kind = getattr(transformers, name, transformers.AutoModelForCausalLM)
     model = kind.from_pretrained(folder).eval()
+    run_chosen_experts(model)
     ids = torch.arange(3, 27).view(2, 12)
+    labels = {"labels": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
     with torch.no_grad():
-        result: Tensor = getattr(model, "thinker", model)(input_ids=ids, use_cache=False).logits
+        result: Tensor = getattr(model, "thinker", model)(input_ids=ids, use_cache=False, **labels).logits
     return result
 
 

@@ -25,8 +25,6 @@ REFUSALS = {
     "Qwen3-30B-A3B-NVFP4": "quantised with ModelOpt NVFP4",
     "SmallThinker-21BA3B-Instruct": "model_type 'smallthinker' is not part of transformers",
     "grok-2": "model_type 'git'",
-    "nllb-moe-54b": "model_type 'nllb-moe'",
-    "switch-base-8": "model_type 'switch_transformers'",
 }
 PLANNED = [name for name in CHECKPOINTS if name not in REFUSALS]
 # Checkpoints of more tensors than that are planned with their first layers, in which every kind of layer occurs.

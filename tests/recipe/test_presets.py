@@ -12,6 +12,7 @@ from hcsmoe_hub.cli.method_options import MethodFlags
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.options import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     Distance,
@@ -65,6 +66,7 @@ EXPECTED: dict[Preset, dict[str, Any]] = {
         "dominant": Dominant.FREQUENCY,
         "budget": Budget.M_SMOE,
         "align": Align.WEIGHT,
+        "align_to": AlignTo.FIRST,
         "merge": Merge.FREQUENCY,
         "layout": Layout.MAPPED,
     },
@@ -81,6 +83,7 @@ PUBLISHED: dict[str, list[Any]] = {
     "dominant_weights": [(2.0, 1.0)],
     "features": list(Features),
     "align": list(Align),
+    "align_to": list(AlignTo),
     "router": [policy for policy in RouterPolicy if policy is not RouterPolicy.FIT],
     "layout": [Layout.MAPPED, Layout.FULL],
 }

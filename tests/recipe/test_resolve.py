@@ -12,6 +12,7 @@ import pytest
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.options import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     Distance,
@@ -188,6 +189,7 @@ IDLE: list[tuple[dict[str, Any], str, Any]] = [
         "dominant_weights": (2.0, 1.0),
         "features": Features.WEIGHT,
         "align": Align.NONE,
+        "align_to": AlignTo.FIRST,
         "router": RouterPolicy.DOMINANT,
     }.items()),
     (RANDOM, "similarity", (Similarity.WEIGHT,)),
@@ -195,9 +197,12 @@ IDLE: list[tuple[dict[str, Any], str, Any]] = [
     (RANDOM, "max_cluster_size", 2),
     (FUZZY, "max_cluster_size", 2),
     (FUZZY, "align", Align.WEIGHT),
+    *(({"align": align}, "align_to", AlignTo.DOMINANT) for align in (None, Align.NONE)),
+    *(({"merge": merge}, "align_to", AlignTo.FIRST) for merge in (Merge.FIX_DOM, Merge.ZIPIT, Merge.NEURONS)),
     (FUZZY, "dominant", Dominant.SALIENCY),
     ({"layout": Layout.FULL}, "dominant", Dominant.CENTER),
     ({"router": RouterPolicy.AVERAGE, "merge": Merge.ZIPIT}, "dominant", Dominant.CENTER),
+    ({"align": Align.WEIGHT, "align_to": AlignTo.FIRST, "router": RouterPolicy.AVERAGE}, "dominant", Dominant.CENTER),
     *(({"clustering": clustering}, "linkage", Linkage.AVERAGE) for clustering in (
         Clustering.KMEANS, Clustering.FUZZY, Clustering.SINGLE_SHOT, Clustering.RANDOM
     )),
@@ -328,6 +333,7 @@ VALUES: dict[str, list[Any]] = {
     "dominant_weights": [None, (2.0, 1.0), (0.0, 0.0)],
     "features": [None, *Features],
     "align": [None, *Align],
+    "align_to": [None, *AlignTo],
     "saliency": [None, *Saliency],
     "refit": [None, *Refit],
     "refit_passes": [None, 1, 4],

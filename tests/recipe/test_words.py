@@ -6,6 +6,7 @@ from hcsmoe_hub import options
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.options import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     Distance,
@@ -108,6 +109,11 @@ DEFAULT = "hierarchical clustering by expert-output (euclidean, average linkage)
             DEFAULT + "at most 3 per cluster, dominant merge 2:0.5, neurons aligned by weight, dominant router, "
             "reduced layout",
         ),
+        (
+            {"align": Align.ACTIVATION, "align_to": AlignTo.FIRST},
+            DEFAULT + "frequency merge, neurons aligned to the first expert by activation, dominant router, "
+            "reduced layout",
+        ),
     ],
 )
 def test_line_names_the_choices_in_force(asked, line):
@@ -128,6 +134,7 @@ WORDS = {
     options.Merge: words.MERGES,
     options.Features: words.FEATURES,
     options.Align: words.ALIGNMENTS,
+    options.AlignTo: words.ANCHORS,
     options.Saliency: words.SALIENCIES,
     options.RouterPolicy: words.ROUTERS,
     options.Refit: words.REFITS,
@@ -148,6 +155,21 @@ def test_a_recipe_is_read_back_from_what_a_report_records(preset):
         # As JSON has it: lists, not tuples.
         record = {name: list(value) if isinstance(value, tuple) else value for name, value in recipe.as_dict().items()}
         assert read_recipe(record) == recipe
+
+
+@pytest.mark.parametrize("align", Align)
+def test_a_report_without_the_anchor_of_an_alignment_means_the_dominant_expert(align):
+    recipe = resolve(MethodOptions(align=align))
+    record = {name: value for name, value in recipe.as_dict().items() if name != "align_to"}
+    assert read_recipe(record) == read_recipe(record | {"align_to": None}) == recipe
+    assert ("align_to" in recipe.as_dict()) is (align is not Align.NONE)
+
+
+def test_the_card_names_the_expert_that_others_are_aligned_to():
+    to_first = words.merging(resolve(PRESETS[Preset.M_SMOE]))
+    assert to_first.endswith("neurons were permuted towards the first expert of the layer by their weights")
+    to_dominant = words.merging(resolve(MethodOptions(align=Align.ACTIVATION)))
+    assert to_dominant.endswith("neurons were permuted towards the dominant expert by their activations")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ E source experts, U experts that differ from each other, I neurons of each.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -64,6 +64,12 @@ class NeuronEnergies:
     def first_U(self) -> tuple[int, ...]:
         """The source expert in whose order the neurons of each of the U experts are listed: its first copy."""
         return tuple(self.place_E.index(place) for place in range(max(self.place_E) + 1))
+
+    def on(self, device: torch.device) -> Self:
+        """The same on a device."""
+        tables = (self.own_UI, self.harm_UUI, self.magnitude_UI)
+        own_UI, harm_UUI, magnitude_UI = (values.to(device) for values in tables)
+        return replace(self, own_UI=own_UI, harm_UUI=harm_UUI, magnitude_UI=magnitude_UI)
 
     def part(self, experts: Sequence[int]) -> Self:
         """The same among some of the source experts only, numbered anew in the given order."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hcsmoe_hub.machine.smaller_pieces import and_host, first_that_fits
 from hcsmoe_hub.methods.clustering.clusters import Grouping
 from hcsmoe_hub.methods.clustering.energies import NeuronEnergies, gains
 from hcsmoe_hub.methods.clustering.hierarchical import cut_tree
@@ -67,7 +68,11 @@ def loss_merges(energies: NeuronEnergies) -> list[tuple[int, int, float]]:
         The numbers of the two clusters of each of the U - 1 merges, the lower one first, which stays the number of the
         union; and what the merge adds to the loss, as an energy.
     """
-    return _Agglomeration(energies).merges()
+
+    def attempt(place: torch.device) -> list[tuple[int, int, float]]:
+        return _Agglomeration(energies.on(place)).merges()
+
+    return first_that_fits(attempt, and_host(energies.own_UI.device), energies.own_UI.device)
 
 
 def pair_losses(energies: NeuronEnergies) -> NDArray[np.float64]:
@@ -76,7 +81,9 @@ def pair_losses(energies: NeuronEnergies) -> NDArray[np.float64]:
     Returns:
         Symmetric ``[E, E]`` float64 matrix with a zero diagonal, zero between copies.
     """
-    losses_UU = _first_losses(energies) / energies.total
+    device = energies.own_UI.device
+    found_UU = first_that_fits(lambda place: _first_losses(energies.on(place)), and_host(device), device)
+    losses_UU = found_UU / energies.total
     np.fill_diagonal(losses_UU, 0)
     places = np.array(energies.place_E)
     return losses_UU[np.ix_(places, places)]

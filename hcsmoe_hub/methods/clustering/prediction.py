@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hcsmoe_hub.machine.smaller_pieces import and_host, first_that_fits
 from hcsmoe_hub.methods.clustering.energies import NeuronEnergies, gains
 from hcsmoe_hub.methods.clustering.loss import loss_merges
 
@@ -57,7 +58,8 @@ def loss_table(energies: NeuronEnergies, experts: Sequence[int], widths: Sequenc
     for name, values, most in (("experts", experts, count), ("neurons", widths, neurons)):
         if not all(1 <= value <= most for value in values):
             raise ValueError(f"there are 1 to {most} {name}, not {values}")
-    kept_CW = _kept_by_count(replace(energies, width=neurons), widths)
+    device, every = energies.own_UI.device, replace(energies, width=neurons)
+    kept_CW = first_that_fits(lambda place: _kept_by_count(every.on(place), widths), and_host(device), device)
     different = len(energies.own_UI)
     # Copies of an expert become one at no loss.
     lost_KW = 1 - np.stack([kept_CW[min(number, different) - 1] for number in experts]) / energies.total

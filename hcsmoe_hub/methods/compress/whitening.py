@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hcsmoe_hub.methods.totals import total
+
 # Directions with a smaller share of the largest are rounding of sums in float32.
 SMALLEST = 1e-7
 
@@ -41,4 +43,4 @@ class Whitening:
     def energy(self, matrix_OI: Tensor) -> float:
         """Summed squared output of a matrix ``[O, I]`` on the inputs."""
         wide_OI = matrix_OI.to(torch.float64)
-        return float((wide_OI @ self.gram_II * wide_OI).sum())
+        return float(total(wide_OI @ self.gram_II * wide_OI))

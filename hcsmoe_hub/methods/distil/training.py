@@ -5,13 +5,15 @@ N pieces of L tokens, B pieces of one step, V entries of the vocabulary.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import isfinite
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hcsmoe_hub.methods.distil.losses import divergence
 from hcsmoe_hub.methods.distil.text import Pieces
+from hcsmoe_hub.methods.totals import root_mean_square
 
 # Token ids [B, L] to logits [B, L, V].
 Model = Callable[[Tensor], Tensor]
@@ -99,25 +101,36 @@ class Training:
     after: Mapping[str, float]
 
 
-def divergence(student_BLV: Tensor, teacher_BLV: Tensor) -> Tensor:
-    """Sum over tokens of the KL divergence of two next-token distributions from the teacher's side, in nats."""
-    student, teacher = (logits.float().log_softmax(-1) for logits in (student_BLV, teacher_BLV))
-    return F.kl_div(student, teacher, log_target=True, reduction="sum")
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Progress:
+    """How far a training has come: everything that its remaining steps depend on, but for the model and the text.
+
+    Attributes:
+        steps: Steps that were made; at least 1.
+        masters: Values of the parameters, float32, on the device of each.
+        moments: What Adam keeps of each parameter that has had a gradient, by the parameter's number and by name.
+        before: Mean KL divergence per token of the first values, in nats, by domain.
+        after: The same with the best values so far.
+        lowest: Greatest share of its first divergence that a domain keeps with them; 1 if nothing was better yet.
+        kept: Steps until them; 0 if nothing was better yet.
+        best: These values, each as its ``start``; empty if nothing was better yet.
+    """
+
+    steps: int
+    masters: Sequence[Tensor]
+    moments: Mapping[int, Mapping[str, Tensor]]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    lowest: float
+    kept: int
+    best: Sequence[Tensor]
 
 
-def train(
-    pair: Pair,
-    trained: Sequence[Trained],
-    pieces: Pieces,
-    *,
-    rate: float,
-    seed: int,
-    on_step: Callable[[], None] = lambda: None,
-) -> Training:
+class Trainer:
     """Adam with float32 masters, one rise and one fall of the rate; the best values for the worst domain are kept.
 
     Values are better if the greatest share of its divergence that any domain keeps is smaller; with no share below 1
-    the first values stay.
+    the first values stay. A training that goes on from its ``progress`` ends in the same bits.
 
     Args:
         pair: The reduced model and its source.
@@ -125,36 +138,101 @@ def train(
         pieces: Text to train on, and text that judges.
         rate: Largest step, as a share of each parameter's root mean square.
         seed: Of the order of the text.
-        on_step: Called after every step.
     """
-    masters = [each.start.to(each.parameter.device, torch.float32, copy=True) for each in trained]
-    optimizer = torch.optim.Adam(
-        [{"params": [master], "size": float(master.square().mean().sqrt())} for master in masters],
-        betas=BETAS,
-        eps=EPSILON,
-    )
-    best: Sequence[Tensor] = [each.start for each in trained]
-    _set(trained, best)
-    before = after = _judge(pair, pieces)
-    lowest, kept = 1.0, 0
-    steps = step_count(*pieces.fitted_NL.shape)
-    judged_at = {max(1, round(share * steps)) for share in JUDGED_AT}
-    for number, ids_BL in enumerate(_batches(pieces.fitted_NL, steps, seed), 1):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * _schedule(number, steps) * group["size"]
-        _step(pair, trained, masters, optimizer, ids_BL)
-        on_step()
-        if number in judged_at:
-            # With what would be stored.
-            _set(trained, [master.to(each.start.dtype) for each, master in zip(trained, masters, strict=True)])
-            found = _judge(pair, pieces)
-            if (share := _worst_share(before, found)) < lowest:
-                lowest, kept, after = share, number, found
-                best = [
-                    master.to("cpu", each.start.dtype, copy=True) for each, master in zip(trained, masters, strict=True)
-                ]
-            _set(trained, masters)
-    return Training(values=best, kept=kept, steps=steps, before=before, after=after)
+
+    def __init__(self, pair: Pair, trained: Sequence[Trained], pieces: Pieces, *, rate: float, seed: int) -> None:
+        self._pair = pair
+        self._trained = trained
+        self._pieces = pieces
+        self._rate = rate
+        self._seed = seed
+        self._masters = [each.start.to(each.parameter.device, torch.float32, copy=True) for each in trained]
+        self._optimizer = torch.optim.Adam(
+            [
+                {"params": [master], "size": size}
+                for master, size in zip(self._masters, _sizes(self._masters), strict=True)
+            ],
+            betas=BETAS,
+            eps=EPSILON,
+            # One pass over the memory of an accelerator; on a CPU the steps stay what they were.
+            fused=all(master.device.type != "cpu" for master in self._masters),
+        )
+        self._steps = self._kept = 0
+        self._lowest = 1.0
+        self._best: Sequence[Tensor] = [each.start for each in trained]
+        self._before: Mapping[str, float] = {}
+        self._after: Mapping[str, float] = {}
+
+    def progress(self) -> Progress:
+        """How far the training has come; the tensors are its own, and change with the next step."""
+        state = self._optimizer.state
+        return Progress(
+            steps=self._steps,
+            masters=self._masters,
+            moments={number: state[master] for number, master in enumerate(self._masters) if master in state},
+            before=self._before,
+            after=self._after,
+            lowest=self._lowest,
+            kept=self._kept,
+            best=self._best if self._kept else [],
+        )
+
+    def go_on_from(self, progress: Progress) -> None:
+        """Continues a training of the same parameters on the same text, with the same rate and seed.
+
+        Args:
+            progress: How far it had come; its tensors may be taken over.
+        """
+        for master, value in zip(self._masters, progress.masters, strict=True):
+            master.copy_(value)
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": progress.moments, "param_groups": groups})
+        self._steps, self._kept, self._lowest = progress.steps, progress.kept, progress.lowest
+        self._before, self._after = progress.before, progress.after
+        if progress.kept:
+            self._best = progress.best
+        _set(self._trained, self._masters)
+
+    def run(self, on_step: Callable[[], None] = lambda: None) -> Training:
+        """Makes the remaining steps.
+
+        Args:
+            on_step: Called after every step, and after the judgement that may follow it.
+        """
+        if self._steps == 0:
+            _set(self._trained, self._best)
+            self._before = self._after = _judge(self._pair, self._pieces)
+        pieces_NL = self._pieces.fitted_NL
+        steps = step_count(*pieces_NL.shape)
+        judged_at = {max(1, round(share * steps)) for share in JUDGED_AT}
+        for ids_BL in islice(_batches(pieces_NL, steps, self._seed), self._steps, None):
+            self._steps += 1
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rate * _schedule(self._steps, steps) * group["size"]
+            _step(self._pair, self._trained, self._masters, self._optimizer, ids_BL)
+            if self._steps in judged_at:
+                self._judge()
+            on_step()
+        return Training(values=self._best, kept=self._kept, steps=steps, before=self._before, after=self._after)
+
+    def _judge(self) -> None:
+        """Keeps the values that have been reached if they are better than any before."""
+        pairs = list(zip(self._trained, self._masters, strict=True))
+        # With what would be stored.
+        _set(self._trained, [master.to(each.start.dtype) for each, master in pairs])
+        found = _judge(self._pair, self._pieces)
+        if (share := _worst_share(self._before, found)) < self._lowest:
+            reached = [master.to("cpu", each.start.dtype, copy=True) for each, master in pairs]
+            # What judging text does not reach may have overflowed unseen.
+            if all(bool(bound.isfinite()) for values in reached for bound in values.aminmax()):
+                self._lowest, self._kept, self._after, self._best = share, self._steps, found, reached
+        _set(self._trained, self._masters)
+
+
+def _sizes(masters: Sequence[Tensor]) -> list[float]:
+    """Root mean squares, brought to the host together."""
+    sizes: list[float] = torch.stack([root_mean_square(master) for master in masters]).tolist()
+    return sizes
 
 
 def _batches(pieces_NL: Tensor, steps: int, seed: int) -> Iterator[Tensor]:
@@ -205,7 +283,7 @@ def _judge(pair: Pair, pieces: Pieces) -> dict[str, float]:
     found = {}
     for domain, pieces_NL in pieces.judged.items():
         size = step_pieces(*pieces_NL.shape)
-        sums = [float(pair.divergence(ids_BL)) for ids_BL in pieces_NL.split(size)]
+        sums = torch.stack([pair.divergence(ids_BL) for ids_BL in pieces_NL.split(size)]).tolist()
         found[domain] = sum(sums) / pieces_NL.numel()
     return found
 

@@ -7,7 +7,15 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from hcsmoe_hub.methods.merging.neuron_features import MIN_INPUTS, Describe, HiddenSample, standardise, weight_columns
+from hcsmoe_hub.methods.merging.neuron_features import (
+    MIN_INPUTS,
+    Describe,
+    HiddenSample,
+    hidden_of,
+    products,
+    standardise,
+    weight_columns,
+)
 from hcsmoe_hub.methods.merging.neurons import Neurons
 from hcsmoe_hub.options import Align
 
@@ -22,11 +30,12 @@ def match_neurons(similarity_II: Tensor) -> Tensor:
         similarity_II: ``[I, I]``; rows are neurons of the anchor, columns those of the other expert.
 
     Returns:
-        ``[I]`` int64 on the device of ``similarity_II``: neuron ``order[i]`` of the other expert belongs to neuron i
+        ``[I]`` int64 on the host: neuron ``order[i]`` of the other expert belongs to neuron i
         of the anchor.
     """
-    _, order = linear_sum_assignment(similarity_II.double().cpu().numpy(), maximize=True)
-    return torch.from_numpy(order).to(similarity_II.device, torch.int64)
+    # Copied as they are: numbers of twice the size are made on the host.
+    _, order = linear_sum_assignment(similarity_II.cpu().double().numpy(), maximize=True)
+    return torch.from_numpy(order).to(torch.int64)
 
 
 def alignment_features(
@@ -54,7 +63,7 @@ def alignment_features(
 
     def by_activation(position: int) -> Tensor:
         assert sample is not None
-        return standardise(sample.hidden(members[position], inputs_TH))
+        return standardise(hidden_of(sample, members[position], inputs_TH))
 
     def by_weight(position: int) -> Tensor:
         return weight_columns(neurons, position)
@@ -81,5 +90,5 @@ def align_neurons(neurons: Neurons, describe: Describe, anchor: int) -> None:
     anchor_RI = describe(anchor)
     for position in range(neurons.count):
         if position != anchor:
-            order_I = match_neurons(anchor_RI.T @ describe(position))
+            order_I = match_neurons(products(anchor_RI, describe(position)))
             neurons.permute(position, order_I.to(neurons.outputs[0].device))

@@ -40,6 +40,8 @@ def best_neurons(energies: NeuronEnergies, members: Sequence[int]) -> Iterator[P
         best_W = best(gain_MI.flatten(), magnitude_N, energies.width, guarded=max(1, neurons // GUARDED))
     else:
         best_W = gain_MI.flatten().sort(descending=True, stable=True).indices[:neurons].sort().values
+    # Together: looking for each member's neurons on a device would wait for it every time.
+    best_W, scale_MI = best_W.cpu(), scale_MI.cpu()
     firsts = energies.first_U
     for number, place in enumerate(places):
         own = best_W[best_W // neurons == number] - number * neurons

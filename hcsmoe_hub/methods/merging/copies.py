@@ -29,11 +29,12 @@ def find_copies(neurons: Neurons) -> tuple[int, ...]:
     # Sums do not depend on the order of neurons, but for rounding.
     sum_EP = torch.stack([tensor.sum(dim=tuple(range(1, tensor.dim())), dtype=torch.float64) for tensor in tensors], 1)
     size_EP = torch.stack([tensor.abs().amax(dim=tuple(range(1, tensor.dim()))).double() for tensor in tensors], 1)
-    is_near_EE = ((sum_EP[:, None] - sum_EP).abs() <= TOLERANCE * neurons.size * size_EP).all(-1)
+    # As a list, so that an accelerator is waited for once.
+    is_near_EE = ((sum_EP[:, None] - sum_EP).abs() <= TOLERANCE * neurons.size * size_EP).all(-1).tolist()
     numbers: list[int] = []
     firsts: list[int] = []
     for expert in range(neurons.count):
-        near = (number for number, first in enumerate(firsts) if bool(is_near_EE[expert, first]))
+        near = (number for number, first in enumerate(firsts) if is_near_EE[expert][first])
         found = next((number for number in near if _are_copies(neurons, firsts[number], expert)), None)
         if found is None:
             found = len(firsts)

@@ -6,7 +6,7 @@ E members of a cluster, I neurons of each, N = E I neurons.
 import torch
 from torch import Tensor
 
-from hcsmoe_hub.methods.merging.neuron_features import Describe
+from hcsmoe_hub.methods.merging.neuron_features import Describe, products
 
 
 def fix_dom_groups(describe: Describe, experts: int, dominant: int) -> Tensor:
@@ -32,5 +32,5 @@ def fix_dom_groups(describe: Describe, experts: int, dominant: int) -> Tensor:
         if position == dominant:
             groups.append(torch.arange(dominant_RI.shape[1], device=dominant_RI.device))
         else:
-            groups.append((dominant_RI.T @ describe(position)).argmax(0))
+            groups.append(products(dominant_RI, describe(position)).argmax(0).to(dominant_RI.device))
     return torch.cat(groups)

@@ -19,8 +19,11 @@ from hcsmoe_hub.methods.merging.neuron_origins import NeuronOrigins, Part
 from hcsmoe_hub.methods.merging.neurons import Neurons, NeuronView
 from hcsmoe_hub.methods.merging.weighted import merge_rows
 from hcsmoe_hub.methods.merging.zipit import zipit_groups
-from hcsmoe_hub.options import Align, Merge
+from hcsmoe_hub.options import Align, AlignTo, Merge
 from hcsmoe_hub.recipe.recipe import Recipe
+
+# The number of the expert that the M-SMoE paper aligns all others of a layer to.
+FIRST_EXPERT = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,20 +61,42 @@ class MergeGroups:
     shapes: Mapping[str, Sequence[int]] | None = None
     origins: NeuronOrigins | None = None
 
-    def cluster(self, number: int) -> "_Cluster":
-        """One of the clusters."""
-        members = self.clusters.members[number]
+    def anchor(self, number: int, align_to: AlignTo | None) -> int:
+        """The expert whose order of neurons the merged expert of a cluster has; one that is alone keeps its own."""
+        is_alone = len(self.clusters.members[number]) == 1
+        return FIRST_EXPERT if align_to is AlignTo.FIRST and not is_alone else self.dominants[number]
+
+    def cluster(self, number: int, align_to: AlignTo | None = None) -> "_Cluster":
+        """One of the clusters.
+
+        Args:
+            number: Its number.
+            align_to: Whose order of neurons its members take.
+        """
+        members, anchor = self.clusters.members[number], self.anchor(number, align_to)
+        experts = members if anchor in members else (*members, anchor)
         share_M1 = self.share_EC[list(members), number, None]
-        return _Cluster(members=members, anchor=members.index(self.dominants[number]), share_M1=share_M1)
+        return _Cluster(experts=experts, anchor=experts.index(anchor), share_M1=share_M1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Cluster:
-    """M experts that become one: their numbers, the place of the dominant one among them, and their shares."""
+    """M experts that become one.
 
-    members: tuple[int, ...]
+    Attributes:
+        experts: Their numbers; after them that of the expert whose order of neurons they take, if it is not a member.
+        anchor: The place of this expert in ``experts``.
+        share_M1: Shares of the members, ``[M, 1]`` float64.
+    """
+
+    experts: tuple[int, ...]
     anchor: int
     share_M1: Tensor
+
+    @property
+    def size(self) -> int:
+        """M, the number of members."""
+        return len(self.share_M1)
 
 
 def merge_experts(
@@ -86,10 +111,11 @@ def merge_experts(
     """Merges the experts of one layer as a recipe says.
 
     Weighted merges sum whole experts, after the neurons of every member have been put in the order of the dominant
-    one where the recipe aligns. Fix-Dom and ZipIt average groups of neurons, and average plainly what belongs to no
-    neuron. ``neurons`` takes the best neurons of all members as they are, but for a scale of what they add to the
-    output, and averages by usage what belongs to no neuron. Everything is summed in float32 or wider and rounded once;
-    an expert that is alone in its cluster keeps its bits. Only the members of one cluster are copied at a time.
+    one, or of the first expert of the layer, where the recipe aligns. Fix-Dom and ZipIt average groups of neurons, and
+    average plainly what belongs to no neuron. ``neurons`` takes the best neurons of all members as they are, but for a
+    scale of what they add to the output, and averages by usage what belongs to no neuron. Everything is summed in
+    float32 or wider and rounded once; an expert that is alone in its cluster keeps its bits. Only the members of one
+    cluster are copied at a time, and the expert that they are aligned to.
 
     Args:
         rows: Tensors of the experts by name, ``[E, ...]``; not changed.
@@ -110,12 +136,14 @@ def merge_experts(
         return Merged(tensors={name: merge_rows(rows_E, groups.share_EC) for name, rows_E in rows.items()})
     merged = {name: rows_E.new_empty((len(groups.dominants), *rows_E.shape[1:])) for name, rows_E in rows.items()}
     unseen = []
-    for number, members in enumerate(groups.clusters.members):
-        copies = {name: rows_E[list(members)] for name, rows_E in rows.items()}
+    for number in range(len(groups.dominants)):
+        cluster = groups.cluster(number, recipe.align_to)
+        # Indices would be copied to an accelerator, which is waited for.
+        copies = {name: torch.stack([rows_E[expert] for expert in cluster.experts]) for name, rows_E in rows.items()}
         target = {name: tensor[number, None] for name, tensor in merged.items()}
-        if len(members) == 1:
+        if cluster.size == 1:
             _copy(copies, target)
-        elif not _merge_cluster(copies, target, groups.cluster(number), view=view, recipe=recipe, sample=sample):
+        elif not _merge_cluster(copies, target, cluster, view=view, recipe=recipe, sample=sample):
             unseen.append(number)
     return Merged(tensors=merged, unseen=tuple(unseen))
 
@@ -138,7 +166,7 @@ def _best_of(rows: Mapping[str, Tensor], view: NeuronView, groups: MergeGroups, 
         write_neurons(rows, view, chosen[-1], target=expert)
         share_M1 = groups.cluster(number).share_M1
         for place, rows_E in zip(expert.others, view(rows).others, strict=True):
-            place.copy_(merge_rows(rows_E[list(members)], share_M1))
+            place.copy_(merge_rows(torch.stack([rows_E[member] for member in members]), share_M1))
     return Merged(tensors=merged, origins=NeuronOrigins.of(chosen))
 
 
@@ -157,26 +185,25 @@ def _merge_cluster(
     recipe: Recipe,
     sample: HiddenSample | None,
 ) -> bool:
-    """Merges one cluster: copies of its members, which may be changed, into tensors ``[1, ...]``.
+    """Merges one cluster: copies of its experts, which may be changed, into tensors ``[1, ...]``.
 
     Returns:
         Whether neurons were matched by the features that the recipe names.
     """
-    neurons, members = view(copies), cluster.members
+    neurons, experts = view(copies), cluster.experts
     match recipe.merge:
         case Merge.FIX_DOM | Merge.FIX_DOM_ONE_TO_ONE | Merge.ZIPIT:
             assert recipe.features is not None
-            describe, is_seen = correlation_features(neurons, members, recipe.features, sample)
+            describe, is_seen = correlation_features(neurons, experts, recipe.features, sample)
         case Merge.FREQUENCY | Merge.AVERAGE | Merge.SALIENCY | Merge.DOMINANT | Merge.MEMBERSHIP | None:
             assert recipe.align is not None
-            describe, is_seen = alignment_features(neurons, members, recipe.align, sample)
+            describe, is_seen = alignment_features(neurons, experts, recipe.align, sample)
     match recipe.merge:
         case Merge.FIX_DOM:
-            _write_means(
-                neurons, fix_dom_groups(describe, len(members), cluster.anchor), cluster.share_M1, view(target)
-            )
+            group_N = fix_dom_groups(describe, cluster.size, cluster.anchor)
+            _write_means(neurons, group_N, cluster.share_M1, view(target))
         case Merge.ZIPIT:
-            group_N = zipit_groups(correlations(describe, len(members)), neurons.size)
+            group_N = zipit_groups(correlations(describe, cluster.size), neurons.size)
             _write_means(neurons, group_N, cluster.share_M1, view(target))
         case (
             Merge.FIX_DOM_ONE_TO_ONE
@@ -188,7 +215,8 @@ def _merge_cluster(
             | None
         ):
             align_neurons(neurons, describe, cluster.anchor)
-            _copy({name: merge_rows(rows_M, cluster.share_M1) for name, rows_M in copies.items()}, target)
+            members = {name: rows[: cluster.size] for name, rows in copies.items()}
+            _copy({name: merge_rows(rows_M, cluster.share_M1) for name, rows_M in members.items()}, target)
     return is_seen
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hcsmoe_hub.machine.smaller_pieces import and_host, first_that_fits, halves
 from hcsmoe_hub.methods.merging.neurons import Neurons
 from hcsmoe_hub.options import Features
 
@@ -16,6 +17,8 @@ from hcsmoe_hub.options import Features
 Describe = Callable[[int], Tensor]
 # A correlation needs two observations.
 MIN_INPUTS = 2
+# Fewest inputs that an expert runs on at once where memory runs out.
+LEAST_ROWS = 32
 
 
 class HiddenSample(Protocol):
@@ -43,12 +46,43 @@ def standardise(values_RI: Tensor, count_R: Tensor | None = None) -> Tensor:
     Returns:
         ``[R, I]`` float32; rows are scaled by the square root of their count.
     """
+
+    def attempt(place: torch.device) -> Tensor:
+        return _standardised(values_RI.to(place), None if count_R is None else count_R.to(place))
+
+    return first_that_fits(attempt, and_host(values_RI.device), values_RI.device)
+
+
+def _standardised(values_RI: Tensor, count_R: Tensor | None) -> Tensor:
     wide_RI = values_RI.double()
     count_R = torch.ones_like(wide_RI[:, 0]) if count_R is None else count_R.to(wide_RI)
     centred_RI = (wide_RI - count_R @ wide_RI / count_R.sum()) * count_R.sqrt()[:, None]
     is_constant_I = values_RI.amax(0) == values_RI.amin(0)
-    centred_RI[:, is_constant_I] = 0
+    centred_RI.masked_fill_(is_constant_I, 0)
     return (centred_RI / centred_RI.norm(dim=0).masked_fill(is_constant_I, 1)).float()
+
+
+def hidden_of(sample: HiddenSample, expert: int, inputs_RH: Tensor) -> Tensor:
+    """Hidden activation ``[R, I]`` of an expert, float32; collected on the host where memory runs out."""
+
+    def attempt(rows: int) -> Tensor:
+        if rows >= len(inputs_RH):
+            return sample.hidden(expert, inputs_RH)
+        return torch.cat([sample.hidden(expert, part_rH).cpu() for part_rH in inputs_RH.split(rows)])
+
+    return first_that_fits(attempt, list(halves(max(1, len(inputs_RH)), LEAST_ROWS)), inputs_RH.device)
+
+
+def products(one_RI: Tensor, other_RI: Tensor) -> Tensor:
+    """Products of the columns of two features, ``[I, I]`` float32; on the host where memory runs out."""
+    devices = [values.device for values in (one_RI, other_RI)]
+    # Features that found no room on a device are on the host.
+    device = next((each for each in devices if each.type == "cpu"), devices[0])
+
+    def attempt(place: torch.device) -> Tensor:
+        return one_RI.to(place).T @ other_RI.to(place)
+
+    return first_that_fits(attempt, and_host(device), device)
 
 
 def weight_columns(neurons: Neurons, expert: int) -> Tensor:
@@ -85,7 +119,7 @@ def correlation_features(
 
     def by_activation(position: int) -> Tensor:
         assert sample is not None
-        return standardise(sample.hidden(members[position], inputs_RH), count_R)
+        return standardise(hidden_of(sample, members[position], inputs_RH), count_R)
 
     def by_weight(position: int) -> Tensor:
         return standardise(weight_columns(neurons, position))
@@ -112,15 +146,15 @@ def correlations(describe: Describe, experts: int) -> Tensor:
         experts: Number of members, E.
 
     Returns:
-        ``[N, N]`` float32, exactly symmetric; 4 N^2 bytes, which is what limits the size of a cluster.
+        ``[N, N]`` float32 on the host, exactly symmetric; 4 N^2 bytes, which is what limits the size of a cluster.
     """
     features = [describe(position) for position in range(experts)]
     size = features[0].shape[1]
-    matrix_NN = features[0].new_empty(experts * size, experts * size)
+    matrix_NN = torch.empty(experts * size, experts * size)
     blocks = matrix_NN.unflatten(0, (experts, size)).unflatten(2, (experts, size))
     for row in range(experts):
         for column in range(row, experts):
-            block_II = features[row].T @ features[column]
+            block_II = products(features[row], features[column]).cpu()
             if row == column:
                 # A matrix product need not round both halves alike, and ties are broken by equality.
                 block_II = block_II.triu() + block_II.triu(1).T

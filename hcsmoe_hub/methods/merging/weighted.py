@@ -8,7 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# On the host the wide intermediate stays in the processor's cache and adds nothing to the peak.
 BLOCK = 1 << 18
+
+
+def _block(rows: Tensor) -> int:
+    """Elements that are summed at once; of an accelerator, which would wait for one start after the other, all."""
+    return BLOCK if rows.is_cpu else max(1, rows.numel())
 
 
 def merge_rows(rows_E: Tensor, share_EC: Tensor) -> Tensor:
@@ -33,9 +39,8 @@ def merge_rows(rows_E: Tensor, share_EC: Tensor) -> Tensor:
         if weights == [1.0]:
             merged_C[number] = rows_E[members[0]]
             continue
-        # Block by block, so that the wide intermediate stays in the processor's cache and adds nothing to the peak.
-        blocks = [rows_E[expert].reshape(-1).split(BLOCK) for expert in members]
-        targets = merged_C[number].view(-1).split(BLOCK)
+        blocks = [rows_E[expert].reshape(-1).split(_block(rows_E)) for expert in members]
+        targets = merged_C[number].view(-1).split(_block(rows_E))
         for target, *parts in zip(targets, *blocks, strict=True):
             target.copy_(_weighted_sum(parts, weights))
     return merged_C
@@ -48,7 +53,7 @@ def _overlapping(rows_E: Tensor, share_EC: Tensor) -> Tensor:
     # One number per expert has no second dimension to cut along.
     rows_EN = rows_E if rows_E.dim() > 1 else rows_E[:, None]
     merged_CN = rows_EN.new_empty((len(share_CE), *rows_EN.shape[1:]))
-    length = max(1, BLOCK // rows_EN[:, 0].numel())
+    length = max(1, _block(rows_EN) // rows_EN[:, 0].numel())
     for target_CN, part_EN in zip(merged_CN.split(length, 1), rows_EN.split(length, 1), strict=True):
         target_CN.copy_(torch.tensordot(share_CE, part_EN.to(wide), 1))
     return merged_CN.view(-1, *rows_E.shape[1:])

@@ -28,7 +28,7 @@ def zipit_groups(matrix_NN: Tensor, keep: int) -> Tensor:
         keep: Neurons that remain, at least 1.
 
     Returns:
-        ``[N]`` int64: group of every neuron, 0 to ``keep - 1``, on the device of ``matrix_NN``.
+        ``[N]`` int64: group of every neuron, 0 to ``keep - 1``, on the host.
     """
     pairs = _Pairs(matrix_NN.cpu().numpy())
     joined = np.arange(len(matrix_NN))
@@ -40,7 +40,7 @@ def zipit_groups(matrix_NN: Tensor, keep: int) -> Tensor:
     for neuron in range(len(joined)):
         joined[neuron] = joined[joined[neuron]]
     _, group = np.unique(joined, return_inverse=True)
-    return torch.from_numpy(group).to(matrix_NN.device)
+    return torch.from_numpy(group)
 
 
 class _Pairs:

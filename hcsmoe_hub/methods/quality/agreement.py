@@ -45,8 +45,8 @@ class Agreement:
     def add(self, domain: str | None, logits_SV: Tensor, base_logits_SV: Tensor) -> None:
         """Adds both predictions for one window."""
         same_S = logits_SV.argmax(-1) == base_logits_SV.argmax(-1)
-        self.divergences.add(domain, float(divergence(logits_SV, base_logits_SV, dtype=self.dtype).sum()), len(same_S))
-        self.matches.add(domain, float(same_S.sum()), len(same_S))
+        self.divergences.add(domain, divergence(logits_SV, base_logits_SV, dtype=self.dtype).sum(), len(same_S))
+        self.matches.add(domain, same_S.sum().double(), len(same_S))
 
     def figures(self) -> dict[str, Any]:
         """``{"overall": {"kl", "top1_agreement", "tokens"}, "domains": {...}}``; kl in nats per token, share 0 to 1."""

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from hcsmoe_hub.methods.quality.tally import DomainTally, by_domain
 
+# The greatest mean loss whose perplexity a float holds.
+GREATEST_LOSS = 700.0
+
 
 def token_losses(logits_SV: Tensor, targets_S: Tensor) -> Tensor:
     """Negative log-likelihood of each target in nats, ``[S]`` float64."""
@@ -23,7 +26,7 @@ class Perplexity:
 
     def add(self, domain: str | None, logits_SV: Tensor, targets_S: Tensor) -> None:
         """Adds the predictions of one window."""
-        self.losses.add(domain, float(token_losses(logits_SV, targets_S).sum()), len(targets_S))
+        self.losses.add(domain, token_losses(logits_SV, targets_S).sum(), len(targets_S))
 
     def figures(self) -> dict[str, Any]:
         """``{"overall": {"perplexity", "nll", "tokens"}, "domains": {...}}``; nll in nats per token."""

@@ -1,9 +1,11 @@
 """Means over tokens or items, overall and per domain."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 Figure = Mapping[str, Any]
 
@@ -13,17 +15,17 @@ class Tally:
     """Sums and counts of a quantity.
 
     Attributes:
-        total: Sum, in float64.
+        total: Sum, in float64; a tensor where summands are, so that nothing waits for an accelerator before the end.
         count: Number of summands.
     """
 
-    total: float = 0.0
+    total: float | Tensor = 0.0
     count: int = 0
 
     @property
     def mean(self) -> float:
         """Their mean."""
-        return self.total / self.count
+        return float(self.total) / self.count
 
 
 @dataclass(slots=True)
@@ -33,14 +35,25 @@ class DomainTally:
     overall: Tally = field(default_factory=Tally)
     domains: dict[str, Tally] = field(default_factory=dict)
 
-    def add(self, domain: str | None, total: float, count: int) -> None:
-        """Adds a sum of ``count`` summands."""
+    def add(self, domain: str | None, total: float | Tensor, count: int) -> None:
+        """Adds a sum of ``count`` summands, a tensor in float64."""
         tallies = [self.overall]
         if domain is not None:
             tallies.append(self.domains.setdefault(domain, Tally()))
         for tally in tallies:
-            tally.total += total
+            tally.total = tally.total + total
             tally.count += count
+
+    @classmethod
+    def sum_of(cls, parts: Iterable["DomainTally"]) -> "DomainTally":
+        """One tally of the records of several, its totals on the host."""
+        whole = cls()
+        for part in parts:
+            for domain, tally in part.domains.items():
+                found = whole.domains.setdefault(domain, Tally())
+                found.total, found.count = float(found.total) + float(tally.total), found.count + tally.count
+            whole.add(None, float(part.overall.total), part.overall.count)
+        return whole
 
     def means(self) -> tuple[Tally, dict[str, Tally]]:
         """Overall, and by domain in alphabetical order."""

@@ -30,6 +30,11 @@ class FittedLayer:
     tokens: int
     matrices: int = 3
 
+    @property
+    def parameters(self) -> int:
+        """Parameters of its experts."""
+        return self.experts * self.matrices * self.neurons * self.hidden
+
     def down(self, rounds: int = DOWN_ROUNDS) -> float:
         """Features, Gram matrices and factors once; products and residuals once per round."""
         routed = 2.0 * self.tokens * self.top_k * self.neurons
@@ -46,20 +51,3 @@ class FittedLayer:
         """One token through its experts and the router."""
         experts = self.top_k * self.matrices * self.neurons * self.hidden
         return 2.0 * (experts + self.experts * self.hidden)
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the experts that are left."""
-        return self.experts * self.matrices * self.neurons * self.hidden
-
-    def block_bytes(self, *, itemsize: int, product_itemsize: int) -> int:
-        """Memory of a descent, next to the block in the result.
-
-        Args:
-            itemsize: Bytes of a number of the model.
-            product_itemsize: Bytes of a number in the matrix products, 4 if they need no copy of the parameters.
-        """
-        # Parameters, gradient and two moments in float32; a copy for the products; the best state so far.
-        each = 4 * 4 + (product_itemsize if product_itemsize < 4 else 0) + itemsize
-        # Inputs and targets of all tokens.
-        return each * self.parameters + 2 * itemsize * self.tokens * self.hidden

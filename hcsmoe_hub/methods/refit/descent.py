@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hcsmoe_hub.methods.totals import root_mean_square
+
 BATCH_TOKENS = 512
 # Fewer tokens than this many batches are cut into smaller ones.
 LEAST_STEPS = 32
@@ -14,8 +16,11 @@ LEAST_STEPS = 32
 RATE = 0.6
 WARM_UP = 0.05
 BETAS = (0.9, 0.99)
-# Gradients of blocks with small outputs are tiny, and Adam must still see their direction.
+# Gradients of blocks with small outputs are tiny, and Adam must still see their direction. What is far smaller than the
+# rest of a tensor's gradient is rounding, as in the router's rows of experts that no token has chosen: Adam would take
+# steps of full length along it.
 EPSILON = 1e-12
+ROUNDING = 1e-4
 # What one step along the signs of a gradient should change of the pre-activations, and by how much it may be off.
 CHANGE = 0.06
 TOLERANCE = 4.0
@@ -79,10 +84,9 @@ class Adam:
 
     def __init__(self, fan_ins: Mapping[nn.Parameter, int], schedule: Schedule) -> None:
         self._schedule = schedule
-        self._rates = [
-            schedule.rate(fan_in) * float(parameter.detach().square().mean().sqrt())
-            for parameter, fan_in in fan_ins.items()
-        ]
+        # Brought to the host together: it waits for the device each time.
+        sizes = torch.stack([root_mean_square(parameter.detach()) for parameter in fan_ins]).tolist()
+        self._rates = [schedule.rate(fan_in) * size for fan_in, size in zip(fan_ins.values(), sizes, strict=True)]
         groups = [{"params": [parameter]} for parameter in fan_ins]
         self._optimizer = torch.optim.Adam(groups, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
 
@@ -101,9 +105,22 @@ class Adam:
         Args:
             number: From 0 on.
         """
+        if number == 0:
+            self._ignore_rounding()
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._schedule.height(number)
         self._optimizer.step()
+
+    def _ignore_rounding(self) -> None:
+        """Measures the first gradients, so that steps along far smaller ones become short."""
+        groups = self._optimizer.param_groups
+        sizes = torch.stack([root_mean_square(_gradient_of(group["params"][0])) for group in groups]).tolist()
+        for group, size in zip(groups, sizes, strict=True):
+            group["eps"] = max(EPSILON, ROUNDING * size)
+
+
+def _gradient_of(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def corrected(change: float) -> float:

@@ -41,7 +41,8 @@ class Visits:
         visit_R: Place of every row among the ``T * K`` choices, int64; ``T * K`` for padding.
         expert_R: Expert of every row, int64.
         ends: Where the rows of each expert end, as numbers; ``None`` if only the device knows.
-        ends_C: The same as int32 on the device; ``None`` on a CPU.
+        ends_C: The same as int32 on the device; ``None`` where the numbers are known.
+        adds: Whether a backward pass adds to the gradients of the matrices instead of replacing them.
     """
 
     token_R: Tensor
@@ -49,17 +50,18 @@ class Visits:
     expert_R: Tensor
     ends: list[int] | None
     ends_C: Tensor | None
+    adds: bool = False
 
     @classmethod
     def on_host(cls, index_TK: Tensor, experts: int, *, multiple: int = ROW_MULTIPLE) -> "Visits":
-        """Sorts the choices of a router, and pads the rows of every expert.
+        """Sorts the choices of a router on the host, and pads the rows of every expert.
 
         Args:
             index_TK: Chosen experts; -1 for none.
             experts: C.
             multiple: What the rows of every expert are padded to a multiple of.
         """
-        index = index_TK.flatten()
+        device, index = index_TK.device, index_TK.flatten().cpu()
         order = index.argsort(stable=True)
         none, *counts = torch.bincount(index + 1, minlength=experts + 1).tolist()
         padded = [-(-count // multiple) * multiple for count in counts]
@@ -70,6 +72,7 @@ class Visits:
         visit_R = torch.full((len(expert_R),), len(index))
         visit_R[torch.arange(len(chosen)) + shift[index[chosen]]] = chosen
         token_R = visit_R % max(1, len(index)) // index_TK.shape[1]
+        token_R, visit_R, expert_R = (numbers.to(device) for numbers in (token_R, visit_R, expert_R))
         return cls(token_R=token_R, visit_R=visit_R, expert_R=expert_R, ends=ends.tolist(), ends_C=None)
 
     @classmethod
@@ -103,13 +106,19 @@ class Visits:
         return product_RY
 
     def outer(self, rows_RX: Tensor, rows_RY: Tensor, into_CXY: Tensor) -> None:
-        """Sums over the rows of every expert of the products of two vectors, written to ``into_CXY``."""
+        """Sums over the rows of every expert of the products of two vectors, written or added to ``into_CXY``."""
         if self.ends is None:
-            into_CXY.copy_(F.grouped_mm(rows_RX.T, rows_RY, offs=self.ends_C))
+            sums_CXY = F.grouped_mm(rows_RX.T, rows_RY, offs=self.ends_C)
+            if self.adds:
+                into_CXY.add_(sums_CXY)
+            else:
+                into_CXY.copy_(sums_CXY)
             return
         start = 0
         for end, into_XY in zip(self.ends, into_CXY, strict=True):
-            if end == start:
+            if self.adds:
+                into_XY.add_(rows_RX[start:end].T @ rows_RY[start:end])
+            elif end == start:
                 into_XY.zero_()
             elif into_XY.dtype == rows_RX.dtype:
                 torch.mm(rows_RX[start:end].T, rows_RY[start:end], out=into_XY)
@@ -124,7 +133,7 @@ class TrainedMatrix:
 
     Attributes:
         values_CXY: The matrices, in the dtype of the products.
-        gradient_CXY: Their gradient, float32; written to by every backward pass.
+        gradient_CXY: Their gradient, float32; every backward pass writes to it, or adds to it if its visits say so.
         anchor: A tensor that requires a gradient, so that a backward pass comes by.
     """
 

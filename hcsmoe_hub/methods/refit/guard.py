@@ -36,8 +36,12 @@ class Verdict:
         )
 
     def worst(self, before: "Verdict") -> float:
-        """Error after a fit over the error before it, of the domain where that is greatest."""
-        return max(_gain(error, before.domains[name]) for name, error in self.domains.items())
+        """Error after a fit over the error before it, of the domain where that is greatest; infinite without any.
+
+        A fit that nothing judges, as a single calibration token leaves nothing for that, is never kept.
+        """
+        gains = (_gain(error, before.domains[name]) for name, error in self.domains.items())
+        return max(gains, default=math.inf)
 
 
 def _share(wrong: float, size: float) -> float:

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from hcsmoe_hub.machine import ranks
 
 # One stretch in eight, all along the calibration set, so that every kind of text in it is judged.
 STRETCH_TOKENS = 256
@@ -26,7 +29,43 @@ class Split:
     @property
     def judged(self) -> Tensor:
         """The held-out tokens of all domains, ascending int64."""
-        return torch.cat(list(self.held_out.values())).sort().values
+        return torch.cat([self.fitted[:0], *self.held_out.values()]).sort().values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnTokens:
+    """Which of the tokens of all ranks this one holds: a stretch of them.
+
+    Attributes:
+        start: Number of its first token among those of all ranks.
+        count: How many it holds.
+        total: How many all ranks hold.
+    """
+
+    start: int
+    count: int
+    total: int
+
+    @classmethod
+    def of(cls, count: int, device: torch.device) -> Self:
+        """The place of so many tokens of this rank; all of them in a single process.
+
+        Args:
+            count: How many it holds.
+            device: Through which ranks find out about each other.
+        """
+        start, total = ranks.place(count, device)
+        return cls(start=start, count=count, total=total)
+
+    def part(self, tokens: Tensor) -> Tensor:
+        """Those of some tokens that this rank holds, numbered from its first one.
+
+        Args:
+            tokens: Numbers among the tokens of all ranks, int64 on the CPU.
+        """
+        if self.count == self.total:
+            return tokens
+        return tokens[(tokens >= self.start) & (tokens < self.start + self.count)] - self.start
 
 
 def split_tokens(tokens: int, domains: Sequence[str] = ("",)) -> Split:

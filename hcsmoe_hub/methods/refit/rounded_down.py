@@ -41,6 +41,7 @@ def fit_rounded_down(
     *,
     round_down: Callable[[Tensor], Tensor],
     piece: int,
+    kept_bytes: int | None = None,
 ) -> None:
     """Fits the down projections, in place, to what is left after rounding: their own, and that of all else.
 
@@ -52,11 +53,13 @@ def fit_rounded_down(
         down_CIH: The projections, float32; written to.
         round_down: Rounds projections ``[C, I, H]``; rounds those that it made to themselves, row by row.
         piece: Neurons of every expert that are rounded at once; scales do not reach beyond them.
+        kept_bytes: Memory for what a fit keeps; see ``fit_down``.
     """
-    down_CIH.copy_(fit_down(sample, wanted_TH, down_CIH))
+    down_CIH.copy_(fit_down(sample, wanted_TH, down_CIH, kept_bytes=kept_bytes))
     for start in range(0, down_CIH.shape[1], piece):
         done, rest = slice(0, start + piece), slice(start + piece, None)
         down_CIH[:, done] = round_down(down_CIH)[:, done]
         if down_CIH[:, rest].numel():
             missing_TH = wanted_TH - routed_output(_SomeNeurons(sample, done), down_CIH[:, done])
-            down_CIH[:, rest] = fit_down(_SomeNeurons(sample, rest), missing_TH, down_CIH[:, rest])
+            some = _SomeNeurons(sample, rest)
+            down_CIH[:, rest] = fit_down(some, missing_TH, down_CIH[:, rest], kept_bytes=kept_bytes)

@@ -4,7 +4,6 @@ T tokens, K experts per token.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hcsmoe_hub.methods.clustering.clusters import DROPPED, Clusters
@@ -31,11 +30,16 @@ def top_k_agreement(full_TK: Tensor, reduced_TK: Tensor, clusters: Clusters) -> 
             # A class of its own, beyond those that the reduced router can choose.
             labels[expert], classes = classes, classes + 1
     # The last entry stands for "no expert" and is cut off again.
-    label_of = torch.tensor([*labels, classes])
-    full_TC = F.one_hot(label_of[full_TK.long()], classes + 1).amax(1)[:, :-1]
-    reduced = torch.where(reduced_TK < 0, classes, reduced_TK).long()
-    reduced_TC = F.one_hot(reduced, classes + 1).amax(1)[:, :-1]
+    label_of = torch.tensor([*labels, classes], device=full_TK.device)
+    full_TC = _sets(label_of[full_TK.long()], classes)
+    reduced_TC = _sets(torch.where(reduced_TK < 0, classes, reduced_TK).long(), classes)
     wanted_T = full_TC.sum(1)
-    met_T = (full_TC * reduced_TC).sum(1)
+    met_T = (full_TC & reduced_TC).sum(1)
     routed = wanted_T > 0
     return float((met_T[routed] / wanted_T[routed]).mean()) if routed.any() else 1.0
+
+
+def _sets(class_TK: Tensor, classes: int) -> Tensor:
+    """Which classes every token is led to, ``[T, classes]``; the number of classes stands for none."""
+    found_TC = torch.zeros(len(class_TK), classes + 1, dtype=torch.bool, device=class_TK.device)
+    return found_TC.scatter_(1, class_TK, True)[:, :-1]

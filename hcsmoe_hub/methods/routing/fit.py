@@ -141,8 +141,9 @@ def fit_rows(
         with torch.enable_grad():
             loss = mismatch(logits_TC, targets_TC, scoring, extra_TX)
             (slope_TC,) = torch.autograd.grad(loss, logits_TC)
-        slope = (slope_TC.T @ scaled_TH).double().cpu().numpy().ravel()
-        return float(loss.detach()) + RIDGE / 2 * float(flat @ flat), slope + RIDGE * flat
+        # Together: each copy from the device waits for it.
+        found = torch.cat([loss.detach().view(1), (slope_TC.T @ scaled_TH).double().flatten()]).cpu().numpy()
+        return float(found[0]) + RIDGE / 2 * float(flat @ flat), found[1:] + RIDGE * flat
 
     found = minimize(
         objective, np.zeros(start_CH.numel()), jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS}

@@ -1,6 +1,7 @@
 """Training towards another model's logits: nearer on text it has not seen, the same twice, dropped where it harms."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import pytest
@@ -13,13 +14,14 @@ from hcsmoe_hub.methods.distil.training import (
     MOST_RATE,
     VISITED_TOKENS,
     Pair,
+    Progress,
     Trained,
+    Trainer,
     Training,
     divergence,
     rates_for,
     step_count,
     step_pieces,
-    train,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,8 +55,11 @@ class Case:
     trained: list[Trained]
 
     def run(self, rate: float = 0.01, seed: int = 0) -> Training:
+        return self.trainer(rate, seed).run()
+
+    def trainer(self, rate: float = 0.01, seed: int = 0) -> Trainer:
         teacher = Bigrams(0)
-        return train(Pair(student=self.student, teacher=teacher), self.trained, self.pieces, rate=rate, seed=seed)
+        return Trainer(Pair(student=self.student, teacher=teacher), self.trained, self.pieces, rate=rate, seed=seed)
 
 
 def make_case(dtype: torch.dtype = torch.float32, domains: Sequence[str] = ("",)) -> Case:
@@ -122,7 +127,7 @@ def test_a_domain_that_loses_drops_what_others_gain() -> None:
         logits: Tensor = (start if ids_BL.shape == ids.shape and torch.equal(ids_BL, ids) else Bigrams(0))(ids_BL)
         return logits + 0.01 * torch.arange(V)
 
-    done = train(Pair(student=case.student, teacher=teacher), case.trained, case.pieces, rate=0.01, seed=0)
+    done = Trainer(Pair(student=case.student, teacher=teacher), case.trained, case.pieces, rate=0.01, seed=0).run()
     assert done.kept == 0
 
 
@@ -138,6 +143,27 @@ def test_the_same_seed_gives_the_same_values() -> None:
     first, again, other = make_case().run(seed=3), make_case().run(seed=3), make_case().run(seed=4)
     assert all(torch.equal(one, two) for one, two in zip(first.values, again.values, strict=True))
     assert not all(torch.equal(one, two) for one, two in zip(first.values, other.values, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stopped_after", [1, 55, 56, 57, 84, 111, 112])
+def test_a_training_that_goes_on_from_any_step_ends_in_the_same_bits(dtype: torch.dtype, stopped_after: int) -> None:
+    undisturbed, seen = make_case(dtype, domains=("prose", "code")).run(), list[Progress]()
+    first = make_case(dtype, domains=("prose", "code")).trainer()
+
+    def stop() -> None:
+        if first.progress().steps == stopped_after:
+            seen.append(deepcopy(first.progress()))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.run(stop)
+    second, steps = make_case(dtype, domains=("prose", "code")).trainer(), list[int]()
+    second.go_on_from(seen[0])
+    done = second.run(lambda: steps.append(second.progress().steps))
+    assert steps == list(range(stopped_after + 1, undisturbed.steps + 1))
+    assert all(torch.equal(one, two) for one, two in zip(done.values, undisturbed.values, strict=True))
+    assert (done.kept, done.before, done.after) == (undisturbed.kept, undisturbed.before, undisturbed.after)
 
 
 def test_what_no_token_reaches_keeps_its_bits() -> None:

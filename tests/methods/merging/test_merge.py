@@ -13,7 +13,7 @@ from torch import Tensor
 from hcsmoe_hub.methods.clustering import Clusters, Grouping
 from hcsmoe_hub.methods.merging import Merged, MergeGroups, member_shares, merge_experts, merge_rows
 from hcsmoe_hub.observation.sample import NeuronSample
-from hcsmoe_hub.options import Align, Features, Merge, MethodOptions
+from hcsmoe_hub.options import Align, AlignTo, Features, Merge, MethodOptions
 from hcsmoe_hub.recipe.recipe import Recipe
 from hcsmoe_hub.recipe.resolve import resolve
 
@@ -105,6 +105,16 @@ def shuffled_copies(model_type: str) -> Any:
     for expert in range(1, EXPERTS):
         neurons.permute(expert, torch.randperm(neurons.size, generator=torch.Generator().manual_seed(expert)))
     return module
+
+
+@pytest.mark.parametrize("align", [Align.WEIGHT, Align.ACTIVATION])
+@pytest.mark.parametrize("model_type", LAYOUTS)
+def test_shuffled_copies_become_the_first_expert_where_this_is_the_anchor(model_type: str, align: Align) -> None:
+    module = shuffled_copies(model_type)
+    rows, recipe = rows_of(module), resolve(MethodOptions(align=align, align_to=AlignTo.FIRST))
+    for name, tensor in merge(model_type, rows, recipe, sample=sample_of(module)).tensors.items():
+        # The last one is alone.
+        assert torch.allclose(tensor, rows[name][[0, 0, 3]], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

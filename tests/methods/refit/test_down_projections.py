@@ -113,6 +113,37 @@ def test_hidden_activations_are_computed_once_where_they_fit_into_memory(
     assert (sorted(computed) == list(range(EXPERTS))) is is_kept
 
 
+def test_less_is_kept_and_fewer_tokens_are_taken_where_memory_runs_out() -> None:
+    sample, down = layer("mixtral")
+    taken: list[int] = []
+
+    class Scarce(NeuronSample):
+        def hidden(self, expert: int, inputs_RH: Tensor) -> Tensor:
+            if len(inputs_RH) > 100:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            taken.append(len(inputs_RH))
+            return super().hidden(expert, inputs_RH)
+
+    scarce = Scarce(
+        experts=sample.experts, tokens_TH=sample.tokens_TH, index_TK=sample.index_TK, weight_TK=sample.weight_TK
+    )
+    expected = fit_down(sample, target(down, 5), down)
+    assert torch.allclose(fit_down(scarce, target(down, 5), down), expected, atol=1e-5)
+    assert max(taken) == 64
+    with pytest.raises(torch.OutOfMemoryError):
+        fit_down(_without_memory(sample), target(down, 5), down)
+
+
+def _without_memory(sample: NeuronSample) -> NeuronSample:
+    class Full(NeuronSample):
+        def hidden(self, expert: int, inputs_RH: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    return Full(
+        experts=sample.experts, tokens_TH=sample.tokens_TH, index_TK=sample.index_TK, weight_TK=sample.weight_TK
+    )
+
+
 def test_choices_of_one_token_that_lead_to_one_expert_add_up() -> None:
     sample, down = layer("mixtral")
     twice = replace(sample, index_TK=sample.index_TK[:, :1].expand(-1, 2))

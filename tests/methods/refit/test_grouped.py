@@ -1,5 +1,7 @@
 """Products of sorted tokens with the matrices of their experts: exact, differentiable, and blind to padding."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -53,6 +55,23 @@ def test_values_and_gradients_are_those_of_one_product_after_the_other(kind: str
     torch.testing.assert_close(y.grad, x.grad)
     is_routed = index >= 0
     torch.testing.assert_close(v.grad[is_routed], w.grad[is_routed])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_parts_of_a_step_add_up(kind: str) -> None:
+    index, weight = choices()
+    values, matrices = random(TOKENS, HIDDEN, seed=1), random(EXPERTS, HIDDEN, WIDTH, seed=2)
+    anchor = torch.zeros(1, requires_grad=True)
+
+    def gradient(parts: list[slice]) -> Tensor:
+        trained = TrainedMatrix(values_CXY=matrices, gradient_CXY=torch.full_like(matrices, torch.nan), anchor=anchor)
+        for number, part in enumerate(parts):
+            visits = replace(KINDS[kind](index[part], EXPERTS), adds=number > 0)
+            summed(visits, values[part], weight[part], trained).square().sum().backward()
+        return trained.gradient_CXY
+
+    whole, parts = gradient([slice(None)]), gradient([slice(20), slice(20, 21), slice(21, None)])
+    torch.testing.assert_close(parts, whole)
 
 
 def test_rows_are_sorted_by_expert_and_padded_by_expert() -> None:
