@@ -78,6 +78,11 @@ class CardData:
     has_tokenizer: bool = True
 
     @property
+    def quality(self) -> frozenset[str]:
+        """Kinds of measures that say how good it is, not what it costs."""
+        return frozenset(self.measures) - {"cost"}
+
+    @property
     def title(self) -> str:
         """Name of the result."""
         return self.folder_name if self.repo_id is None else self.repo_id.split("/")[-1]
@@ -122,6 +127,11 @@ class CardData:
         """What training the whole model did; ``None`` if there was none, or it was dropped."""
         found = self.report.refit_model
         return found if found is not None and found.is_kept else None
+
+    @property
+    def is_recovered(self) -> bool:
+        """Whether it was trained after its conversion, and is better for it."""
+        return self.report.recovery is not None and self.report.recovery["kept_step"] > 0
 
     @property
     def is_fitted(self) -> bool:

@@ -7,17 +7,19 @@ from typing import Any
 
 from hcsmoe_hub.calibration.token_ids import holds_token_ids
 from hcsmoe_hub.errors import PlanError, SourceError
+from hcsmoe_hub.evaluation.cost_options import CostOptions
+from hcsmoe_hub.evaluation.measures import CostSettings
 from hcsmoe_hub.evaluation.options import DEFAULT_WINDOW
 from hcsmoe_hub.machine.units import format_numbers
 from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.options import (
-    DEFAULT_SEQUENCE_LENGTH,
     CalibrationOptions,
     Dtype,
     FormerRefit,
     MethodOptions,
     Preset,
     Refit,
+    default_length,
     default_samples,
 )
 from hcsmoe_hub.recipe.recipe import AFTERWARDS, Recipe
@@ -52,7 +54,7 @@ def convert_command(card: CardData) -> str:
         words.append(f"--dtype {Dtype.BFLOAT16}")
     if FIGURE_FILE in card.files:
         words.append("--figure")
-    return _shell(*words)
+    return shell(*words)
 
 
 def _address(like: LikeRecord) -> str:
@@ -75,7 +77,7 @@ def evaluate_command(card: CardData) -> str:
     source = base.name if base.revision is None else f"hf://{base.repo_id}@{base.revision}"
     text = measures["perplexity"]["file"]["name"] if "perplexity" in measures else None
     choices = measures["choices"]["file"]["name"] if "choices" in measures else None
-    if not measures:
+    if not card.quality:
         text, choices = "heldout.jsonl", "questions.jsonl"
     words = [f"hcsmoe evaluate {shlex.quote(card.location)}", f"--base {shlex.quote(source)}"]
     words += [f"--perplexity {shlex.quote(text)}"] if text else []
@@ -84,11 +86,30 @@ def evaluate_command(card: CardData) -> str:
         words.append(f"--generate {measures['loops']['model']['overall']['prompts']}")
     if "tasks" in measures:
         words.append(f"--tasks {shlex.quote(','.join(measures['tasks']['settings']['tasks']))}")
+        words += [f"--limit {limit}"] if (limit := measures["tasks"]["settings"].get("limit")) else []
     window = measures["perplexity"]["settings"]["window"] if "perplexity" in measures else DEFAULT_WINDOW
+    words += _cost_words(measures["cost"]["settings"]) if "cost" in measures else []
     words += [f"--window {window}"] if window != DEFAULT_WINDOW else []
     # A repository is not a folder that results could be kept in.
     words += ["--output results.json"] if card.repo_id is not None else []
-    return _shell(*words)
+    return shell(*words)
+
+
+def _cost_words(settings: CostSettings) -> list[str]:
+    """The options of the cost table that are not the default ones."""
+    default = CostOptions()
+    found = ["--cost"]
+    if settings["engine"] != default.engine:
+        found.append(f"--engine {settings['engine']}")
+    if settings["prompt_tokens"] != default.prompt_tokens:
+        found.append(f"--prompt-tokens {settings['prompt_tokens']}")
+    if settings["new_tokens"] != default.new_tokens:
+        found.append(f"--new-tokens {settings['new_tokens']}")
+    if settings["repetitions"] != default.repetitions:
+        found.append(f"--repetitions {settings['repetitions']}")
+    if tuple(settings["batch_sizes"]) != default.batch_sizes:
+        found.append(f"--batch-sizes {','.join(map(str, settings['batch_sizes']))}")
+    return found if settings["timing"] else [*found, "--no-timing"]
 
 
 def _method_words(recorded: Recipe) -> Iterator[str]:
@@ -162,28 +183,30 @@ def _calibration_words(card: CardData) -> Iterator[str]:
         yield f"--calibration {shlex.quote(name)}"
     if calibration["feature_tokens"] != _CALIBRATION.feature_tokens:
         yield f"--feature-tokens {calibration['feature_tokens']}"
+    if calibration.get("is_split"):
+        yield f"--source-length {calibration['source_length']}"
     if holds_token_ids(name):
         return
     fits = card.recipe.refit not in (None, Refit.NONE)
     if calibration["sequences"] != default_samples(calibration["sequence_length"], fits=fits):
         yield f"--samples {calibration['sequences']}"
-    if calibration["sequence_length"] != _default_length(card.config):
+    if calibration["sequence_length"] != _default_length(card.config, is_split="source_length" in calibration):
         yield f"--sequence-length {calibration['sequence_length']}"
     if calibration["text_column"] is not None:
         yield f"--text-column {shlex.quote(calibration['text_column'])}"
 
 
-def _default_length(config: Mapping[str, Any]) -> int:
-    """Tokens per sequence of a conversion that names none."""
+def _default_length(config: Mapping[str, Any], *, is_split: bool) -> int:
+    """Tokens per sequence of a conversion that names none; both parts where an encoder reads one of them."""
     text = config.get("text_config")
     for section in (config, text if isinstance(text, dict) else {}):
         limit = section.get("max_position_embeddings")
         if isinstance(limit, int):
-            return min(DEFAULT_SEQUENCE_LENGTH, limit)
-    return DEFAULT_SEQUENCE_LENGTH
+            return default_length(limit, is_encoder_decoder=is_split)
+    return default_length(None, is_encoder_decoder=is_split)
 
 
-def _shell(*words: str) -> str:
+def shell(*words: str) -> str:
     """A command; one option per line if it is long.
 
     Args:

@@ -7,27 +7,28 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hcsmoe_hub.checkpoint.sidecars import has_tokenizer
+from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.checkpoint.tensors import SINGLE_FILE
 from hcsmoe_hub.errors import PlanError, SourceError
 from hcsmoe_hub.evaluation.measures import Measures
 from hcsmoe_hub.evaluation.results import read_evaluation
-from hcsmoe_hub.hub.open import open_source
 from hcsmoe_hub.model_cards.card_data import Base, CardData, name_of
 from hcsmoe_hub.recipe.read import read_recipe
 from hcsmoe_hub.report import EVALUATION_FILE, REPORT_FILE
 from hcsmoe_hub.report.read import read_report
-from hcsmoe_hub.report.validate import parse_json
+from hcsmoe_hub.report.validate import parse_json, read_small
 from hcsmoe_hub.result.source_card import Inherited
 
 CONFIG_FILE = "config.json"
 
 
-def read_card_data(folder: Path, repo_id: str | None) -> tuple[CardData, list[str]]:
+def read_card_data(folder: Path, repo_id: str | None, *, name: str | None = None) -> tuple[CardData, list[str]]:
     """Reads what a folder says about its checkpoint; weights only serve to check that measures are theirs.
 
     Args:
         folder: A result of ``hcsmoe convert``.
         repo_id: Repository that it is, or will be, in.
+        name: Name that the folder will have; ``None`` if it has it already.
 
     Returns:
         The data, and warnings.
@@ -50,7 +51,7 @@ def read_card_data(folder: Path, repo_id: str | None) -> tuple[CardData, list[st
     source = report.source
     measures, warnings = _measures(folder)
     found = CardData(
-        folder_name=folder.resolve().name,
+        folder_name=folder.resolve().name if name is None else name,
         repo_id=repo_id,
         report=report,
         recipe=read_recipe(report.method),
@@ -89,7 +90,7 @@ def _measures(folder: Path) -> tuple[Measures, list[str]]:
     path = folder / EVALUATION_FILE
     if not path.is_file():
         return Measures(), []
-    document, source = read_evaluation(path), open_source(str(folder))
+    document, source = read_evaluation(path), LocalSource(folder)
     if document["model"]["fingerprint"] != source.fingerprint(source.tensors.values()):
         return Measures(), [f"the figures in {EVALUATION_FILE} are of other weights, and were left out."]
     measures: Measures = document["measures"]
@@ -98,9 +99,9 @@ def _measures(folder: Path) -> tuple[Measures, list[str]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise _damaged(path, "it is not UTF-8 text") from error
+        return read_small(path)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def _damaged(path: Path, reason: str) -> SourceError:
 
 def _tensor_names(folder: Path) -> frozenset[str]:
     """Names from the index, which outlives shards that were pushed and deleted, or from the only file."""
-    source = open_source(str(folder))
+    source = LocalSource(folder)
     if source.index is not None:
         return frozenset(source.index)
     return frozenset(source.tensors) if (folder / SINGLE_FILE).is_file() else frozenset()

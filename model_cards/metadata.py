@@ -6,12 +6,13 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData
 
+from hcsmoe_hub.checkpoint.auto_class import auto_class
 from hcsmoe_hub.evaluation.measures import File
 from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.model_cards.papers import papers
+from hcsmoe_hub.model_cards.recovered import recovery_datasets
 
 LIBRARY = "transformers"
-DEFAULT_TASK = "text-generation"
 RELATION = "finetune"
 OPEN_LICENSE = "other"
 
@@ -34,6 +35,8 @@ METRICS: Mapping[str, str] = {"acc": "accuracy", "acc_norm": "accuracy"}
 def front_matter(card: CardData) -> ModelCardData:
     """Front matter; never the base model's scores, training data, widget examples and emissions.
 
+    ``datasets`` are those of the Hub that the result itself was trained on.
+
     The Hub knows four relations to a base model: ``adapter``, ``merge``, ``quantized`` and ``finetune``, and none for
     fewer experts. ``merge`` stands for several base models, and so does the tag of that name; the weights keep their
     precision and need no base model to run. What is left is ``finetune``, a changed copy of one model. It is written
@@ -43,7 +46,7 @@ def front_matter(card: CardData) -> ModelCardData:
     results = list(eval_results(card))
     return ModelCardData(
         library_name=LIBRARY,
-        pipeline_tag=inherited.pipeline_tag or DEFAULT_TASK,
+        pipeline_tag=inherited.pipeline_tag or auto_class(base.model_type).task,
         base_model=base.repo_id,
         base_model_relation=None if base.repo_id is None else RELATION,
         # The client calls both one text, and the Hub takes lists as well.
@@ -51,6 +54,7 @@ def front_matter(card: CardData) -> ModelCardData:
         license_name=inherited.license_name,
         license_link=license_link(card),
         language=inherited.language,
+        datasets=recovery_datasets(card) or None,
         tags=list(_tags(card)),
         model_name=card.title if results else None,
         eval_results=results or None,
@@ -74,26 +78,32 @@ def _tags(card: CardData) -> Iterator[str]:
     yield from ("moe", card.base.model_type, "model-compression", "hcsmoe")
     if card.changed:
         yield "expert-pruning" if card.is_pruned else "expert-merging"
+    if card.is_recovered:
+        yield "knowledge-distillation"
     for paper in papers(card):
         yield paper.tag
 
 
 def eval_results(card: CardData) -> Iterator[EvalResult]:
     """Measures of this model for ``model-index``, never those of its base."""
+    task = auto_class(card.base.model_type).task
     if "perplexity" in card.measures:
         text = card.measures["perplexity"]
         name = f"perplexity per token, windows of {text['settings']['window']}"
-        yield _of_file(text["file"], "perplexity", text["model"]["overall"]["perplexity"], name=name)
+        yield _of_file(task, text["file"], ("perplexity", text["model"]["overall"]["perplexity"]), name=name)
     if "choices" in card.measures:
         choices = card.measures["choices"]
-        yield _of_file(choices["file"], "accuracy", choices["model"]["overall"]["accuracy"], name="accuracy")
-    if "tasks" in card.measures:
-        yield from _of_tasks(card.measures["tasks"]["model"]["tasks"])
+        accuracy = choices["model"]["overall"]["accuracy"]
+        yield _of_file(task, choices["file"], ("accuracy", accuracy), name="accuracy")
+    # Some questions of a task are a trial, and not a result to compare with those of others.
+    if "tasks" in card.measures and "limit" not in card.measures["tasks"]["settings"]:
+        yield from _of_tasks(task, card.measures["tasks"]["model"]["tasks"])
 
 
-def _of_file(file: File, metric: str, value: float, *, name: str) -> EvalResult:
+def _of_file(task: str, file: File, found: tuple[str, float], *, name: str) -> EvalResult:
+    metric, value = found
     return EvalResult(
-        task_type=DEFAULT_TASK,
+        task_type=task,
         dataset_type=file["name"],
         dataset_name=file["name"],
         dataset_args={"sha256": file["sha256"]},
@@ -103,15 +113,15 @@ def _of_file(file: File, metric: str, value: float, *, name: str) -> EvalResult:
     )
 
 
-def _of_tasks(tasks: Mapping[str, Mapping[str, float | None]]) -> Iterator[EvalResult]:
-    for task, row in tasks.items():
-        dataset, config, split = DATASETS.get(task, (task, None, None))
+def _of_tasks(task: str, tasks: Mapping[str, Mapping[str, float | None]]) -> Iterator[EvalResult]:
+    for name, row in tasks.items():
+        dataset, config, split = DATASETS.get(name, (name, None, None))
         for metric, value in row.items():
             if metric in METRICS and value is not None:
                 yield EvalResult(
-                    task_type=DEFAULT_TASK,
+                    task_type=task,
                     dataset_type=dataset,
-                    dataset_name=task,
+                    dataset_name=name,
                     dataset_config=config,
                     dataset_split=split,
                     metric_type=METRICS[metric],
@@ -122,7 +132,7 @@ def _of_tasks(tasks: Mapping[str, Mapping[str, float | None]]) -> Iterator[EvalR
 
 def benchmark_entries(card: CardData) -> list[EvalResultEntry]:
     """Entries of ``.eval_results`` for the leaderboards of the Hub; usually none."""
-    if "tasks" not in card.measures:
+    if "tasks" not in card.measures or "limit" in card.measures["tasks"]["settings"]:
         return []
     measure = card.measures["tasks"]
     tasks = measure["model"]["tasks"]

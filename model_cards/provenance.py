@@ -45,18 +45,26 @@ def calibration_text(card: CardData) -> str:
     """The calibration set, without its size."""
     calibration = card.report.calibration
     if "sources" in calibration:
-        parts = [f"{format_percent(each['share'])} {_text_of(each['dataset'])}" for each in calibration["sources"]]
+        parts = [f"{format_percent(each['share'])} {text_of(each['dataset'])}" for each in calibration["sources"]]
         return f"{', '.join(parts[:-1])} and {parts[-1]}"
     name = calibration["dataset"]
-    return f"the token ids in `{name}`" if holds_token_ids(name) else _text_of(name)
+    return f"the token ids in `{name}`" if holds_token_ids(name) else text_of(name)
 
 
-def _text_of(name: str) -> str:
+def text_of(name: str) -> str:
     """One source of text; a dataset of the Hub as a link."""
     if name in DATASETS:
         return DATASETS[name]
-    dataset = _HUB_DATASET.fullmatch(name)
-    return f"`{name}`" if dataset is None else f"[{name}](https://huggingface.co/datasets/{dataset[1]})"
+    dataset = hub_dataset(name)
+    return f"`{name}`" if dataset is None else f"[{name}](https://huggingface.co/datasets/{dataset})"
+
+
+def hub_dataset(name: str) -> str | None:
+    """The dataset of the Hub that a source of text is, without configuration and split; ``None`` if it is not one."""
+    if name == "c4":
+        return "allenai/c4"
+    found = _HUB_DATASET.fullmatch(name)
+    return None if found is None else found[1]
 
 
 def is_shuffled(card: CardData) -> bool:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from hcsmoe_hub.evaluation.measures import Agreement, Choices, LoopRow, Loops, Perplexity, Tasks
+from hcsmoe_hub.evaluation.cost_rows import cost_notes, cost_rows
+from hcsmoe_hub.evaluation.measures import Agreement, Choices, Cost, LoopRow, Loops, Perplexity, Tasks
 from hcsmoe_hub.machine.units import format_list, format_percent
 from hcsmoe_hub.model_cards.card_data import Base, CardData, name_of
 from hcsmoe_hub.report import Measured
@@ -27,7 +28,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-def base_title(measure: Perplexity | Agreement | Choices | Loops | Tasks, base: Base) -> str:
+def base_title(measure: Perplexity | Agreement | Choices | Loops | Tasks | Cost, base: Base) -> str:
     """What a table calls the model that figures are compared with: ``base`` only if it is the one."""
     named = measure.get("base_model")
     if not named:
@@ -57,9 +58,9 @@ def perplexity_table(measure: Perplexity, base: Base) -> Table:
     return _table(("domain", "tokens", base_title(measure, base), THIS, "ratio"), rows, has_base=bool(other))
 
 
-def cost_table(measured: Measured) -> Table:
-    """What the conversion cost on held-out text, by domain."""
-    titles = ("domain", "tokens", BASE, THIS, "ratio", "KL", "same top token")
+def cost_table(measured: Measured, result: str = THIS) -> Table:
+    """What the conversion cost on held-out text, by domain; ``result`` is what its column calls the result."""
+    titles = ("domain", "tokens", BASE, result, "ratio", "KL", "same top token")
     named = [*measured["domains"].items()] if len(measured["domains"]) > 1 else []
     rows = [
         (
@@ -109,6 +110,18 @@ def tasks_table(measure: Tasks, base: Base) -> Table:
     return _table(("task", "metric", base_title(measure, base), THIS, "recovered"), rows, has_base=bool(other))
 
 
+def running_cost_table(measure: Cost, base: Base) -> Table:
+    """What it costs to run the base and the result."""
+    titles = ("", base_title(measure, base), THIS, "ratio")
+    kept = range(len(titles)) if measure.get("base") else (0, 2)
+    return Table([titles[number] for number in kept], [[row[number] for number in kept] for row in cost_rows(measure)])
+
+
+def running_cost_notes(measure: Cost) -> str:
+    """What a reader has to know about that table."""
+    return " ".join(cost_notes(measure))
+
+
 def loop_rate(row: LoopRow) -> str:
     """Share of continuations that end in a loop, with its standard error."""
     return format_percent(row["loop_rate"], row["loop_rate_stderr"])
@@ -146,8 +159,9 @@ def circumstances(card: CardData) -> str:
 
 
 def _circumstances(card: CardData) -> Iterator[str]:
-    measures = card.measures
-    for measure in measures.values():
+    for name, measure in card.measures.items():
+        if name == "cost":
+            continue
         # A typed dictionary does not say what kinds of values it holds together.
         settings = measure["settings"]  # type: ignore[index]
         yield f"{settings['dtype']} on {settings['device']}"

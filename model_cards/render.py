@@ -15,7 +15,7 @@ from hcsmoe_hub.machine.units import (
     format_percent,
     format_plural,
 )
-from hcsmoe_hub.model_cards import closing, provenance, quality
+from hcsmoe_hub.model_cards import closing, provenance, quality, recovered
 from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.model_cards.command import convert_command, evaluate_command
 from hcsmoe_hub.model_cards.metadata import front_matter
@@ -27,7 +27,7 @@ from hcsmoe_hub.recipe.words import BUDGETS, PROPAGATIONS, REFITS, SALIENCIES, c
 
 TEMPLATE = "card.md.jinja"
 # Where a sentence goes on after a line of the template that ends within it.
-_SPACE_BEFORE_MARK = re.compile(r"\s+(?=[.,](?:\s|$))")
+_SPACE_BEFORE_MARK = re.compile(r"\s+(?=[.,:;](?:\s|$))")
 
 
 def render_body(card: CardData, kept_sections: str) -> str:
@@ -50,10 +50,11 @@ def render_body(card: CardData, kept_sections: str) -> str:
             words=_words(card),
             usage=usage(card),
             quantising=quantising(card),
-            commands={"convert": convert_command(card), "evaluate": evaluate_command(card)},
+            commands=_commands(card),
             kept_sections=kept_sections,
             quality=quality,
             provenance=provenance,
+            recovered=recovered,
             closing=closing,
         )
     )
@@ -102,6 +103,12 @@ def _change(change: Mapping[str, int]) -> str:
     """By how much a number changed, as a remark; empty if it did not."""
     percents = format_change(change)
     return f" ({percents})" if percents else ""
+
+
+def _commands(card: CardData) -> dict[str, str]:
+    """What makes the result again, and what measures it."""
+    found = {"convert": convert_command(card), "evaluate": evaluate_command(card)}
+    return found if card.report.recovery is None else found | {"recover": recovered.recover_command(card)}
 
 
 def _words(card: CardData) -> SimpleNamespace:

@@ -9,7 +9,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from hcsmoe_hub.checkpoint.writer import write_bytes
+from hcsmoe_hub.checkpoint.durable import write_bytes
+from hcsmoe_hub.checkpoint.unfinished import refuse_unfinished
 from hcsmoe_hub.errors import OutputError, SourceError
 from hcsmoe_hub.model_cards.card_data import CardData
 from hcsmoe_hub.model_cards.folder import read_card_data
@@ -44,33 +45,40 @@ class WrittenCard:
     warnings: list[str]
 
 
-def write_card(folder: str | Path, repo_id: str | None = None, *, overwrite: bool = False) -> WrittenCard:
+def write_card(
+    folder: str | Path, repo_id: str | None = None, *, overwrite: bool = False, place: Path | None = None
+) -> WrittenCard:
     """Writes ``README.md``, and ``.eval_results`` if there are results of a benchmark that the Hub ranks.
 
     Args:
         folder: A result of ``hcsmoe convert``.
         repo_id: Repository that it is, or will be, in; ``None`` keeps that of the card that is there.
         overwrite: Replace a card that hcsmoe did not write, or that was edited since; sections marked as kept stay.
+        place: Where the files of a result that is not complete yet will be, and where its earlier card is; ``None`` for
+            the folder itself.
 
     Returns:
         What was written.
 
     Raises:
-        SourceError: If the folder holds no report, or a damaged one.
+        SourceError: If the folder holds no report, a damaged one, or an unfinished conversion.
         PlanError: If ``repo_id`` is not the name of a repository.
         OutputError: If there is a card that must not be replaced.
     """
     folder = Path(folder)
-    path = folder / CARD_FILE
+    if place is None:
+        refuse_unfinished(folder)
+        place = folder
+    path = place / CARD_FILE
     earlier = _read(path)
     kept = [] if earlier is None else kept_sections(earlier, path)
     if earlier is not None and not overwrite:
         _check_ours(earlier, path)
     known = None if earlier is None else _repo_id(earlier)
-    card, warnings = read_card_data(folder, known if repo_id is None else repo_id)
+    card, warnings = read_card_data(folder, known if repo_id is None else repo_id, name=place.resolve().name)
     content = render(card, kept)
     _write_benchmarks(card, folder)
-    write_bytes(path, content.encode())
+    write_bytes(folder / CARD_FILE, content.encode())
     return WrittenCard(
         path=path,
         repo_id=card.repo_id,

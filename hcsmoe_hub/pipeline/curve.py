@@ -26,15 +26,15 @@ from hcsmoe_hub.model.expert_kinds import use_probe
 from hcsmoe_hub.model.layer_loader import free
 from hcsmoe_hub.model.microbatch import MicroBatcher
 from hcsmoe_hub.observation.observers import RoutedObserver
-from hcsmoe_hub.observation.statistics import Call, LayerStatistics, pick_tokens, spaced
-from hcsmoe_hub.observation.statistics_file import open_statistics
+from hcsmoe_hub.observation.statistics import Call, LayerStatistics, pick_rows, pick_tokens, spaced
+from hcsmoe_hub.observation.statistics_writer import open_statistics
 from hcsmoe_hub.observation.watcher import Observation, remembering_calls
 from hcsmoe_hub.pipeline.held_out import HeldOut, why_not_measured
-from hcsmoe_hub.pipeline.passes import ObservingPass, find_block
+from hcsmoe_hub.pipeline.observing_pass import ObservingPass, find_block
+from hcsmoe_hub.pipeline.reading import batcher_for, open_loader, open_reader, stored_experts
 from hcsmoe_hub.pipeline.reduced_layer import reduced_layer
 from hcsmoe_hub.pipeline.rows import Rows
-from hcsmoe_hub.pipeline.run import batcher_for, open_loader, open_reader, stored_experts
-from hcsmoe_hub.pipeline.stream import StreamedLayer, lengths, stream
+from hcsmoe_hub.pipeline.stream import StreamedLayer, Visitor, lengths, stream
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.curve_plan import CurvePlan, is_source
 from hcsmoe_hub.result.make_report import describe
@@ -201,7 +201,7 @@ def _watched(
 
     with ExitStack() as stack:
         if not block.block.is_whole_layer:
-            stack.enter_context(remembering_calls(block.moe, calls))
+            stack.enter_context(remembering_calls(block.moe, calls, layer.batcher.keep))
         stack.enter_context(block.experts.observing(block.moe, observer))
         output = layer.run(inputs, restart)
     top_k, outputs = observer.top_k, observer.outputs
@@ -210,7 +210,7 @@ def _watched(
     elif block.runs_on_tokens(calls):
         chosen = spaced(torch.arange(sum(map(len, outputs))), ERROR_TOKENS)
         calls = [pick_tokens(calls, chosen)]
-        top_k, outputs = [torch.cat(top_k)[chosen]], [torch.cat(outputs)[chosen]]
+        top_k, outputs = [pick_rows(top_k, chosen)], [pick_rows(outputs, chosen)]
     found = Observation(statistics=statistics, calls=calls, top_k=top_k, outputs=outputs, domains=())
     return output, found
 
@@ -239,7 +239,7 @@ def measure_curve(plan: CurvePlan, calibration: CalibrationSet, emit: Listener) 
             Original.HELD_OUT: measured_ids,
             **dict.fromkeys(sorted(plan.measured), measured_ids),
         },
-        lengths=lengths(plan.model.skeleton, calibration.token_ids),
+        lengths=lengths(plan.model.skeleton, calibration.token_ids, first.calibration.source_length),
     )
     hidden_RSH = _run(plan, points, stored, calibration, rows, emit)
     places = rows.places()
@@ -251,6 +251,7 @@ def measure_curve(plan: CurvePlan, calibration: CalibrationSet, emit: Listener) 
         domains=calibration.measured_domains,
         source_MSH=source_MSH,
         result_MSH=source_MSH,
+        source_length=first.calibration.source_length,
     )
     return MeasuredCurve(
         points=points,
@@ -293,8 +294,9 @@ def _run(
         loader = stack.enter_context(open_loader(first, reader, batcher, on_read))
         loader.load(None)
         # An MTP head runs only if a later conversion is to find what was observed of it.
-        with_head = statistics is not None
-        hidden_RSH = stream(plan.model.skeleton, loader, visit, rows.batch, batcher=batcher, with_head=with_head)
+        visitor = Visitor(visit=visit, with_head=statistics is not None)
+        length = first.calibration.source_length
+        hidden_RSH = stream(plan.model.skeleton, loader, visitor, rows.batch, batcher=batcher, source_length=length)
         if statistics is not None:
             statistics.add_text(calibration, hidden_RSH[rows.places()[Original.HELD_OUT]])
             describe(statistics, first, calibration)

@@ -1,6 +1,7 @@
 """What a conversion cost: the predictions of the source and of the result on text that neither of them was fitted to.
 
-M held-out sequences of S tokens, H hidden size, V vocabulary.
+M held-out sequences of S tokens, H hidden size, V vocabulary. Of a model with an encoder, hidden states are those of
+its decoder, which are fewer than S.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,16 +14,18 @@ from torch import Tensor
 
 from hcsmoe_hub.calibration.calibration_set import CalibrationSet
 from hcsmoe_hub.calibration.token_ids import fingerprint
+from hcsmoe_hub.machine import ranks
 from hcsmoe_hub.methods.quality.agreement import Agreement
-from hcsmoe_hub.methods.quality.perplexity import Perplexity
+from hcsmoe_hub.methods.quality.perplexity import GREATEST_LOSS, Perplexity
+from hcsmoe_hub.methods.quality.tally import DomainTally
 from hcsmoe_hub.model.head import head
+from hcsmoe_hub.model.sequences import predicted_tokens
 from hcsmoe_hub.model.skeleton import Skeleton
+from hcsmoe_hub.pipeline.sharding import all_sequences
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
-from hcsmoe_hub.planning.estimate import logit_tokens
+from hcsmoe_hub.planning.memory_use import logit_tokens
 from hcsmoe_hub.report import Measured, MeasuredRow
 
-# The greatest mean loss whose perplexity a float holds.
-_GREATEST_LOSS = 700.0
 NOT_FINITE = "the predictions of the source or of the result are not finite numbers"
 
 
@@ -43,14 +46,14 @@ def why_not_measured(plan: ConversionPlan, calibration: CalibrationSet | None) -
         if not plan.calibration.measures:
             return "the statistics were collected without text to measure on"
         return "the calibration text is too short to hold any of it out"
-    if calibration.measured_ids.shape[1] < 2:
+    if not predicted_tokens(calibration.measured_ids, plan.calibration.source_length).shape[1]:
         return "sequences of one token predict nothing"
     return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HeldOut:
-    """Held-out sequences after their way through both models.
+    """Held-out sequences of this rank after their way through both models.
 
     Attributes:
         skeleton: The source, its head in memory; the result has the same.
@@ -59,6 +62,7 @@ class HeldOut:
         domains: Domain of each sequence.
         source_MSH: Hidden states after the last norm of the source.
         result_MSH: The same of the result.
+        source_length: Tokens of each sequence that went into an encoder; 0 for a decoder-only model.
     """
 
     skeleton: Skeleton
@@ -67,9 +71,10 @@ class HeldOut:
     domains: Sequence[str]
     source_MSH: Tensor
     result_MSH: Tensor
+    source_length: int = 0
 
     def measure(self, advance: Callable[[], None]) -> Measured | None:
-        """Compares the predictions of both models for every token but the first of a sequence.
+        """Compares the predictions of both models: of every token but the first, or of the labels of a decoder.
 
         Args:
             advance: Called after each sequence.
@@ -86,25 +91,26 @@ def measure_results(
     """Compares the predictions of several results with those of their source, which are computed once.
 
     Args:
-        held_out: The sequences; its own result is not looked at.
+        held_out: The sequences, on each rank its own; its own result is not looked at.
         results_MSH: Hidden states after the last norm of every result.
         advance: Called after each sequence.
 
     Returns:
-        The figures of every result; ``None`` if they are not finite.
+        The figures of every result over the sequences of all ranks; ``None`` if they are not finite.
     """
     before, after = Perplexity(), [Perplexity() for _ in results_MSH]
     agreement = [Agreement(dtype=torch.float32) for _ in results_MSH]
     skeleton, ids_MS = held_out.skeleton, held_out.ids_MS
+    labels_MS = predicted_tokens(ids_MS, held_out.source_length)
     last: Any = skeleton.module.get_output_embeddings()
     last.to(held_out.device)
     size = logit_tokens(last.weight.shape[0])
     with torch.no_grad():
         for number, domain in enumerate(held_out.domains):
-            for start in range(0, ids_MS.shape[1] - 1, size):
-                # The last token has no next one.
-                rows = slice(start, min(start + size, ids_MS.shape[1] - 1))
-                targets_S = ids_MS[number, rows.start + 1 : rows.stop + 1].to(held_out.device)
+            for start in range(0, labels_MS.shape[1], size):
+                # The last position of a decoder-only model has no label.
+                rows = slice(start, min(start + size, labels_MS.shape[1]))
+                targets_S = labels_MS[number, rows].to(held_out.device)
                 source_SV = head(skeleton, held_out.source_MSH[number, rows])
                 before.add(domain or None, source_SV, targets_S)
                 for place, result_MSH in enumerate(results_MSH):
@@ -112,22 +118,44 @@ def measure_results(
                     after[place].add(domain or None, result_SV, targets_S)
                     agreement[place].add(domain or None, result_SV, source_SV)
             advance()
-    return [_described(ids_MS, before, *found) for found in zip(after, agreement, strict=True)]
+    ids_MS = all_sequences(ids_MS)
+    before, *after = (_perplexity_of_all(own) for own in (before, *after))
+    agreement = [_agreement_of_all(own) for own in agreement]
+    source_length = held_out.source_length
+    return [_described(ids_MS, source_length, before, *found) for found in zip(after, agreement, strict=True)]
 
 
-def _described(ids_MS: Tensor, before: Perplexity, after: Perplexity, agreement: Agreement) -> Measured | None:
+def _perplexity_of_all(own: Perplexity) -> Perplexity:
+    """What all ranks have added up, each over sequences of its own."""
+    return Perplexity(losses=_tally_of_all(own.losses))
+
+
+def _agreement_of_all(own: Agreement) -> Agreement:
+    return Agreement(dtype=own.dtype, divergences=_tally_of_all(own.divergences), matches=_tally_of_all(own.matches))
+
+
+def _tally_of_all(own: DomainTally) -> DomainTally:
+    return DomainTally.sum_of(ranks.every(DomainTally.sum_of([own])))
+
+
+def _described(
+    ids_MS: Tensor, source_length: int, before: Perplexity, after: Perplexity, agreement: Agreement
+) -> Measured | None:
     losses = [perplexity.losses.overall.mean for perplexity in (before, after)]
-    if not all(isfinite(loss) and loss < _GREATEST_LOSS for loss in losses):
+    if not all(isfinite(loss) and loss < GREATEST_LOSS for loss in losses):
         return None
     sequences, length = ids_MS.shape
     tables = before.figures(), after.figures(), agreement.figures()
-    return {
+    found: Measured = {
         "sequences": sequences,
         "sequence_length": length,
         "sha256": fingerprint(ids_MS),
         "overall": _row(*(table["overall"] for table in tables)),
         "domains": {domain: _row(*(table["domains"][domain] for table in tables)) for domain in tables[1]["domains"]},
     }
+    if source_length:
+        found["source_length"] = source_length
+    return found
 
 
 def _row(before: dict[str, Any], after: dict[str, Any], agreement: dict[str, Any]) -> MeasuredRow:

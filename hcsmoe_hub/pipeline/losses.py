@@ -16,6 +16,7 @@ from hcsmoe_hub.model.microbatch import MicroBatcher
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
 from hcsmoe_hub.observation.statistics_file import StatisticsFile
 from hcsmoe_hub.observation.watcher import Observation
+from hcsmoe_hub.pipeline.sharding import own_tokens
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 
 
@@ -54,7 +55,8 @@ def predict_from_statistics(
         if layer in blocks:
             found = statistics.layer(layer)
             assert found.sample is not None, "a statistics file holds a sample of every block"
-            seen = Observation(statistics=found, calls=[found.sample], top_k=[], outputs=[], domains=("",))
+            calls = [own_tokens(found.sample)]
+            seen = Observation(statistics=found, calls=calls, top_k=[], outputs=[], domains=("",))
             source = make_block(block=blocks[layer])
             context = LayerContext(source=source, result=None, shape=plan.shape, originals=originals)
             tables[layer] = predict(plan, context, seen)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hcsmoe_hub.events import Listener, Warned
 from hcsmoe_hub.layer.context import LayerContext
+from hcsmoe_hub.machine import ranks
 from hcsmoe_hub.model.experts import Experts
 from hcsmoe_hub.model.microbatch import MicroBatcher, select
 from hcsmoe_hub.observation.observers import RoutedObserver
@@ -35,13 +36,16 @@ class MergedStream:
         emit: Called with warnings.
         compensates: Whether what blocks are fitted to makes up for what earlier layers have changed; the fit of a
             router does not look at outputs.
+
+    Attributes:
+        has_warned: Whether a layer that does more than add has been warned of.
     """
 
     def __init__(self, batcher: MicroBatcher, emit: Listener, *, compensates: bool) -> None:
         self._batcher = batcher
         self._emit = emit
         self._compensates = compensates
-        self._has_warned = False
+        self.has_warned = False
         self._silent: Any = None
         self._gain: float | None = None
 
@@ -71,12 +75,13 @@ class MergedStream:
             calls.clear()
             silence.tokens.clear()
 
-        with remembering_calls(moe, calls), experts.observing(moe, silence):
+        with remembering_calls(moe, calls, layer.batcher.keep), experts.observing(moe, silence):
             self._silent = layer.run(inputs, restart)
         silent = hidden_of(self._silent)
         wanted, self._gain = seen.outputs, None
         if self._compensates:
-            self._gain = self._find_gain(layer, context.source, inputs=inputs, silent=silent)
+            # Rounding on other sequences must not lead to another decision.
+            self._gain = ranks.from_first(self._find_gain(layer, context.source, inputs=inputs, silent=silent))
             if self._gain is None:
                 self._warn(layer.index)
             else:
@@ -107,8 +112,8 @@ class MergedStream:
 
     def _warn(self, layer: int) -> None:
         """Warns of the first layer that does more than add."""
-        if not self._has_warned:
-            self._has_warned = True
+        if not self.has_warned:
+            self.has_warned = True
             self._emit(
                 Warned(
                     f"layer {layer}: more than a sum lies between its experts and what leaves the layer, so what "
@@ -129,7 +134,7 @@ class MergedStream:
         expected = silent[:rows]
         noise = _Noise(float(expected.float().abs().median()) or 1.0)
         forward = partial(type(layer.module).forward, layer.module)
-        batcher = MicroBatcher(rows, rows, self._batcher.device)
+        batcher = self._batcher.sized(rows, rows)
         with block.experts.observing(block.moe, noise):
             loud = hidden_of(batcher.wrap(forward, lambda: None)(*args, **kwargs))
         return find_gain(loud, expected, noise.values_TH)
@@ -155,8 +160,8 @@ class _Noise:
         generator = torch.Generator().manual_seed(0)
         size_T = torch.tensor(PROBE_SIZES).repeat(-(-len(tokens_TH) // len(PROBE_SIZES)))[: len(tokens_TH)]
         values_TH = self._size * size_T[:, None] * torch.randn(tokens_TH.shape, generator=generator)
-        self.values_TH = values_TH.to(tokens_TH.dtype)
-        return self.values_TH.to(tokens_TH.device)
+        self.values_TH = values_TH.to(tokens_TH)
+        return self.values_TH
 
 
 def find_gain(loud: Tensor, silent: Tensor, values_TH: Tensor) -> float | None:
@@ -169,7 +174,8 @@ def find_gain(loud: Tensor, silent: Tensor, values_TH: Tensor) -> float | None:
     """
     if loud.numel() != values_TH.numel():
         return None
-    values, change = values_TH.flatten().double(), (loud.double() - silent.double()).flatten()
+    values, silent = values_TH.to(loud.device).flatten().double(), silent.to(loud.device)
+    change = (loud.double() - silent.double()).flatten()
     gain = float(values @ change / (values @ values))
     unit = torch.finfo(loud.dtype).eps
     size = loud.flatten().abs().double() + silent.flatten().abs().double() + (gain * values).abs()
@@ -189,7 +195,7 @@ def _missing(
 ) -> list[Tensor]:
     """``(original - silent) / gain``, computed in float32 and rounded once, one ``[T, H]`` per micro-batch."""
     missing, start = [], 0
-    original_TH, silent_TH = original.flatten(0, -2), silent.flatten(0, -2)
+    original_TH, silent_TH = original.to(silent.device).flatten(0, -2), silent.flatten(0, -2)
     for count in tokens:
         rows = slice(start, start + count)
         missing.append(((original_TH[rows].float() - silent_TH[rows].float()) / gain).to(dtype))

@@ -1,73 +1,38 @@
 """The ways through a checkpoint: observe, observe and convert at once, or convert from statistics."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from hcsmoe_hub.checkpoint.writer import ShardWriter
-from hcsmoe_hub.events import Listener, Stage, StageAdvanced
 from hcsmoe_hub.layer.context import LayerContext
-from hcsmoe_hub.layer.reducer import LayerReducer, rerun_on_sample
+from hcsmoe_hub.layer.kept_layers import kept_layer
+from hcsmoe_hub.layer.reducer import LayerReducer
 from hcsmoe_hub.layer.stored_experts import StoredExperts
+from hcsmoe_hub.machine.accelerator import is_host
 from hcsmoe_hub.machine.allocator import return_freed_memory
-from hcsmoe_hub.methods.clustering import LossTable
-from hcsmoe_hub.model.expert_kinds import use_probe
 from hcsmoe_hub.model.layer_loader import LayerLoader, free
 from hcsmoe_hub.model.microbatch import MicroBatcher
 from hcsmoe_hub.observation.observers import RoutedObserver
 from hcsmoe_hub.observation.runnable_block import RunnableBlock
 from hcsmoe_hub.observation.statistics import Call
-from hcsmoe_hub.observation.statistics_file import StatisticsFile, StatisticsWriter
-from hcsmoe_hub.observation.stored_states import LayerStates
-from hcsmoe_hub.observation.watcher import BlockWatcher, Observation
-from hcsmoe_hub.pipeline.losses import predict
-from hcsmoe_hub.pipeline.merged_stream import MergedStream, hidden_of
+from hcsmoe_hub.observation.statistics_file import StatisticsFile
+from hcsmoe_hub.observation.watcher import Observation
+from hcsmoe_hub.pipeline.layer_steps import LayerSteps
+from hcsmoe_hub.pipeline.merged_stream import MergedStream
+from hcsmoe_hub.pipeline.observing_pass import ObservingPass, find_block, use_probes
+from hcsmoe_hub.pipeline.packing import shared_objects
 from hcsmoe_hub.pipeline.reduced_layer import RunLayer, reduced_layer, run_routed
-from hcsmoe_hub.pipeline.stream import StreamedLayer
+from hcsmoe_hub.pipeline.result_writer import ResultWriter
+from hcsmoe_hub.pipeline.sharding import own_states, own_tokens
+from hcsmoe_hub.pipeline.stream import StreamedLayer, Visitor
 from hcsmoe_hub.pipeline.streams import Part, Streams
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.report import LayerReport
-
-
-class ResultWriter:
-    """Writes what is not simply copied, under the names of the source.
-
-    Args:
-        plan: What is written.
-        writer: Takes the weights of the result.
-        emit: Called when a layer is written.
-        stored: Has the experts that are written in the format of the source.
-    """
-
-    def __init__(self, plan: ConversionPlan, writer: ShardWriter, emit: Listener, stored: StoredExperts) -> None:
-        self._plan = plan
-        self._writer = writer
-        self._emit = emit
-        self._stored = stored
-
-    def write(self, layer: int | None, changed: Mapping[str, Tensor]) -> None:
-        """Writes one decoder layer, or what lies outside of them.
-
-        Args:
-            layer: Its index, its weights in memory; ``None`` outside the layers.
-            changed: Tensors that differ from those in memory, by parameter name.
-        """
-        names = [name for name in self._plan.account.rewritten.get(layer, ()) if not self._stored.holds(name)]
-        if names:
-            skeleton = self._plan.model.skeleton
-            state = skeleton.module.state_dict()
-            # Factors take the place of matrices that the model has in memory.
-            tensors = {name: changed[name] if name in changed else state[name] for name in names}
-            for name, tensor in skeleton.to_stored(tensors, self._plan.model.groups[layer]).items():
-                self._writer.write(name, tensor.to(self._plan.shards.tensors[name].dtype))
-        for name, part in self._stored.take(layer).items():
-            self._writer.write(name, part)
-        if layer is not None:
-            self._emit(StageAdvanced(Stage.CONVERT, f"layer {layer}", self._writer.bytes_written))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,12 +44,16 @@ class Work:
         batcher: Cuts the calibration sequences into micro-batches, and knows the device.
         reducer: Converts a block.
         writer: Takes what changed.
+        stored: Rounds experts to the format of the source.
+        steps: Keeps what every layer leaves.
     """
 
     plan: ConversionPlan
     batcher: MicroBatcher
     reducer: LayerReducer
     writer: ResultWriter
+    stored: StoredExperts
+    steps: LayerSteps
 
     def context(self, layer: int, originals: Mapping[str, Tensor]) -> LayerContext | None:
         """A decoder layer whose weights are in memory; ``None`` if it has no MoE block.
@@ -96,7 +65,33 @@ class Work:
         block = find_block(self.plan, layer, self.batcher)
         if block is None:
             return None
-        return LayerContext(source=block, result=self.plan.reduced, shape=self.plan.shape, originals=originals)
+        experts = next(block.experts.module.parameters())
+        return LayerContext(
+            source=block,
+            result=self.plan.reduced,
+            shape=self.plan.shape,
+            originals=originals,
+            experts_on_host=is_host(experts.device) and not is_host(self.batcher.device),
+        )
+
+    def reduce(self, layer: LayerContext, seen: Observation, *, fitted: Observation) -> dict[str, Tensor]:
+        """Converts a block while nothing else needs memory for experts; see ``LayerReducer.reduce``."""
+        self.settle()
+        return self.reducer.reduce(layer, seen, fitted=fitted)
+
+    def settle(self) -> None:
+        """Waits until the last layer is written and kept."""
+        self.writer.settle()
+        self.steps.confirm()
+
+    def done(self, layer: int, states: Any = None) -> None:
+        """Notes that a layer is converted: it is kept when the writer has come that far.
+
+        Args:
+            layer: Its index.
+            states: What left it; ``None`` where the model does not run.
+        """
+        self.steps.done(layer, results=kept_layer(self.reducer, layer), states=states)
 
     def differs(self, report: LayerReport) -> bool:
         """Whether a converted layer computes anything else than before."""
@@ -104,71 +99,6 @@ class Work:
         is_routed_alike = replace(after, experts=before.experts) == before
         is_changed = report.experts < len(report.labels) or self.plan.is_narrower or self.plan.factors is not None
         return is_changed or not is_routed_alike
-
-
-class ObservingPass:
-    """Observes every MoE block of the model and keeps its statistics.
-
-    Args:
-        plan: What to observe.
-        batcher: Cuts sequences into micro-batches.
-        statistics: Where statistics go; ``None`` if they are not kept.
-        domains: Domain of each calibration sequence.
-
-    Attributes:
-        losses: By layer, what the shapes that meet a target would lose, if the plan has yet to choose among them.
-    """
-
-    def __init__(
-        self,
-        plan: ConversionPlan,
-        batcher: MicroBatcher,
-        statistics: StatisticsWriter | None,
-        *,
-        domains: Sequence[str],
-    ) -> None:
-        _use_probe(plan)
-        self._plan = plan
-        self._batcher = batcher
-        self._statistics = statistics
-        self._domains = domains
-        self.losses: dict[int, LossTable] = {}
-
-    def observe(self, layer: StreamedLayer, inputs: Call, block: RunnableBlock) -> tuple[Any, Observation]:
-        """Runs a layer over the calibration set; returns its output, and what was observed of its MoE block."""
-        # Those that only choose a shape convert nothing.
-        is_converting = not self._plan.is_choosing
-        watcher = BlockWatcher(
-            block,
-            feature_tokens=self._plan.feature_tokens,
-            seed=self._plan.calibration.seed,
-            domains=self._domains,
-            # A file of statistics serves every method.
-            with_outputs=(self._plan.needs_mean_outputs and is_converting) or self._statistics is not None,
-            with_gram=(self._plan.needs_gram and is_converting) or self._statistics is not None,
-        )
-        with watcher.watching(inputs):
-            output = layer.run(inputs, watcher.restart)
-        seen = watcher.observation()
-        if self._statistics is not None:
-            self._statistics.add(layer.index, seen.statistics)
-            if self._plan.keeps_states:
-                states = LayerStates(calls=seen.calls, output_BSH=hidden_of(output))
-                self._statistics.add_states(layer.index, states)
-        if self._plan.is_choosing:
-            self._predict(layer, block, seen)
-        return output, seen
-
-    def _predict(self, layer: StreamedLayer, block: RunnableBlock, seen: Observation) -> None:
-        context = LayerContext(source=block, result=None, shape=self._plan.shape, originals=layer.originals)
-        self.losses[layer.index] = predict(self._plan, context, seen)
-        if self._statistics is not None:
-            self._statistics.add_losses(layer.index, self.losses[layer.index])
-
-    def visit(self, layer: StreamedLayer, inputs: Call) -> Any:
-        """All that happens to a decoder layer while it is in memory: it runs, and its MoE block is observed."""
-        block = find_block(self._plan, layer.index, self._batcher)
-        return layer.run(inputs) if block is None else self.observe(layer, inputs, block)[0]
 
 
 class Observe(Protocol):
@@ -201,13 +131,67 @@ class ConvertingPass:
         streams: Streams,
         merged: MergedStream | None,
     ) -> None:
-        _use_probe(work.plan)
+        use_probes(work.plan)
         self._work = work
         self._batcher = batcher
         self._observe = observe
         self._streams = streams
         self._merged = merged
-        self._is_apart = False
+        states = work.steps.states
+        # What left an encoder, which every layer of the decoder reads.
+        self._encoded_RSH: Tensor | None = None
+        self._is_apart = states is not None and states["is_apart"]
+        if states is not None:
+            self._restore(states)
+
+    def _restore(self, states: Mapping[str, Any]) -> None:
+        """Goes on with what left the last layer that an interrupted run has done."""
+        if self._merged is not None:
+            self._merged.has_warned = states["has_warned"]
+        for batcher, size in zip((self._work.batcher, self._batcher), states["batches"], strict=True):
+            batcher.batch = size
+        keep, part_of = self._work.batcher.keep, Part.__getitem__
+        self._left = {part_of(name): keep(output) for name, output in states["outputs"].items()}
+        self._shared = {part_of(name): keep(objects) for name, objects in states["shared"].items()}
+        self._encoded_RSH = states["encoded"]
+        self._work.batcher.settle()
+
+    def recall(self, inputs: Call) -> Any:
+        """What left the last layer that an interrupted run has done, in place of running a layer."""
+        found = self._streams.split(inputs)
+        for part, call in found.items():
+            for target, values in zip(shared_objects((call.args, call.kwargs)), self._shared[part], strict=True):
+                target.update(values)
+        return self._streams.join({part: output for part, output in self._left.items() if part in found})
+
+    def visitor(self, *, with_head: bool) -> Visitor:
+        """What happens to all layers, those that an interrupted run has done included.
+
+        Args:
+            with_head: Whether an MTP head runs, if there is one.
+        """
+        return Visitor(
+            visit=self.visit,
+            recall=self.recall,
+            last=self._work.steps.last,
+            with_head=with_head,
+            on_encoded=self._keep_encoded,
+            encoded_RSH=self._encoded_RSH,
+        )
+
+    def _keep_encoded(self, encoded_RSH: Tensor) -> None:
+        self._encoded_RSH = encoded_RSH
+
+    def _states(self, found: Mapping[Part, Call], outputs: Mapping[Part, Any]) -> dict[str, Any]:
+        """What the next layers, and those after them, depend on."""
+        return {
+            "encoded": self._encoded_RSH,
+            "is_apart": self._is_apart,
+            "has_warned": self._merged is not None and self._merged.has_warned,
+            "batches": [self._work.batcher.batch, self._batcher.batch],
+            "outputs": {part.name: output for part, output in outputs.items()},
+            "shared": {part.name: shared_objects((call.args, call.kwargs)) for part, call in found.items()},
+        }
 
     def visit(self, layer: StreamedLayer, inputs: Call) -> Any:
         """All that happens to a decoder layer while it is in memory: run, observe, convert, write."""
@@ -215,14 +199,25 @@ class ConvertingPass:
         if layer.index >= self._work.plan.model.skeleton.depth:
             # What an MTP head costs is not measured: it predicts other tokens.
             found = {part: call for part, call in found.items() if not part.is_measured}
+        calls = [(call.args, call.kwargs) for call in found.values()]
+        self._work.steps.begin(layer.module, calls)
         context = self._work.context(layer.index, layer.originals)
         outputs = self._run_plain(layer, found) if context is None else self._convert(layer, found, context)
+        is_head = layer.index >= self._work.plan.model.skeleton.depth
+        output = next(iter(outputs.values()))
+        plan = self._work.plan
+        self._work.steps.check(
+            plan.model.skeleton, layer.index, output, self._streams.batch, plan.calibration.source_length
+        )
+        # Nothing comes after a head.
+        self._work.done(layer.index, None if is_head else self._states(found, outputs))
         return self._streams.join(outputs)
 
     def _run_plain(self, layer: StreamedLayer, found: Mapping[Part, Call]) -> dict[Part, Any]:
         """Runs a layer that has no experts, the same in both models."""
         outputs = self._run(layer, found, StreamedLayer.run, is_reduced=False)
         outputs |= self._run_alone(layer, found, StreamedLayer.run)
+        self._work.settle()
         self._work.writer.write(layer.index, {})
         return outputs | self._reduced(layer, found, outputs, StreamedLayer.run)
 
@@ -238,7 +233,7 @@ class ConvertingPass:
         fitted = seen
         if self._merged is not None and self._is_apart:
             fitted = self._merged.wanted(layer, context, inputs=found[Part.REDUCED], output=output, seen=seen)
-        changed = self._work.reducer.reduce(context, seen, fitted=fitted)
+        changed = self._work.reduce(context, seen, fitted=fitted)
         self._work.writer.write(layer.index, changed)
         report = self._work.reducer.reports[-1]
         self._is_apart |= self._work.differs(report)
@@ -296,7 +291,7 @@ def recalling(statistics: StatisticsFile) -> Observe:
     return lambda layer, inputs, context: _recall(statistics, context)
 
 
-def convert_from_statistics(work: Work, statistics: StatisticsFile, loader: LayerLoader, layers: Iterable[int]) -> None:
+def convert_from_statistics(work: Work, statistics: StatisticsFile, loader: LayerLoader, layers: Sequence[int]) -> None:
     """Converts layers without running the model: of a layer, only its MoE block runs.
 
     Args:
@@ -305,14 +300,19 @@ def convert_from_statistics(work: Work, statistics: StatisticsFile, loader: Laye
         loader: Brings the weights of a layer.
         layers: Their indices.
     """
-    _use_probe(work.plan)
+    use_probes(work.plan)
     with torch.no_grad():
-        for layer in layers:
+        for layer, following in zip_longest(layers, layers[1:]):
             changed, context = {}, work.context(layer, loader.take(layer))
+            if following is not None:
+                loader.prefetch(following)
+            # Loading and merging at once would add up to a higher peak.
+            loader.settle()
             if context is not None:
                 _, seen = _recall(statistics, context)
-                changed = work.reducer.reduce(context, seen, fitted=seen)
+                changed = work.reduce(context, seen, fitted=seen)
             work.writer.write(layer, changed)
+            work.done(layer)
             free(work.plan.model.skeleton.layers[layer])
             return_freed_memory()
 
@@ -326,7 +326,7 @@ def _recall(statistics: StatisticsFile, layer: LayerContext) -> tuple[Tensor | N
     """
     found = statistics.layer(layer.block.layer)
     if statistics.has_states:
-        states = statistics.states(layer.block.layer, layer.source.skeleton.dtype)
+        states = own_states(statistics.states(layer.block.layer, layer.source.skeleton.dtype))
         run = layer.source.rerun(states.calls, RoutedObserver)
         return states.output_BSH, Observation(
             statistics=found,
@@ -336,8 +336,8 @@ def _recall(statistics: StatisticsFile, layer: LayerContext) -> tuple[Tensor | N
             domains=statistics.text().domains,
         )
     assert found.sample is not None, "a statistics file holds a sample of every block"
-    seen = Observation(statistics=found, calls=[found.sample], top_k=[], outputs=[], domains=("",))
-    observer = rerun_on_sample(layer, seen)
+    seen = Observation(statistics=found, calls=[own_tokens(found.sample)], top_k=[], outputs=[], domains=("",))
+    observer = layer.source.rerun(seen.calls, RoutedObserver)
     seen.top_k, seen.outputs = observer.top_k, observer.outputs
     return None, seen
 
@@ -345,15 +345,3 @@ def _recall(statistics: StatisticsFile, layer: LayerContext) -> tuple[Tensor | N
 def _run_source(block: RunnableBlock, layer: StreamedLayer, inputs: Call) -> Any:
     """Runs a layer with its block in the source."""
     return run_routed(layer, block, inputs)
-
-
-def find_block(plan: ConversionPlan, layer: int, batcher: MicroBatcher) -> RunnableBlock | None:
-    """The MoE block of a decoder layer of the source, if it has one."""
-    found = [block for block in plan.model.blocks if block.layer == layer]
-    return RunnableBlock(skeleton=plan.model.skeleton, block=found[0], batcher=batcher) if found else None
-
-
-def _use_probe(plan: ConversionPlan) -> None:
-    """Lets the experts of a plan's models run through observers."""
-    for skeleton in filter(None, (plan.model.skeleton, plan.reduced)):
-        use_probe(skeleton.module)

@@ -5,31 +5,33 @@ leaves nothing that looks finished.
 """
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hcsmoe_hub.calibration.calibration_set import CalibrationSet
-from hcsmoe_hub.checkpoint.reader import TensorReader
+from hcsmoe_hub.checkpoint.durable import write_json
 from hcsmoe_hub.checkpoint.source import LocalSource, Source
 from hcsmoe_hub.checkpoint.tensors import INDEX_FILE
-from hcsmoe_hub.checkpoint.writer import overwrite_tensor, write_json
+from hcsmoe_hub.checkpoint.writer import overwrite_tensor
 from hcsmoe_hub.errors import CalibrationError
-from hcsmoe_hub.events import Listener, Stage, StageAdvanced
-from hcsmoe_hub.machine.allocator import mapping_large_tensors, return_freed_memory
-from hcsmoe_hub.machine.device import compute_dtype, resolve_device
-from hcsmoe_hub.methods.distil.text import LEAST_SEQUENCES, make_pieces
-from hcsmoe_hub.methods.distil.training import Model, Pair, Trained, rates_for, step_count, step_pieces, train
-from hcsmoe_hub.model.layer_loader import LayerLoader
-from hcsmoe_hub.model.source_model import SourceModel, read_model
+from hcsmoe_hub.events import Listener, Stage, StageAdvanced, StageResumed
+from hcsmoe_hub.machine.allocator import return_freed_memory
+from hcsmoe_hub.machine.device import resolve_device
+from hcsmoe_hub.methods.distil.text import LEAST_SEQUENCES, Pieces, make_pieces
+from hcsmoe_hub.methods.distil.training import Pair, Trained, Trainer, rates_for, step_count, step_pieces
+from hcsmoe_hub.model.source_model import SourceModel
 from hcsmoe_hub.model.trained import trained_parameters
-from hcsmoe_hub.model.transformers_seam import sequential_loading
 from hcsmoe_hub.pipeline.held_out import HeldOut, why_not_measured
+from hcsmoe_hub.pipeline.progress import Progress
+from hcsmoe_hub.pipeline.training_states import Attempt, Outcome, TrainingStates, training_identity
+from hcsmoe_hub.pipeline.whole_model import load_whole, logits_of, stored_dtypes, stored_tensors
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.report import DomainDivergence, ModelRefitReport
 
@@ -54,14 +56,32 @@ def training_steps(calibration: CalibrationSet) -> int:
     return step_count(*make_pieces(calibration.token_ids, calibration.domains).fitted_NL.shape)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Models:
+    """Both models in memory.
+
+    Attributes:
+        source: The source.
+        result: The result, with the values that its shards hold.
+        stored: What can be trained of it as it is stored, by parameter name.
+        device: Where they compute.
+    """
+
+    source: SourceModel
+    result: SourceModel
+    stored: Mapping[str, Tensor]
+    device: torch.device
+
+
 def refit_model(
-    plan: ConversionPlan, calibration: CalibrationSet, emit: Listener
+    plan: ConversionPlan, calibration: CalibrationSet, progress: Progress, emit: Listener
 ) -> tuple[ModelRefitReport, HeldOut | None]:
     """Trains routers, experts and norms of a written result, and writes them again where that helped.
 
     Args:
-        plan: The conversion; its shards are complete in its output folder.
+        plan: The conversion; its shards are complete in the folder of the unfinished result.
         calibration: Text to train on and to judge by; the sequences that measure the result are not looked at.
+        progress: What an interrupted run has done, and where that is kept.
         emit: Called with downloads and steps.
 
     Returns:
@@ -70,54 +90,78 @@ def refit_model(
     Raises:
         HcsmoeError: If the source or the result cannot be read, or the disk fails.
     """
-    start, device = time.perf_counter(), resolve_device(plan.options.device)
-    with _as_checkpoint(plan) as view:
-        result, stored = _load(view, device, emit)
-    source, _ = _load(plan.model.source, device, emit)
-    pieces = make_pieces(calibration.token_ids, calibration.domains)
-    trained = _trained(result, stored)
-    pair, steps = Pair(student=_logits(result, device), teacher=_logits(source, device)), 0
-    for rate in rates_for(plan.kept_share):
-        done = train(
-            pair,
-            list(trained.values()),
-            pieces,
-            rate=rate,
-            seed=plan.recipe.seed,
-            on_step=lambda: emit(StageAdvanced(Stage.REFIT)),
-        )
-        steps += done.steps
-        if done.kept:
-            break
-    if done.kept:
-        _write(plan, result, dict(zip(trained, done.values, strict=True)))
-    held_out = None
+    states, pieces = TrainingStates(progress, emit), make_pieces(calibration.token_ids, calibration.domains)
+    saved, models, held_out = states.outcome(), None, None
+    if saved is None:
+        models = _load_both(plan, emit)
+        outcome = _train(plan, models, pieces, states, emit)
+    else:
+        outcome, tensors = saved
+        # An earlier run may have ended in the middle of this.
+        _overwrite(plan, tensors)
+        del saved, tensors
+        emit(StageResumed(Stage.REFIT, training_steps(calibration)))
     if why_not_measured(plan, calibration) is None:
-        with torch.no_grad():
-            for tensor, values in zip(trained.values(), done.values, strict=True):
-                tensor.parameter.copy_(values)
-        held_out = _held_out(source, result, calibration, device)
-    del source, result, pair
+        held_out = _held_out(models or _load_both(plan, emit), calibration)
+    del models
     return_freed_memory()
     fitted_NL = pieces.fitted_NL
     report = ModelRefitReport(
-        is_kept=done.kept > 0,
-        steps=done.kept,
-        rate=rate,
+        is_kept=outcome.kept > 0,
+        steps=outcome.kept,
+        rate=outcome.rate,
         fitted_tokens=fitted_NL.numel(),
-        visited_tokens=steps * step_pieces(*fitted_NL.shape) * fitted_NL.shape[1],
+        visited_tokens=outcome.steps * step_pieces(*fitted_NL.shape) * fitted_NL.shape[1],
         held_out_tokens=sum(ids_NL.numel() for ids_NL in pieces.judged.values()),
         domains=[
-            DomainDivergence(domain=domain, kl_before=done.before[domain], kl_after=done.after[domain])
+            DomainDivergence(domain=domain, kl_before=outcome.before[domain], kl_after=outcome.after[domain])
             for domain in pieces.judged
         ],
-        seconds=round(time.perf_counter() - start, 3),
+        seconds=round(states.seconds, 3),
     )
     return report, held_out
 
 
-def _held_out(source: SourceModel, result: SourceModel, calibration: CalibrationSet, device: torch.device) -> HeldOut:
+def _train(plan: ConversionPlan, models: _Models, pieces: Pieces, states: TrainingStates, emit: Listener) -> Outcome:
+    """Tries one rate after the other, from where an earlier run has come to, and writes the first values that help."""
+    trained = _trained(models.result, models.stored)
+    rates, seed = rates_for(plan.kept_share), plan.recipe.seed
+    identity = training_identity(trained, pieces, seed=seed, rates=rates)
+    attempt, progress = states.latest(identity)
+    pair = Pair(student=logits_of(models.result, models.device), teacher=logits_of(models.source, models.device))
+    while True:
+        rate = rates[attempt.number]
+        trainer = Trainer(pair, list(trained.values()), pieces, rate=rate, seed=seed)
+        if progress is not None:
+            trainer.go_on_from(progress)
+            emit(StageResumed(Stage.REFIT, progress.steps))
+            progress = None
+        done = trainer.run(partial(_after_step, emit, states, identity, attempt, trainer))
+        # Its masters and moments go before the next attempt makes its own.
+        del trainer
+        attempt = Attempt(number=attempt.number + 1, steps=attempt.steps + done.steps)
+        if done.kept or attempt.number == len(rates):
+            break
+        states.begin(identity, attempt)
+    outcome = Outcome(rate=rate, kept=done.kept, steps=attempt.steps, before=done.before, after=done.after)
+    values = dict(zip(trained, done.values, strict=True)) if done.kept else {}
+    tensors = stored_tensors(models.result, values)
+    states.finish(outcome, tensors)
+    _overwrite(plan, tensors)
+    with torch.no_grad():
+        for tensor, value in zip(trained.values(), done.values, strict=True):
+            tensor.parameter.copy_(value)
+    return outcome
+
+
+def _after_step(emit: Listener, states: TrainingStates, identity: str, attempt: Attempt, trainer: Trainer) -> None:
+    emit(StageAdvanced(Stage.REFIT))
+    states.after_step(identity, attempt, trainer)
+
+
+def _held_out(models: _Models, calibration: CalibrationSet) -> HeldOut:
     """Takes the held-out sequences through both models."""
+    device = models.device
 
     def hidden(model: SourceModel) -> Tensor:
         decoder = model.skeleton.decoder
@@ -129,12 +173,12 @@ def _held_out(source: SourceModel, result: SourceModel, calibration: Calibration
 
     with torch.no_grad():
         return HeldOut(
-            skeleton=source.skeleton,
+            skeleton=models.source.skeleton,
             device=device,
             ids_MS=calibration.measured_ids,
             domains=calibration.measured_domains,
-            source_MSH=hidden(source),
-            result_MSH=hidden(result),
+            source_MSH=hidden(models.source),
+            result_MSH=hidden(models.result),
         )
 
 
@@ -144,7 +188,7 @@ def _as_checkpoint(plan: ConversionPlan) -> Iterator[Source]:
     with TemporaryDirectory(prefix="hcsmoe-") as name:
         folder = Path(name)
         for shard in plan.shards.files:
-            (folder / shard).symlink_to((plan.output / shard).resolve())
+            (folder / shard).symlink_to((plan.staging / shard).resolve())
         write_json(folder / "config.json", plan.config)
         if len(plan.shards.files) > 1:
             weight_map = {name: tensor.shard for name, tensor in plan.shards.tensors.items()}
@@ -152,38 +196,18 @@ def _as_checkpoint(plan: ConversionPlan) -> Iterator[Source]:
         yield LocalSource(folder)
 
 
-def _load(source: Source, device: torch.device, emit: Listener) -> tuple[SourceModel, dict[str, Tensor]]:
-    """A model with all of its weights in memory, but for what text does not run through.
-
-    Returns:
-        The model, and of what can be trained the tensors as they are stored, by parameter name.
-    """
-    model = read_model(source, with_mtp=False, compute=compute_dtype(device))
-    skeleton, stored = model.skeleton, dict[str, Tensor]()
-    kept = {tensor.name for block in model.decoder_blocks for tensor in block.experts}
-    kept = set(trained_parameters(model)) - kept
-    with mapping_large_tensors(), sequential_loading(), TensorReader(source, emit=emit) as reader:
-        loader = LayerLoader(skeleton, model.placement, reader, device=device, kept=kept)
-        try:
-            for layer in (None, *range(len(skeleton.layers))):
-                stored |= loader.load(layer)
-        finally:
-            loader.close()
-    skeleton.module.tie_weights()
-    for part in (skeleton.decoder, skeleton.module.get_output_embeddings()):
-        nn.Module.to(part, device)
-        if skeleton.dtype != torch.bfloat16:
-            # Gradients in float16 would overflow, and dequantised weights arrive in bfloat16.
-            nn.Module.to(part, torch.float32)
-    return model, stored
+def _load_both(plan: ConversionPlan, emit: Listener) -> _Models:
+    device = resolve_device(plan.options.device)
+    with _as_checkpoint(plan) as view:
+        result, stored = load_whole(view, device, emit)
+    source, _ = load_whole(plan.model.source, device, emit)
+    return _Models(source=source, result=result, stored=stored, device=device)
 
 
 def _trained(result: SourceModel, stored: Mapping[str, Tensor]) -> dict[str, Trained]:
     """The parameters that are trained, by name, each with its values as they are stored."""
     parameters = dict(result.skeleton.module.named_parameters())
-    dtypes = {
-        target: result.tensors[name].dtype for group in result.groups.values() for name, target in group.targets.items()
-    }
+    dtypes = stored_dtypes(result)
     trained = {}
     for name in trained_parameters(result):
         values = stored.get(name, parameters[name].detach()).to("cpu", dtypes[name], copy=True)
@@ -192,21 +216,7 @@ def _trained(result: SourceModel, stored: Mapping[str, Tensor]) -> dict[str, Tra
     return trained
 
 
-def _logits(model: SourceModel, device: torch.device) -> Model:
-    module = model.skeleton.module
-
-    def run(ids_BL: Tensor) -> Tensor:
-        logits: Tensor = module(input_ids=ids_BL.to(device), use_cache=False).logits
-        return logits
-
-    return run
-
-
-def _write(plan: ConversionPlan, result: SourceModel, values: Mapping[str, Tensor]) -> None:
-    """Writes parameters over those in the shards of the result."""
-    skeleton, planned = result.skeleton, plan.shards.tensors
-    for layer, group in result.groups.items():
-        own = {name: value for name, value in values.items() if skeleton.layer_of(name) == layer}
-        if own:
-            for name, tensor in skeleton.to_stored(own, group).items():
-                overwrite_tensor(plan.output, planned[name], tensor.to(planned[name].dtype))
+def _overwrite(plan: ConversionPlan, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors over those in the shards of the result."""
+    for name, tensor in tensors.items():
+        overwrite_tensor(plan.staging, plan.shards.tensors[name], tensor)

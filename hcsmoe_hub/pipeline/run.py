@@ -1,53 +1,54 @@
 """Runs a plan: calibration tokens in, converted layers out."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hcsmoe_hub.calibration.calibration_set import CalibrationSet
 from hcsmoe_hub.calibration.text import load_calibration
+from hcsmoe_hub.checkpoint.background_writer import BackgroundWriter
 from hcsmoe_hub.checkpoint.formats import LogicalTensor
-from hcsmoe_hub.checkpoint.lazy_tensor import OnRead, read_logical
-from hcsmoe_hub.checkpoint.pieces import Step
-from hcsmoe_hub.checkpoint.reader import TensorReader
+from hcsmoe_hub.checkpoint.lazy_tensor import read_logical
 from hcsmoe_hub.checkpoint.writer import ShardWriter
-from hcsmoe_hub.events import Listener, Stage, StageAdvanced, Warned
+from hcsmoe_hub.events import Listener, Stage, Warned
+from hcsmoe_hub.layer.kept_layers import restore_layer
 from hcsmoe_hub.layer.picture import LayerPicture
 from hcsmoe_hub.layer.reducer import LayerReducer
 from hcsmoe_hub.layer.spectra import Spectra
-from hcsmoe_hub.layer.stored_experts import StoredExperts
-from hcsmoe_hub.machine.allocator import mapping_large_tensors
+from hcsmoe_hub.machine import ranks
 from hcsmoe_hub.machine.device import resolve_device
+from hcsmoe_hub.machine.finite import are_finite
 from hcsmoe_hub.methods.clustering import LossTable
 from hcsmoe_hub.methods.merging import NeuronOrigins
 from hcsmoe_hub.model.layer_loader import LayerLoader
 from hcsmoe_hub.model.microbatch import MicroBatcher
-from hcsmoe_hub.model.transformers_seam import sequential_loading
-from hcsmoe_hub.observation.statistics import Call
-from hcsmoe_hub.observation.statistics_file import open_statistics
 from hcsmoe_hub.options import CalibrationOptions, default_samples
 from hcsmoe_hub.pipeline.held_out import HeldOut, why_not_measured
+from hcsmoe_hub.pipeline.layer_steps import AtOnce, LayerSteps
 from hcsmoe_hub.pipeline.losses import predict_from_statistics
 from hcsmoe_hub.pipeline.merged_stream import MergedStream
+from hcsmoe_hub.pipeline.observing_pass import ObservedLayers, ObservingPass
+from hcsmoe_hub.pipeline.overlap import WrittenLayers, background_writer, copy_unchanged
 from hcsmoe_hub.pipeline.passes import (
     ConvertingPass,
     Observe,
-    ObservingPass,
-    ResultWriter,
     Work,
     convert_from_statistics,
     observing,
     recalling,
 )
+from hcsmoe_hub.pipeline.progress import OBSERVED, WRITTEN, Progress
+from hcsmoe_hub.pipeline.reading import batcher_for, open_loader, open_reader, remaining, stored_experts
+from hcsmoe_hub.pipeline.result_writer import ResultWriter, copied_although
 from hcsmoe_hub.pipeline.self_text import sample_from_source
-from hcsmoe_hub.pipeline.stream import StreamedLayer, lengths, make_batcher, stream
+from hcsmoe_hub.pipeline.sharding import all_rows, own_sequences, statistics_writer, writes
+from hcsmoe_hub.pipeline.stream import lengths, stream
 from hcsmoe_hub.pipeline.streams import Part, Streams
+from hcsmoe_hub.pipeline.training_states import overwritten_tensors
 from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 from hcsmoe_hub.planning.make import make_plan
 from hcsmoe_hub.report import LayerReport
@@ -77,43 +78,56 @@ def load_tokens(plan: ConversionPlan, emit: Listener) -> CalibrationSet:
     return loaded
 
 
-def observe(plan: ConversionPlan, calibration: CalibrationSet, path: Path | None, emit: Listener) -> ConversionPlan:
+def observe(
+    plan: ConversionPlan, calibration: CalibrationSet, path: Path | None, progress: Progress, emit: Listener
+) -> ConversionPlan:
     """Collects the statistics that a budget or the choice among the shapes under a target depends on.
 
     Args:
         plan: A plan that is not final.
         calibration: What the model runs on.
         path: Statistics file to write; ``None`` if only a shape is to be chosen.
+        progress: What an interrupted run has done, and where that is kept.
         emit: Called with progress and warnings.
 
     Returns:
         The final plan, which converts from the statistics if there is a file of them.
     """
-    token_ids = calibration.token_ids
-    batcher = batcher_for(plan, token_ids)
+    if path is None:
+        return _with_losses(plan, _observe(plan, calibration, None, progress, emit).losses)
+    # What an interrupted run has collected is complete once it has its name.
+    if not progress.lines(OBSERVED) or not ranks.all_agree(path.exists()):
+        _observe(plan, calibration, path, progress, emit)
+        progress.append(OBSERVED)
+    options = replace(plan.options, statistics=path, calibration=CalibrationOptions())
+    # A file that the first rank alone has written is complete once all have come here.
+    ranks.every(None)
+    made = ranks.alike(lambda: make_plan(plan.model.source, options, device_room=plan.device_room))
+    return replace(made, options=plan.options, output=plan.output)
+
+
+def _observe(
+    plan: ConversionPlan, calibration: CalibrationSet, path: Path | None, progress: Progress, emit: Listener
+) -> ObservingPass:
+    """Runs the model over the calibration set; arguments are those of ``observe``."""
+    token_ids = own_sequences(calibration).token_ids
+    batcher, steps = batcher_for(plan, token_ids), LayerSteps(progress, Stage.OBSERVE, AtOnce())
     with (
-        nullcontext() if path is None else open_statistics(path) as statistics,
-        open_reader(plan, plan.observing_order, emit) as reader,
+        statistics_writer(plan, path, steps) as statistics,
+        open_reader(plan, remaining(plan, plan.observing_order, steps.last), emit) as reader,
+        open_loader(plan, reader, batcher) as loader,
     ):
-        observer = ObservingPass(plan, batcher, statistics, domains=calibration.domains)
-
-        def visit(layer: StreamedLayer, inputs: Call) -> Any:
-            output = observer.visit(layer, inputs)
-            emit(StageAdvanced(Stage.OBSERVE, f"layer {layer.index}"))
-            return output
-
-        with open_loader(plan, reader, batcher) as loader:
-            loader.load(None)
-            stream(plan.model.skeleton, loader, visit, token_ids, batcher=batcher)
+        steps.announce(emit)
+        observer = ObservingPass(plan, batcher, statistics, domains=calibration.domains, collects=path is not None)
+        observed = ObservedLayers(observer, steps, emit, skeleton=plan.model.skeleton, token_ids=token_ids)
+        loader.load(None)
+        source_length = plan.calibration.source_length
+        stream(plan.model.skeleton, loader, observed.visitor, token_ids, batcher=batcher, source_length=source_length)
+        steps.confirm()
         if statistics is not None:
             statistics.add_text(calibration, None)
-            describe(statistics, plan, calibration)
-    if path is None:
-        return _with_losses(plan, observer.losses)
-    options = replace(plan.options, statistics=path, calibration=CalibrationOptions())
-    return replace(
-        make_plan(plan.model.source, options, on_device=plan.on_device), options=plan.options, output=plan.output
-    )
+            progress.append(WRITTEN, digest=describe(statistics, plan, calibration))
+    return observer
 
 
 def choose_from_statistics(plan: ConversionPlan, emit: Listener) -> ConversionPlan:
@@ -137,60 +151,8 @@ def choose_from_statistics(plan: ConversionPlan, emit: Listener) -> ConversionPl
 
 def _with_losses(plan: ConversionPlan, losses: Mapping[int, LossTable]) -> ConversionPlan:
     """The same plan with its shape chosen."""
-    found = make_plan(plan.model.source, plan.options, on_device=plan.on_device, losses=losses)
+    found = make_plan(plan.model.source, plan.options, device_room=plan.device_room, losses=losses)
     return replace(found, output=plan.output)
-
-
-def batcher_for(plan: ConversionPlan, token_ids: Tensor) -> MicroBatcher:
-    """What cuts sequences ``[B, S]`` into micro-batches, where a plan's layers run."""
-    device = resolve_device(plan.options.device)
-    return make_batcher(plan.model.skeleton, token_ids, batch_tokens=plan.batch_tokens, device=device)
-
-
-@contextmanager
-def open_reader(plan: ConversionPlan, steps: Sequence[Step], emit: Listener) -> Iterator[TensorReader]:
-    """Reads the source in the order of a pass, whose shards are downloaded ahead of it."""
-    source = plan.model.source
-    with (
-        source.feed(steps, low_disk=plan.options.low_disk, emit=emit) as feed,
-        TensorReader(source, feed=feed, emit=emit) as reader,
-    ):
-        yield reader
-
-
-@contextmanager
-def open_loader(
-    plan: ConversionPlan, reader: TensorReader, batcher: MicroBatcher, on_read: OnRead = lambda *read: None
-) -> Iterator[LayerLoader]:
-    """Loads the layers of the source."""
-    model = plan.model
-    kept = {tensor.name for block in model.blocks for tensor in block.router}
-    kept |= {name for block in model.blocks for name in block.tables}
-
-    with mapping_large_tensors(), sequential_loading():
-        loader = LayerLoader(model.skeleton, model.placement, reader, device=batcher.device, kept=kept, on_read=on_read)
-        try:
-            yield loader
-        finally:
-            loader.close()
-
-
-def stored_experts(plan: ConversionPlan) -> StoredExperts:
-    """What rounds experts to the format of a plan's source, if the result keeps that."""
-    model = plan.model
-    experts = {tensor.name for block in model.blocks for tensor in block.experts} if plan.keeps_format else set()
-    return StoredExperts(model.tensors, model.groups, frozenset(experts))
-
-
-def _copy(
-    plan: ConversionPlan, writer: ShardWriter, tensor: LogicalTensor, parts: Mapping[str, Tensor], values: Tensor
-) -> None:
-    """Writes a tensor that does not change: its bytes, or its numbers in the dtype of the model."""
-    if tensor.name in plan.account.copied:
-        for role, part in parts.items():
-            writer.write(tensor.parts[role].name, part)
-    elif tensor.name in plan.account.decoded:
-        writer.write(tensor.name, values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -212,44 +174,80 @@ class Converted:
     origins: dict[int, NeuronOrigins]
 
 
-def run(plan: ConversionPlan, writer: ShardWriter, calibration: CalibrationSet | None, emit: Listener) -> Converted:
-    """Converts every layer.
+def run(
+    plan: ConversionPlan,
+    shards: ShardWriter,
+    calibration: CalibrationSet | None,
+    progress: Progress,
+    emit: Listener,
+) -> Converted:
+    """Converts every layer: the next one is read and the last one is written meanwhile.
 
     Args:
         plan: A final plan.
-        writer: Takes the weights of the result.
+        shards: Takes the weights of the result; when this returns, all of them are written.
         calibration: What the model runs on; ``None`` where a statistics file has no text.
+        progress: What an interrupted run has done, and where that is kept.
         emit: Called with progress and warnings.
     """
     device = resolve_device(plan.options.device)
     batcher = MicroBatcher(1, 1, device)
     if calibration is not None:
-        batcher = batcher_for(plan, calibration.token_ids)
-    stored = stored_experts(plan)
-    work = Work(
-        plan=plan,
-        batcher=batcher,
-        reducer=LayerReducer(plan, emit, stored),
-        writer=ResultWriter(plan, writer, emit, stored),
-    )
+        batcher = batcher_for(plan, own_sequences(calibration).token_ids)
+    with background_writer(plan, shards, device) as writer:
+        steps = LayerSteps(progress, Stage.CONVERT, WrittenLayers(writer, shards))
+        shards.restore(steps.digests, sent=progress.sent(), replaced=overwritten_tensors(progress))
+        stored = stored_experts(plan)
+        work = Work(
+            plan=plan,
+            batcher=batcher,
+            reducer=LayerReducer(plan, emit, stored),
+            writer=ResultWriter(plan, writer, emit, stored),
+            stored=stored,
+            steps=steps,
+        )
+        for layer, kept in enumerate(steps.results):
+            restore_layer(work.reducer, layer, kept)
+        steps.announce(emit)
+        converted = _run(work, writer, calibration, emit)
+        work.settle()
+    shards.share()
+    return converted
+
+
+def _run(work: Work, writer: BackgroundWriter, calibration: CalibrationSet | None, emit: Listener) -> Converted:
+    plan, batcher, stored = work.plan, work.batcher, work.stored
+    layers = {name: layer for layer, group in plan.model.groups.items() for name in group.targets}
 
     def on_read(tensor: LogicalTensor, parts: Mapping[str, Tensor], values: Tensor) -> None:
         stored.remember(tensor, parts)
-        _copy(plan, writer, tensor, parts, values)
+        if writes(layers[tensor.name]):
+            copy_unchanged(plan, writer, tensor, parts, values)
 
     with (
-        open_reader(plan, plan.reading_order, emit) as reader,
+        open_reader(plan, remaining(plan, plan.reading_order, work.steps.last), emit) as reader,
         open_loader(plan, reader, batcher, on_read) as loader,
     ):
         loader.load(None)
         work.writer.write(None, {})
+        if work.steps.last < 0:
+            # A run that goes on has taken over the warning.
+            work.writer.warn_of_broken(None)
         held_out = _convert_layers(work, loader, calibration, emit)
-        for tensor in map(plan.model.tensors.__getitem__, plan.account.unread):
+        for number, tensor in enumerate(map(plan.model.tensors.__getitem__, plan.account.unread)):
+            if not writes(number):
+                continue
             if tensor.name in plan.account.decoded:
-                writer.write(tensor.name, read_logical(tensor, reader)[1])
+                if tensor.name not in work.steps.digests:
+                    writer.write(tensor.name, read_logical(tensor, reader)[1])
                 continue
             for part in tensor.parts.values():
-                writer.write(part.name, reader.read(part))
+                if part.name in work.steps.digests:
+                    continue
+                values = reader.read(part)
+                writer.write(part.name, values)
+                if not are_finite(values):
+                    emit(copied_although(part.name))
     reducer = work.reducer
     return Converted(
         layers=reducer.reports,
@@ -269,22 +267,25 @@ def _convert_layers(
     if calibration is not None:
         # A model that is trained as a whole afterwards is measured when that is done.
         is_measured = why_not_measured(plan, calibration) is None and not plan.trains_model
-        measured_ids = calibration.measured_ids if is_measured else calibration.measured_ids[:0]
+        own = own_sequences(calibration)
+        measured_ids = own.measured_ids if is_measured else own.measured_ids[:0]
     if plan.runs_source:
         assert calibration is not None, "there are tokens to observe on"
         hidden = _observe_and_convert(work, loader, calibration, measured_ids, emit)
     else:
         hidden = _recall_and_convert(work, loader, calibration, measured_ids, emit)
-    if not hidden:
+    if calibration is None or not is_measured:
         return None
-    assert calibration is not None, "only a calibration set has held-out sequences"
+    # A rank that has none of few held-out sequences measures with the others.
+    nothing = torch.empty(0)
     return HeldOut(
         skeleton=plan.model.skeleton,
         device=work.batcher.device,
         ids_MS=measured_ids,
-        domains=calibration.measured_domains,
-        source_MSH=hidden[Part.MEASURED],
-        result_MSH=hidden[Part.MEASURED_REDUCED],
+        domains=own.measured_domains,
+        source_MSH=hidden.get(Part.MEASURED, nothing),
+        result_MSH=hidden.get(Part.MEASURED_REDUCED, nothing),
+        source_length=plan.calibration.source_length,
     )
 
 
@@ -292,20 +293,23 @@ def _observe_and_convert(
     work: Work, loader: LayerLoader, calibration: CalibrationSet, measured_ids: Tensor, emit: Listener
 ) -> dict[Part, Tensor]:
     """Converts every layer while all sequences run through it; returns as ``_stream``."""
-    plan, token_ids = work.plan, calibration.token_ids
+    plan, token_ids = work.plan, own_sequences(calibration).token_ids
     path = plan.options.statistics if plan.statistics is None else None
     streams = Streams(
         token_ids,
         measured_ids,
         doubles=plan.recipe.propagates,
-        lengths=lengths(plan.model.skeleton, token_ids),
+        lengths=lengths(plan.model.skeleton, token_ids, plan.calibration.source_length),
     )
-    with nullcontext() if path is None else open_statistics(path) as statistics:
-        observer = ObservingPass(plan, work.batcher, statistics, domains=calibration.domains)
+    with statistics_writer(plan, path, work.steps) as statistics:
+        observer = ObservingPass(plan, work.batcher, statistics, domains=calibration.domains, collects=path is not None)
         hidden = _stream(work, loader, observing(observer), streams, merged=_merged_stream(work, emit))
+        measured = None if path is None else all_rows(hidden.get(Part.MEASURED))
+        # The writer's thread brings the file to the disk after each layer, for which it has to be open.
+        work.settle()
         if statistics is not None:
-            statistics.add_text(calibration, hidden.get(Part.MEASURED))
-            describe(statistics, plan, calibration)
+            statistics.add_text(calibration, measured)
+            work.steps.progress.append(WRITTEN, digest=describe(statistics, plan, calibration))
     return hidden
 
 
@@ -321,19 +325,20 @@ def _recall_and_convert(
         recalled, source_MSH = {Part.SOURCE}, file.measured_states()
         if source_MSH is not None and len(measured_ids):
             recalled.add(Part.MEASURED)
-            hidden[Part.MEASURED] = source_MSH.to(plan.model.skeleton.dtype)
+            hidden[Part.MEASURED] = source_MSH[ranks.block(len(source_MSH))].to(plan.model.skeleton.dtype)
+        token_ids = own_sequences(calibration).token_ids
         streams = Streams(
-            calibration.token_ids,
+            token_ids,
             measured_ids,
             doubles=propagates,
-            lengths=lengths(plan.model.skeleton, calibration.token_ids),
+            lengths=lengths(plan.model.skeleton, token_ids, plan.calibration.source_length),
             recalled=recalled,
         )
         merged = _merged_stream(work, emit)
         hidden |= _stream(work, loader, recalling(file), streams, merged=merged, with_head=propagates)
         # An MTP head that did not run is converted after the layers that did.
         layers = layers[len(layers) if propagates else plan.model.skeleton.depth :]
-    convert_from_statistics(work, file, loader, layers)
+    convert_from_statistics(work, file, loader, [layer for layer in layers if layer > work.steps.last])
     return hidden
 
 
@@ -370,9 +375,9 @@ def _stream(
     hidden_RSH = stream(
         work.plan.model.skeleton,
         loader,
-        converting.visit,
+        converting.visitor(with_head=with_head),
         streams.batch,
         batcher=work.batcher,
-        with_head=with_head,
+        source_length=work.plan.calibration.source_length,
     )
     return streams.measured(hidden_RSH)

@@ -7,6 +7,7 @@ from transformers import GenerationConfig
 
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.errors import CalibrationError
+from hcsmoe_hub.machine import accelerator
 from hcsmoe_hub.machine.device import compute_dtype, resolve_device
 from hcsmoe_hub.machine.memory import available_memory
 from hcsmoe_hub.machine.units import format_bytes
@@ -88,8 +89,8 @@ def _check_room(plan: ConversionPlan, device: torch.device) -> None:
     needed = sum(tensor.numel() for tensor in state) * _dtype(plan, device).itemsize
     free = available_memory()
     place = "memory"
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < free:
-        free, place = torch.cuda.mem_get_info(device)[0], "the memory of the GPU"
+    if not accelerator.is_host(device) and accelerator.free_bytes(device) < free:
+        free, place = accelerator.free_bytes(device), "the memory of the GPU"
     if needed > free:
         raise CalibrationError(
             f"{plan.model.source.label} takes {format_bytes(needed)} to write text itself, and {place} has "

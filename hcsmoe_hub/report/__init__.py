@@ -9,8 +9,16 @@ from hcsmoe_hub.report.files import (
     REPORT_FILE,
     SINGULAR_VALUES_FILE,
 )
-from hcsmoe_hub.report.layers import ErrorChange, LayerReport, RankReport, RefitReport, RouterReport
+from hcsmoe_hub.report.layers import ErrorChange, LayerReport, RankReport, RefitReport, RouterReport, report_of
 from hcsmoe_hub.report.paths import strip_paths
+from hcsmoe_hub.report.recovery import (
+    RecoveryData,
+    RecoveryPoint,
+    RecoveryRecord,
+    RecoveryScore,
+    RecoverySettings,
+    RecoveryTeacher,
+)
 from hcsmoe_hub.report.schema import (
     SCHEMA_VERSION,
     Change,
@@ -57,11 +65,18 @@ __all__ = [
     "NeuronRecord",
     "Pushed",
     "RankReport",
+    "RecoveryData",
+    "RecoveryPoint",
+    "RecoveryRecord",
+    "RecoveryScore",
+    "RecoverySettings",
+    "RecoveryTeacher",
     "RefitReport",
     "RouterReport",
     "SourceRecord",
     "TargetCandidate",
     "TargetRecord",
     "Tool",
+    "report_of",
     "strip_paths",
 ]

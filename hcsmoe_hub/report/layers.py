@@ -1,6 +1,8 @@
 """The MoE layers of a conversion in ``hcsmoe.json``: what became of each, and what its refit did."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 # Pydantic takes those of Python itself from 3.12 on.
 from typing_extensions import TypedDict
@@ -131,3 +133,16 @@ class LayerReport:
     def pruned(self) -> list[int]:
         """Source experts that were pruned."""
         return [expert for expert, label in enumerate(self.labels) if label < 0]
+
+
+def report_of(content: Mapping[str, Any]) -> LayerReport:
+    """Inverse of ``asdict`` for the report of a layer: numbers keep their types, so that it is written as before."""
+    refit, rank = content["refit"], content["stable_rank"]
+    return LayerReport(
+        **{
+            **content,
+            "router": RouterReport(**content["router"]),
+            "refit": None if refit is None else RefitReport(**refit),
+            "stable_rank": None if rank is None else RankReport(**rank),
+        }
+    )

@@ -4,6 +4,7 @@ from typing import Any
 
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.report.layers import LayerReport
+from hcsmoe_hub.report.recovery import RecoveryRecord
 from hcsmoe_hub.report.schema import SCHEMA_VERSION, ConversionReport, MethodRecord
 from hcsmoe_hub.report.texts import Measured
 from hcsmoe_hub.report.validate import conform, parse_json
@@ -99,6 +100,8 @@ def _check(report: ConversionReport) -> None:
         raise ValueError("layers is empty")
     if report.measured is not None:
         _check_measured(report.measured)
+    if report.recovery is not None:
+        _check_recovery(report.recovery)
     for number, layer in enumerate(report.layers):
         where = f"layers[{number}]"
         clusters = len(layer.dominant)
@@ -127,6 +130,18 @@ def _check_measured(measured: Measured) -> None:
             raise ValueError(f"{where} has a perplexity or a ratio that is not a positive number")
         if not 0 <= row["top1_agreement"] <= 1:
             raise ValueError(f"{where}.top1_agreement is {row['top1_agreement']}, not between 0 and 1")
+
+
+def _check_recovery(recovery: RecoveryRecord) -> None:
+    for name, score in (("before", recovery["before"]), ("after", recovery["after"])):
+        if not 0 < score["perplexity"] < _GREATEST or not abs(score["kl"]) < _GREATEST:
+            raise ValueError(f"recovery.{name} has a figure that no training can have")
+    if not 0 <= recovery["kept_step"] <= recovery["steps"]:
+        raise ValueError(f"recovery.kept_step is {recovery['kept_step']} of {recovery['steps']} steps")
+    if not recovery["settings"]["train"]:
+        raise ValueError("recovery.settings.train is empty, so nothing was trained")
+    if recovery["data"]["sequence_length"] < 1:
+        raise ValueError(f"recovery.data.sequence_length is {recovery['data']['sequence_length']}")
 
 
 def _check_numbers(layer: LayerReport, where: str) -> None:

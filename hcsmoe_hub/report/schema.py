@@ -10,6 +10,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from hcsmoe_hub.report.layers import LayerReport
+from hcsmoe_hub.report.recovery import RecoveryRecord
 from hcsmoe_hub.report.texts import CalibrationRecord, Measured
 
 SCHEMA_VERSION = 2
@@ -116,8 +117,9 @@ class NeuronRecord(Change):
 class MethodRecord(TypedDict):
     """Every choice in force, by the names of ``MethodOptions``; null where the others leave nothing to choose.
 
-    ``refit_passes`` is absent in early reports, and ``compress`` where experts did not become factors. ``dtype`` is how
-    the weights of a quantised source are written; absent or null in early reports: in bfloat16.
+    ``refit_passes`` is absent in early reports, and ``compress`` where experts did not become factors. ``align_to`` is
+    absent where neurons stay in their order, and in early reports, whose experts were aligned to the dominant one.
+    ``dtype`` is how the weights of a quantised source are written; absent or null in early reports: in bfloat16.
     """
 
     method: str
@@ -135,6 +137,7 @@ class MethodRecord(TypedDict):
     dominant_weights: list[float] | None
     features: str | None
     align: str | None
+    align_to: NotRequired[str | None]
     saliency: str | None
     refit: str | None
     refit_passes: NotRequired[int | None]
@@ -266,6 +269,7 @@ class ConversionReport:
             early reports.
         compression: What the matrices of the experts became; ``None`` where they stayed whole.
         target: What the result was to keep to, and how its shape was chosen; ``None`` where numbers were given.
+        recovery: How the result was trained after its conversion; ``None`` if it was not.
         schema_version: Version of the format.
         pushed: Where the result is on the Hub; not part of ``hcsmoe.json``, which is pushed itself.
     """
@@ -292,6 +296,7 @@ class ConversionReport:
     neurons: NeuronRecord | None = None
     compression: CompressionRecord | None = None
     target: TargetRecord | None = None
+    recovery: RecoveryRecord | None = None
     schema_version: int = SCHEMA_VERSION
     pushed: Pushed | None = None
 
@@ -299,7 +304,7 @@ class ConversionReport:
         """The content of ``hcsmoe.json`` as JSON values, ``schema_version`` first."""
         content = asdict(replace(self, pushed=None))
         del content["pushed"]
-        for key in ("refit_model", "like", "neurons", "compression", "target"):
+        for key in ("refit_model", "like", "neurons", "compression", "target", "recovery"):
             if content[key] is None:
                 del content[key]
         for layer in content["layers"]:

@@ -32,6 +32,8 @@ class CalibrationSource(TypedDict):
 class CalibrationRecord(TypedDict):
     """What the experts were observed on; ``sha256`` is that of the token ids, little-endian int64.
 
+    ``source_length`` is there for models with an encoder, into which the first so many tokens of each sequence go,
+    and ``is_split`` says that the options named the number.
     ``sources`` is there if there are several; the order of their sequences follows from their shares. ``domains`` is
     missing from reports of earlier versions.
     """
@@ -39,6 +41,8 @@ class CalibrationRecord(TypedDict):
     dataset: str
     sequences: int
     sequence_length: int
+    source_length: NotRequired[int]
+    is_split: NotRequired[bool]
     tokens: int
     seed: int
     text_column: str | None
@@ -68,11 +72,13 @@ class MeasuredRow(TypedDict):
 class Measured(TypedDict):
     """What a conversion cost, measured on held-out text of the calibration set, to which nothing was fitted.
 
-    ``sha256`` is that of the token ids, little-endian int64; ``domains`` is empty where domains are not known.
+    ``sha256`` is that of the token ids, little-endian int64; ``domains`` is empty where domains are not known. With
+    ``source_length``, an encoder read the first so many tokens of each sequence, and the others were predicted.
     """
 
     sequences: int
     sequence_length: int
+    source_length: NotRequired[int]
     sha256: str
     overall: MeasuredRow
     domains: dict[str, MeasuredRow]

@@ -1,6 +1,9 @@
 """Reads JSON of a declared shape, and says what is wrong with one message that names the key."""
 
 import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,14 +23,37 @@ _EXPECTED = {
     "dataclass_type": "an object",
 }
 _SHOWN = 40
+# It takes milliseconds to make what checks values of one class.
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+# Reports on a hundred layers of hundreds of experts have half of it; Python may need 25 times as much for it.
+MAX_BYTES = 20_000_000
+
+
+def read_small(path: Path) -> str:
+    """The text of a file of JSON that should not be large.
+
+    Raises:
+        ValueError: If it is, or is not UTF-8 text.
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes, which no such file needs")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8 text") from error
 
 
 def parse_json(text: str) -> dict[str, Any]:
     """Parses a JSON object.
 
     Raises:
-        ValueError: If the text is not JSON, or is another kind of value.
+        ValueError: If the text is too long, is not JSON, or is another kind of value.
     """
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"it has {len(text)} bytes, and no such file needs more than {MAX_BYTES}")
     try:
         content = json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError as error:
@@ -54,7 +80,7 @@ def conform(content: dict[str, Any], kind: type[T]) -> T:
         ValueError: If a key is missing, or a value is of another kind; the message names it.
     """
     try:
-        found: T = TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
+        found: T = _adapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         problem = error.errors()[0]
         raise ValueError(_in_words(content, problem["loc"], problem["type"], problem["msg"])) from error

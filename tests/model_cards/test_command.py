@@ -14,6 +14,7 @@ from hcsmoe_hub.model_cards.command import convert_command, evaluate_command
 from hcsmoe_hub.model_cards.folder import read_card_data
 from hcsmoe_hub.options import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     ConvertOptions,
@@ -42,6 +43,8 @@ OPTIONS = [
     MethodOptions(merge=Merge.DOMINANT, dominant_weights=(2.0, 0.5), linkage=Linkage.WARD),
     MethodOptions(merge=Merge.ZIPIT, features=Features.WEIGHT, refit=Refit.DOWN),
     MethodOptions(clustering=Clustering.FUZZY),
+    MethodOptions(preset=Preset.M_SMOE, align_to=AlignTo.DOMINANT),
+    MethodOptions(align=Align.ACTIVATION, align_to=AlignTo.FIRST),
     *(
         MethodOptions(clustering=clustering, align=align, router=router)
         for clustering, align, router in product(

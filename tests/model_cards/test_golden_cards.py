@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from places import GOLDEN
+from recovery_records import LORA, NOTHING, RECOVERY
 
 from hcsmoe_hub.model_cards import write_card
 from hcsmoe_hub.options import Budget, Layout, MethodOptions, Preset, Refit
@@ -76,6 +77,9 @@ def cases(make_folder: Any, evaluated: Any, report: Any, measures: Any) -> Any:
         "mapped": lambda: make_folder({"method": mapped}, config={"num_local_experts": 8}, base=tied),
         "refit": lambda: make_folder(base=refit),
         "held-out": lambda: make_folder({"measured": figures}),
+        "recovered": lambda: make_folder({"measured": figures, "recovery": RECOVERY}),
+        "recovered-lora": lambda: make_folder({"recovery": LORA}),
+        "recovered-not": lambda: make_folder({"measured": figures, "recovery": NOTHING}),
     }
 
 
@@ -90,6 +94,9 @@ CASES = (
     "mapped",
     "refit",
     "held-out",
+    "recovered",
+    "recovered-lora",
+    "recovered-not",
 )
 
 

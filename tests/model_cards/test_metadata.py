@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from recovery_records import NOTHING, RECOVERY
 
 from hcsmoe_hub.model_cards import write_card
 
@@ -80,7 +81,46 @@ def test_a_benchmark_of_the_hub_gets_its_entry_and_loses_it_again(evaluated: Any
     assert not file.exists()
 
 
+def test_a_trial_on_some_questions_is_published_in_the_text_of_the_card_only(evaluated: Any) -> None:
+    measures = gpqa(0.3125)
+    measures["tasks"]["settings"]["limit"] = 20
+    folder = evaluated(measures)
+    write_card(folder)
+    text = (folder / "README.md").read_text("utf-8")
+    assert not (folder / ".eval_results").exists()
+    assert "model-index" not in data_of(folder)
+    assert "with standard errors, on the first 20 questions of each:" in text
+    assert "--limit 20" in text
+
+
 def test_other_measures_are_not_benchmarks_of_the_hub(evaluated: Any) -> None:
     folder = evaluated()
     write_card(folder)
     assert not (folder / ".eval_results").exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("acme/chats:default:train", ["acme/chats"]),
+        ("c4", ["allenai/c4"]),
+        ("chats.jsonl=0.7,acme/chats=0.3", ["acme/chats"]),
+        ("chats.jsonl", None),
+        ("bundled", None),
+    ],
+)
+def test_datasets_that_a_result_was_trained_on_are_named(
+    make_folder: Any, dataset: str, expected: list[str] | None
+) -> None:
+    record = {**RECOVERY, "data": {**RECOVERY["data"], "dataset": dataset}}
+    data = data_of(make_folder({"recovery": record}))
+    assert data.get("datasets") == expected
+    assert "knowledge-distillation" in data["tags"]
+    assert data["base_model_relation"] == "finetune"
+
+
+def test_a_training_that_brought_nothing_adds_neither_tags_nor_datasets(make_folder: Any) -> None:
+    record = {**NOTHING, "data": {**NOTHING["data"], "dataset": "c4"}}
+    data = data_of(make_folder({"recovery": record}))
+    assert "datasets" not in data
+    assert "knowledge-distillation" not in data["tags"]

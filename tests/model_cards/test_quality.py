@@ -88,3 +88,75 @@ def test_a_mean_is_shown_where_every_task_has_an_accuracy(evaluated: Any) -> Non
 def test_damaged_results_are_refused(evaluated: Any, measures: Any, name: str, changes: Any, reason: str) -> None:
     with pytest.raises(SourceError, match=reason):
         card(evaluated(only(measures, name, **changes)))
+
+
+def spread(median: float) -> dict[str, float]:
+    return {"median": median, "min": 0.9 * median, "max": 1.1 * median}
+
+
+def figures(scale: float, **changes: Any) -> Any:
+    rate = {"seconds": spread(1 / scale), "tokens_per_second": spread(256 * scale)}
+    return {
+        "parameters": round(8e9 / scale),
+        "active_parameters": 2_000_000_000,
+        "embedding_parameters": 100_000_000,
+        "disk_bytes": round(16e9 / scale),
+        "memory_bytes": round(16e9 / scale),
+        "prefill_flops": 4_000_000_000,
+        "decode_flops": 4_100_000_000,
+        "is_attention_masked": True,
+        "flops_problem": None,
+        "throughput": {"1": {"prefill": rate, "decode": rate}},
+        "throughput_problem": None,
+        "peak_memory": {"process": 500_000_000, "batches": {"1": round(17e9 / scale)}},
+        "peak_memory_problem": None,
+        **changes,
+    }
+
+
+def costs(**changes: Any) -> Any:
+    settings = {
+        "dtype": "bfloat16", "device": "cuda", "engine": "torch", "machine": "NVIDIA H100", "prompt_tokens": 256,
+        "new_tokens": 32, "repetitions": 5, "batch_sizes": [1], "timing": True, "order": "in turns",
+    }  # fmt: skip
+    versions = {"torch": "2.13.0", "transformers": "5.23.0"}
+    return {
+        "settings": settings,
+        "versions": versions,
+        "base_model": None,
+        "model": figures(2),
+        "base": figures(1),
+        **changes,
+    }
+
+
+def test_cost_is_a_table_of_its_own_that_names_the_machine(evaluated: Any, measures: Any) -> None:
+    text = card(evaluated({**measures, "cost": costs()}))
+    assert "## Cost\n\n|  | base | this model | ratio |\n| --- | ---: | ---: | ---: |\n" in text
+    assert "| Parameters | 8.00 B | 4.00 B | 0.500 |" in text
+    assert "| Decode, batch 1, tokens/s | 256 (230 to 282) | 512 (461 to 563) | 2.000 |" in text
+    assert "Measured on NVIDIA H100 in bfloat16 with torch 2.13.0 and transformers 5.23.0" in text
+    # Quality is computed in another precision, and elsewhere.
+    assert "Computed in float32 on cpu." in text
+    command = text.partition("hcsmoe evaluate")[2].partition("```")[0]
+    assert "--cost" in command
+    assert "--batch-sizes 1" in command
+    assert "--repetitions" not in command
+
+
+def test_cost_alone_says_nothing_about_quality(evaluated: Any) -> None:
+    text = card(evaluated({"cost": costs(base=None)}))
+    assert "|  | this model |\n| --- | ---: |\n| Parameters | 4.00 B |" in text
+    assert "Not measured" in text
+    assert "Its quality was not measured." in text
+    assert "Computed in" not in text
+
+
+def test_a_reason_stands_where_a_figure_was_left_out(evaluated: Any) -> None:
+    missing = {
+        "throughput": None,
+        "throughput_problem": "its weights take 16.0 GB, too much for the 8.0 GB that are free",
+    }
+    text = card(evaluated({"cost": costs(base=figures(1, **missing))}))
+    assert "| Prefill, batch 1, tokens/s | - | 512 (461 to 563) | - |" in text
+    assert "Throughput of the base: left out, as its weights take 16.0 GB" in text

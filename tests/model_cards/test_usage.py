@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from hcsmoe_hub.checkpoint.auto_class import WRONG_EXPERTS
 from hcsmoe_hub.model_cards.folder import read_card_data
+from hcsmoe_hub.model_cards.metadata import front_matter
 from hcsmoe_hub.model_cards.programs import expert_parallel_sizes, programs_for, tensor_parallel_sizes
 from hcsmoe_hub.model_cards.render import render_body
 from hcsmoe_hub.options import Layout, MethodOptions
@@ -18,6 +20,8 @@ CONFIGS = {
     "deepseek_v2": {"n_routed_experts": 4},
     "deepseek_v3": {"n_routed_experts": 4},
     "glm4_moe": {"n_routed_experts": 4},
+    "switch_transformers": {"num_experts": 4, "d_model": 768, "d_ff": 3072, "num_heads": 12},
+    "nllb-moe": {"num_experts": 64, "d_model": 2048, "encoder_ffn_dim": 8192, "decoder_ffn_dim": 8192},
 }
 ALL = ["vLLM", "SGLang", "llama.cpp", "mlx-lm"]
 FUSED = ("model.layers.0.mlp.experts.gate_up_proj",)
@@ -134,3 +138,45 @@ def test_without_a_tokenizer_only_the_model_is_loaded(facts: Any) -> None:
     text = usage(facts(files=()))
     assert "It has no tokenizer" in text
     assert not any(word in text for word in ("AutoTokenizer", "vllm", "sglang", "gguf", "mlx"))
+
+
+# Encoder-decoder models
+
+
+def test_a_model_that_fills_gaps_is_loaded_with_its_own_class_and_asked_to_fill_some(facts: Any) -> None:
+    text = usage(facts("switch_transformers"))
+    assert "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer\n" in text
+    assert "AutoModelForSeq2SeqLM.from_pretrained(" in text
+    assert 'tokenizer("The <extra_id_0> is blue because it scatters <extra_id_1>."' in text
+    # Special tokens show which gap is filled.
+    assert "print(tokenizer.decode(output[0]))\n" in text
+    assert "CausalLM" not in text
+
+
+def test_a_translator_is_given_both_languages(facts: Any) -> None:
+    text = usage(facts("nllb-moe"))
+    assert 'src_lang="eng_Latn")' in text
+    assert 'french = tokenizer.convert_tokens_to_ids("fra_Latn")' in text
+    assert "model.generate(**inputs, forced_bos_token_id=french, max_new_tokens=100)" in text
+
+
+@pytest.mark.parametrize("model_type", ["switch_transformers", "nllb-moe"])
+def test_no_other_program_is_known_to_run_an_encoder_decoder_model(facts: Any, model_type: str) -> None:
+    found = facts(model_type)
+    assert programs_for(found) == []
+    assert "No checkpoint of this architecture" in usage(found)
+
+
+@pytest.mark.parametrize("warnings", [[], ["another warning.", f"transformers 5.23.0 {WRONG_EXPERTS} of a model."]])
+def test_a_version_that_runs_the_wrong_experts_is_named_where_the_model_is_loaded(
+    facts: Any, warnings: list[str]
+) -> None:
+    text = usage(facts("nllb-moe", changes={"warnings": warnings}))
+    assert ("**transformers 5.23.0 runs experts 0 and 1 only of a model.**" in text) is bool(warnings)
+    assert "another warning" not in text
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "switch_transformers", "nllb-moe"])
+def test_the_hub_lists_a_result_under_the_task_of_its_kind(facts: Any, model_type: str) -> None:
+    tasks = {"mixtral": "text-generation", "switch_transformers": "text2text-generation", "nllb-moe": "translation"}
+    assert front_matter(facts(model_type)).pipeline_tag == tasks[model_type]

@@ -177,7 +177,7 @@ def test_statistics_that_exist_are_refused(source, ids, tmp_path):
 
 
 def test_too_little_memory_is_refused_before_the_model_runs(source, ids):
-    assert "memory" in refused(PlanError, source, ids, (6,), max_memory_bytes=1000).message
+    assert "memory" in refused(PlanError, source, ids, (6,), max_memory=1000).message
 
 
 def test_without_sizes_the_default_grid_is_drawn(source, ids):

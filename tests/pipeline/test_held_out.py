@@ -169,9 +169,9 @@ def test_every_weight_byte_is_still_read_once(tmp_path: Path, monkeypatch: pytes
     hold_out(monkeypatch, IDS)
     read, names = TensorReader.read, list[str]()
 
-    def counting(reader: TensorReader, tensor: StoredTensor) -> Tensor:
+    def counting(reader: TensorReader, tensor: StoredTensor, into: Tensor | None = None) -> Tensor:
         names.append(tensor.name)
-        return read(reader, tensor)
+        return read(reader, tensor, into)
 
     monkeypatch.setattr(TensorReader, "read", counting)
     measured(convert(source, options(source, 4)))

@@ -203,9 +203,9 @@ def test_every_weight_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     source = build(tmp_path / "model", "deepseek_v3")
     read, names = TensorReader.read, list[str]()
 
-    def counting(reader: TensorReader, tensor: StoredTensor) -> Tensor:
+    def counting(reader: TensorReader, tensor: StoredTensor, into: Tensor | None = None) -> Tensor:
         names.append(tensor.name)
-        return read(reader, tensor)
+        return read(reader, tensor, into)
 
     monkeypatch.setattr(TensorReader, "read", counting)
     run(source, Propagate.MERGED, 4)
@@ -232,8 +232,10 @@ def test_the_second_set_of_hidden_states_is_planned_for(tmp_path: Path) -> None:
 def test_layers_that_do_more_than_add_are_fitted_to_the_outputs_in_the_source(tmp_path: Path, model_type: str) -> None:
     save_tiny(model_type, tmp_path / "model")
     warnings = run(tmp_path / "model", Propagate.MERGED).warnings
-    # vLLM starts DeepSeek-V4 with certain numbers of experts only, which another warning says.
-    assert [WARNING in warning for warning in warnings if "vLLM" not in warning] == [True]
+    # vLLM starts DeepSeek-V4 with certain numbers of experts only, and Inkling cannot be continued: other warnings.
+    assert sum(WARNING in warning for warning in warnings) == 1
+    others = [warning for warning in warnings if WARNING not in warning]
+    assert all("vLLM" in warning or "cannot be continued" in warning for warning in others)
 
 
 def test_a_fit_of_the_router_alone_asks_for_no_outputs(tmp_path: Path) -> None:
