@@ -5,5 +5,7 @@ def main() -> None:
     """Runs ``hcsmoe``; the process ends with 0 done, 1 a known failure, 2 usage or 130 interrupted."""
     # Imported here so that the name ``hcsmoe_hub.cli.app`` stays the module.
     from hcsmoe_hub.cli.app import app
+    from hcsmoe_hub.cli.ranks import others_silent
 
-    app()
+    with others_silent():
+        app()

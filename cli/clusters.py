@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hcsmoe_hub.cli.dendrogram import dendrogram, is_cut
+from hcsmoe_hub.cli.recover_summary import training
 from hcsmoe_hub.cli.summary import UNCHANGED, calibration_line, cost, effort
 from hcsmoe_hub.cli.tables import section
 from hcsmoe_hub.machine.units import format_mean, format_percent, format_plural
@@ -34,6 +35,7 @@ def overview(report: ConversionReport) -> RenderableType:
         ("method", method_line(read_recipe(report.method))),
         ("calibration", calibration_line(report.calibration)),
         *((label, f"{value} {meaning}") for label, value, meaning in cost(report.as_dict()["measured"])),
+        *([] if report.recovery is None else training(report.recovery)),
     ]
     table = _layer_table(report.layers, is_loss=measures_loss(report))
     return Group(Text("conversion", style="bold"), section(rows, indent=2), Text(), table)

@@ -4,9 +4,10 @@ import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
+from hcsmoe_hub.checkpoint.auto_class import loading
 from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli import summary
-from hcsmoe_hub.cli.documents import available, is_short_of_room, plan_document
+from hcsmoe_hub.cli.documents import available, is_short_of_room, long_time, plan_document
 from hcsmoe_hub.cli.groups import grouped
 from hcsmoe_hub.cli.libraries import collector_paused, prepare_libraries
 from hcsmoe_hub.cli.method_options import (
@@ -20,8 +21,8 @@ from hcsmoe_hub.cli.output import Output
 from hcsmoe_hub.cli.progress import listening
 from hcsmoe_hub.cli.target_options import TargetFlags
 from hcsmoe_hub.convert import execute, plan
-from hcsmoe_hub.events import Stage, StageFinished, StageStarted
-from hcsmoe_hub.options import ConvertOptions
+from hcsmoe_hub.events import Stage, StageFinished, StageStarted, Warned
+from hcsmoe_hub.options import ConvertOptions, Layout
 from hcsmoe_hub.report import FIGURE_FILE, SINGULAR_VALUES_FILE, ConversionReport
 
 if TYPE_CHECKING:
@@ -65,9 +66,11 @@ def convert(
         output=output.output,
         max_shard_size=output.max_shard_size,
         overwrite=output.overwrite,
+        restart=output.restart,
+        checkpoint=not output.no_checkpoint,
         device=compute.device,
         batch_tokens=compute.batch_tokens,
-        max_memory_bytes=compute.max_memory,
+        max_memory=compute.limits(),
         statistics=calibration.statistics,
         keep_states=not calibration.no_states,
         measure=not calibration.no_measure,
@@ -88,13 +91,18 @@ def _convert(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -
         listener(StageStarted(Stage.PLAN, 1))
         with collector_paused():
             planned = plan(source, options, **hub.arguments())
+            slow = long_time(planned)
         listener(StageFinished(Stage.PLAN, time.perf_counter() - start))
+        if slow is not None:
+            listener(Warned(slow))
         report = execute(planned, token=hub.token, listener=listener)
     document = _document(planned, report)
     human = summary.conversion(document, check_mark=sink.check_mark, seconds=time.perf_counter() - start)
     sink.result(document, human=human, brief=document["output"] or document["pushed"]["url"])
     if planned.sends_away:
-        sink.hint(f"load it with AutoModelForCausalLM.from_pretrained({document['pushed']['repo_id']!r})")
+        runs_code = report.method["layout"] in (Layout.MAPPED, Layout.FACTORED)
+        place, kind = document["pushed"]["repo_id"], report.source["model_type"]
+        sink.hint(f"load it with {loading(place, kind, runs_code=runs_code)}")
         return
     path = shlex.quote(str(planned.output))
     sink.hint(f"check it with 'hcsmoe verify {path}', look at its clusters with 'hcsmoe inspect {path}'")
@@ -119,7 +127,7 @@ def _dry_run(source: str, options: ConvertOptions, hub: cli.Hub, sink: Output) -
         human = summary.dry_run(document, room)
         would_start = not is_short_of_room(planned)
     sink.result(document, human=human, brief=str(planned.output))
-    for message in planned.warnings:
+    for message in document["warnings"]:
         sink.warn(message)
     if would_start:
         sink.hint("drop --dry-run to convert")

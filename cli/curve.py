@@ -131,7 +131,7 @@ def curve(
         calibration=text.options(),
         device=compute.device,
         batch_tokens=compute.batch_tokens,
-        max_memory_bytes=compute.max_memory,
+        max_memory=compute.limits(),
         statistics=text.statistics,
         keep_states=not text.no_states,
         figure=figure,

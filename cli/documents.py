@@ -13,6 +13,18 @@ if TYPE_CHECKING:
     from hcsmoe_hub.planning.conversion_plan import ConversionPlan
 
 
+def _stacks(model: "SourceModel") -> dict[str, Any]:
+    """Layers of the encoder and of the decoder, and how many of each have experts; nothing without an encoder."""
+    if not model.skeleton.is_encoder_decoder:
+        return {}
+    depth, encoder = model.skeleton.depth, model.skeleton.encoder_depth
+    in_encoder = sum(block.layer < encoder for block in model.blocks)
+    return {
+        "encoder": {"layers": encoder, "moe_layers": in_encoder},
+        "decoder": {"layers": depth - encoder, "moe_layers": len(model.blocks) - in_encoder},
+    }
+
+
 def _source(source: "Source") -> dict[str, Any]:
     """Where a source comes from, and the format of most of its bytes."""
     from hcsmoe_hub.checkpoint.config_json import quantization_method
@@ -38,12 +50,14 @@ def _by_layer(counts: Mapping[int, int]) -> dict[str, int]:
 
 def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
     """A plan, as ``--dry-run --json`` prints it."""
-    from hcsmoe_hub.machine.device import measure_flops, resolve_device
+    from hcsmoe_hub.planning.duration import measured_rates, plan_duration
     from hcsmoe_hub.planning.estimate import estimate_needs
+    from hcsmoe_hub.planning.faster import long_warning
     from hcsmoe_hub.planning.sizes import active_parameter_counts, compression_record, parameter_counts, weight_bytes
 
     model, calibration = plan.model, plan.calibration
-    speed = measure_flops(resolve_device(plan.options.device), model.skeleton.dtype)
+    rates = measured_rates(plan)
+    duration, slow = plan_duration(plan, rates).as_dict(), long_warning(plan, rates)
     counts, compression = plan.experts_by_layer, compression_record(plan)
     return {
         "dry_run": True,
@@ -57,7 +71,8 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
         "weights_bytes": weight_bytes(plan),
         "quantises": _quantises(plan),
         "shards": {"before": len(model.source.shards), "after": len(plan.shards.files)},
-        "needs": asdict(estimate_needs(plan, flops_per_second=speed)),
+        "needs": {**asdict(estimate_needs(plan)), "seconds": duration["seconds"]},
+        "duration": duration,
         "method": plan.method,
         "like": None if plan.like is None else {**plan.like.record, "label": plan.like.label},
         **({} if compression is None else {"compression": compression}),
@@ -65,13 +80,14 @@ def plan_document(plan: "ConversionPlan") -> dict[str, Any]:
             "dataset": calibration.dataset,
             "sequences": calibration.sequences,
             "sequence_length": calibration.sequence_length,
+            **({"source_length": calibration.source_length} if calibration.source_length else {}),
             "tokens": calibration.tokens,
             "seed": calibration.seed,
         },
         "statistics": _statistics(plan),
         "output": str(plan.output),
         "push_to": None if plan.options.push is None else plan.options.push.repo_id,
-        "warnings": plan.warnings,
+        "warnings": plan.warnings if slow is None else [*plan.warnings, slow],
         "dropped_tensors": plan.account.dropped,
     }
 
@@ -107,8 +123,7 @@ def _statistics(plan: "ConversionPlan") -> dict[str, Any] | None:
 
 def available(plan: "ConversionPlan") -> dict[str, Any]:
     """What this machine has free of what a plan needs: disk, memory, memory of the device."""
-    import torch
-
+    from hcsmoe_hub.machine import accelerator
     from hcsmoe_hub.machine.device import resolve_device
     from hcsmoe_hub.machine.memory import available_memory
 
@@ -122,8 +137,16 @@ def available(plan: "ConversionPlan") -> dict[str, Any]:
         "cache_bytes": cache_bytes,
         "memory_bytes": available_memory(),
         "device": str(device),
-        "device_bytes": 0 if device.type == "cpu" else torch.cuda.mem_get_info(device)[0],
+        "device_bytes": 0 if accelerator.is_host(device) else accelerator.free_bytes(device),
     }
+
+
+def long_time(plan: "ConversionPlan") -> str | None:
+    """What a conversion that takes more than an hour says about it at its start; ``None`` if it takes less."""
+    from hcsmoe_hub.planning.duration import measured_rates
+    from hcsmoe_hub.planning.faster import long_warning, may_take_long
+
+    return long_warning(plan, measured_rates(plan)) if may_take_long(plan) else None
 
 
 def is_short_of_room(plan: "ConversionPlan") -> bool:
@@ -162,6 +185,7 @@ def model_document(model: "SourceModel") -> dict[str, Any]:
             "groups": settings.groups,
             **model.layer_counts,
             "layers": model.skeleton.depth,
+            **_stacks(model),
             **stored,
             **factors,
         },

@@ -1,6 +1,8 @@
 """``hcsmoe evaluate``: measures a checkpoint, alone or next to the one that it was made from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,12 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from hcsmoe_hub.cli import options as cli
+from hcsmoe_hub.cli.flags import flag
 from hcsmoe_hub.cli.groups import grouped
+from hcsmoe_hub.cli.help_page import one_of
 from hcsmoe_hub.cli.libraries import collector_paused, prepare_libraries
 from hcsmoe_hub.cli.output import Output
 from hcsmoe_hub.cli.progress import listening
 from hcsmoe_hub.cli.tables import Document
-from hcsmoe_hub.cli.values import parse_device
+from hcsmoe_hub.cli.values import choice, parse_batch_sizes, parse_device
+from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.evaluation.cost_options import CostOptions, Engine
+from hcsmoe_hub.evaluation.cost_rows import cost_notes, cost_rows
 from hcsmoe_hub.evaluation.options import DEFAULT_WINDOW, EvaluateOptions
 from hcsmoe_hub.options import Device
 from hcsmoe_hub.report import EVALUATION_FILE
@@ -27,7 +34,7 @@ Row = Mapping[str, Any]
 BaseOption = Annotated[
     str | None,
     typer.Option(
-        "--base", metavar="SOURCE", show_default=False, help="Checkpoint that it was made from, to compare with."
+        "--base", metavar="SOURCE", show_default=False, help="Checkpoint that the model was made from, to compare with."
     ),
 ]
 PerplexityOption = Annotated[
@@ -36,7 +43,8 @@ PerplexityOption = Annotated[
         "--perplexity",
         metavar="FILE",
         show_default=False,
-        help='Text file, one {"text", "domain"} per line; domain is optional.',
+        help='Text file, one {"text", "domain"} per line; for a model with an encoder {"source", "target", "domain"}, '
+        "or text to cut spans out of. domain is optional.",
     ),
 ]
 ChoicesOption = Annotated[
@@ -58,10 +66,23 @@ TasksOption = Annotated[
         "hcsmoe[eval].",
     ),
 ]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        min=1,
+        metavar="N",
+        show_default=False,
+        help="Only the first N questions of every task, for a trial.",
+    ),
+]
 GenerateOption = Annotated[
     int,
     typer.Option(
-        "--generate", min=0, metavar="N", help="Prompts of the text to continue, to count those that end in a loop."
+        "--generate",
+        min=0,
+        metavar="N",
+        help="Prompts (or sources) of the --perplexity file to continue, to count those that end in a loop.",
     ),
 ]
 WindowOption = Annotated[int, typer.Option("--window", min=1, metavar="N", help="Tokens per window of text.")]
@@ -84,6 +105,68 @@ ResultOption = Annotated[
     ),
 ]
 
+_COST = CostOptions()
+_cost = partial(typer.Option, rich_help_panel="Cost")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostFlags:
+    """Whether and how the cost of running the model is counted and measured."""
+
+    cost: Annotated[
+        bool,
+        _cost("--cost", metavar="", help="Count FLOPs, and measure memory and throughput."),
+    ] = False
+    engine: Annotated[
+        Engine,
+        _cost("--engine", parser=choice(Engine), metavar="NAME", help=f"What runs the model: {one_of(Engine)}."),
+    ] = _COST.engine
+    prompt_tokens: Annotated[
+        int,
+        _cost("--prompt-tokens", min=1, metavar="N", help="Tokens per prompt; FLOPs are counted at this length."),
+    ] = _COST.prompt_tokens
+    new_tokens: Annotated[
+        int, _cost("--new-tokens", min=1, metavar="N", help="Tokens to generate after each prompt.")
+    ] = _COST.new_tokens
+    repetitions: Annotated[
+        int, _cost("--repetitions", min=1, metavar="N", help="Runs to measure, after one to warm up.")
+    ] = _COST.repetitions
+    batch_sizes: Annotated[
+        tuple[int, ...] | None,
+        _cost(
+            "--batch-sizes",
+            parser=parse_batch_sizes,
+            metavar="N,N,...",
+            show_default=",".join(map(str, _COST.batch_sizes)),
+            help="Prompts that run at once.",
+        ),
+    ] = None
+    no_timing: Annotated[bool, _cost("--no-timing", metavar="", help="Count only; loads no weights.")] = False
+
+    def options(self) -> CostOptions | None:
+        """The options of the library; ``None`` without ``--cost``.
+
+        Raises:
+            PlanError: If there are others of them, but not ``--cost`` itself.
+        """
+        if not self.cost:
+            for name, value in asdict(CostFlags()).items():
+                if getattr(self, name) != value:
+                    raise PlanError(
+                        f"{flag(name)} was given, but cost is not to be measured.",
+                        hint="add `cost`, or drop the option",
+                        option=name,
+                    )
+            return None
+        return CostOptions(
+            engine=self.engine,
+            prompt_tokens=self.prompt_tokens,
+            new_tokens=self.new_tokens,
+            repetitions=self.repetitions,
+            batch_sizes=self.batch_sizes or _COST.batch_sizes,
+            timing=not self.no_timing,
+        )
+
 
 @grouped
 def evaluate(
@@ -93,22 +176,26 @@ def evaluate(
     perplexity: PerplexityOption = None,
     choices: ChoicesOption = None,
     tasks: TasksOption = None,
+    limit: LimitOption = None,
     generate: GenerateOption = 0,
     window: WindowOption = DEFAULT_WINDOW,
     stream: StreamOption = False,
     device: DeviceOption = Device.AUTO,
     output: ResultOption = None,
     as_json: cli.JsonOption = False,
+    cost: CostFlags,
     hub: cli.Hub,
 ) -> None:
-    """Measure perplexity, multiple choice, agreement with the source, loops and lm-eval tasks."""
+    """Measure perplexity, choices, agreement with the source, loops, tasks and cost."""
     options = EvaluateOptions(
         base=base,
         perplexity=perplexity,
         choices=choices,
         tasks=tuple(filter(None, (word.strip() for word in (tasks or "").split(",")))),
+        limit=limit,
         generate=generate,
         window=window,
+        cost=cost.options(),
         device=device,
         stream=stream,
         output=output,
@@ -133,18 +220,24 @@ def _figures(document: Document) -> RenderableType:
         "choices": _choices,
         "loops": _loops,
         "tasks": _tasks,
+        "cost": _cost_table,
     }
     blocks: list[RenderableType] = []
     for name, table in tables.items():
         if name in measures:
             blocks += [Text()] if blocks else []
             blocks += [Text(_title(name, measures[name]), style="bold"), table(measures[name])]
+    blocks += [Text(note) for note in cost_notes(measures["cost"])] if "cost" in measures else []
     return Group(*blocks)
 
 
 def _title(name: str, measure: Document) -> str:
+    if name == "cost":
+        return name
     if "file" not in measure:
-        return f"{name} (lm-eval {measure['versions']['lm_eval']})"
+        limit = measure["settings"].get("limit")
+        shortened = "" if limit is None else f", first {limit} questions of each"
+        return f"{name} (lm-eval {measure['versions']['lm_eval']}{shortened})"
     file = measure["file"]
     return f"{name} ({file['name']}, {file['tokens']} tokens)"
 
@@ -214,6 +307,14 @@ def _tasks(measure: Document) -> Table:
     if model["average"] is not None:
         theirs = NOTHING if base is None else f"{base['average']:.4f}"
         table.add_row("average", "acc", f"{model['average']:.4f}", theirs)
+    return table
+
+
+def _cost_table(measure: Document) -> Table:
+    found: Any = measure
+    table = _table(("COST", "BASE", "MODEL", "RATIO"))
+    for row in cost_rows(found):
+        table.add_row(*row)
     return table
 
 

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from hcsmoe_hub.errors import OPTION
+from hcsmoe_hub.evaluation.cost_options import CostOptions
 from hcsmoe_hub.evaluation.options import EvaluateOptions
 from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, CurveOptions, MethodOptions, PushOptions, Target
+from hcsmoe_hub.recovery.options import RecoverOptions
 
 # Arguments of the library's functions that are options of commands as well.
 _ARGUMENTS = frozenset({"base", "cache_dir", "revision", "token"})
@@ -16,10 +18,12 @@ _FIELDS = _ARGUMENTS.union(
         for kind in (
             CalibrationOptions,
             ConvertOptions,
+            CostOptions,
             CurveOptions,
             EvaluateOptions,
             MethodOptions,
             PushOptions,
+            RecoverOptions,
             Target,
         )
     )
@@ -27,12 +31,13 @@ _FIELDS = _ARGUMENTS.union(
 # Where the option is not the field's name with dashes.
 _NAMES: Mapping[str, str] = {
     "dataset": "--calibration",
-    "max_memory_bytes": "--max-memory",
     # What is on by default has an option that switches it off.
+    "checkpoint": "--no-checkpoint",
     "keep_states": "--no-states",
     "measure": "--no-measure",
     "push": "--push-to",
     "repo_id": "--push-to",
+    "timing": "--no-timing",
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -47,7 +47,8 @@ def _options(group: Any) -> Iterator[Parameter]:
 
 def _option(name: str, annotation: Any, default: Any) -> Parameter:
     """A parameter that typer can read."""
-    _, info = get_args(annotation)
-    # Typer knows few types, but a parser may return any: to typer, its option is a word.
-    readable = annotation if info.parser is None else Annotated[str, info]
+    kind, info = get_args(annotation)
+    # Typer knows few types, but a parser may return any: to typer, its option is a word, or a list of them.
+    words: Any = list[str] if any(get_origin(part) is list for part in (kind, *get_args(kind))) else str
+    readable: Any = annotation if info.parser is None else Annotated[words, info]
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=readable)

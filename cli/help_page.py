@@ -19,6 +19,7 @@ RARE_OPTIONS = frozenset(
     {
         "--experts-per-token",
         "--refit-passes",
+        "--source-length",
         "--text-column",
         "--feature-tokens",
         "--no-states",

@@ -115,7 +115,11 @@ def _experts(experts: Document) -> str:
 
 
 def _layers(experts: Document) -> str:
-    """How many layers have experts."""
+    """How many layers have experts, those of an encoder and of a decoder apart; they are numbered through."""
+    if "encoder" in experts:
+        counts = ((name, experts[name]["moe_layers"], experts[name]["layers"]) for name in ("encoder", "decoder"))
+        words = " and ".join(f"{found} of {layers} {name} layers" for name, found, layers in counts)
+        return f"{words} are MoE layers; numbers of decoder layers begin at {experts['encoder']['layers']}"
     words = f"{experts['moe_layers']} of {format_plural(experts['layers'], 'decoder layer')} are MoE layers"
     return f"{words}, and so is the multi-token prediction head" if "mtp_layers" in experts else words
 

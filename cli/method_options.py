@@ -15,6 +15,7 @@ from hcsmoe_hub.cli.output import print_labelled, stderr_console
 from hcsmoe_hub.cli.values import choice, choices, parse_compression, parse_weights, parse_width
 from hcsmoe_hub.options import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     Distance,
@@ -253,6 +254,17 @@ class MethodFlags:
         Align | None,
         _choice(_merging, "--align", Align, "What neurons are matched by before a weighted merge", "none"),
     ] = None
+    align_to: Annotated[
+        AlignTo | None,
+        _choice(
+            _merging,
+            "--align-to",
+            AlignTo,
+            "Whose order of neurons --align gives to the members of a cluster",
+            "dominant; first with m-smoe",
+            {AlignTo.FIRST: "the layer's first expert", AlignTo.DOMINANT: "the cluster's dominant expert"},
+        ),
+    ] = None
     features: Annotated[
         Features | None,
         _choice(_merging, "--features", Features, "What fix-dom and zipit match neurons by", "activation"),
@@ -268,7 +280,7 @@ class MethodFlags:
             parser=parse_layers,
             metavar="LIST",
             show_default="all MoE layers",
-            help="Decoder layers to convert, e.g. 0-15,20.",
+            help="MoE layers to convert, e.g. 0-15,20; a decoder's numbers follow its encoder's.",
         ),
     ] = None
     protect: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hcsmoe_hub.cli.help_page import one_of
-from hcsmoe_hub.cli.values import choice, parse_device, parse_shard_size, parse_size
+from hcsmoe_hub.cli.values import choice, parse_device, parse_limit, parse_shard_size
 from hcsmoe_hub.options import DEFAULT_MAX_SHARD_SIZE, CalibrationOptions, Device, Dtype, Mtp, PushOptions
 
 # Every device that has a name, and the form of the others.
@@ -71,10 +71,20 @@ class TextFlags:
             "--sequence-length",
             min=1,
             metavar="N",
-            show_default="2048, or the model's limit if lower",
-            help="Tokens per sequence.",
+            show_default="2048, or 626 with an encoder",
+            help="Tokens per sequence, at most as many as the model takes.",
         ),
     ] = _CALIBRATION.sequence_length
+    source_length: Annotated[
+        int | None,
+        _calibration(
+            "--source-length",
+            min=1,
+            metavar="N",
+            show_default="by the text",
+            help="Tokens of a sequence that go into an encoder.",
+        ),
+    ] = _CALIBRATION.source_length
     seed: Annotated[
         int,
         _calibration("--seed", min=0, metavar="N", help="Seed of every random choice."),
@@ -85,7 +95,7 @@ class TextFlags:
             "--text-column",
             metavar="NAME",
             show_default="found by name",
-            help="Column of text or conversations.",
+            help="Column of text or conversations; SOURCE,TARGET for pairs.",
         ),
     ] = _CALIBRATION.text_column
     feature_tokens: Annotated[
@@ -121,6 +131,7 @@ class TextFlags:
             dataset=self.calibration,
             samples=self.samples,
             sequence_length=self.sequence_length,
+            source_length=self.source_length,
             seed=self.seed,
             text_column=self.text_column,
             feature_tokens=self.feature_tokens,
@@ -160,16 +171,20 @@ class ComputeFlags:
         ),
     ] = None
     max_memory: Annotated[
-        int | None,
+        list[dict[str, int]] | None,
         _compute(
             "--max-memory",
-            parser=parse_size,
-            metavar="SIZE",
-            show_default="what is available",
-            help="Memory that the conversion may need, e.g. 24GB: refuse to start above it, and start below it even if "
-            "less is available.",
+            parser=parse_limit,
+            metavar="[DEVICE=]SIZE",
+            show_default="what is free",
+            help="Most memory it may need, e.g. 24GB or cuda:0=40GB (repeatable): not started above it, but below it "
+            "even if less is free.",
         ),
     ] = None
+
+    def limits(self) -> dict[str, int] | None:
+        """Limits on memory by place, as the library's options have them."""
+        return {place: size for limit in self.max_memory for place, size in limit.items()} if self.max_memory else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,10 +221,17 @@ class OutputFlags:
         bool,
         _output_flag(
             "--figure",
-            help="Also write a figure (hcsmoe.png) of usage, distances and clusters; needs hcsmoe[plots].",
+            help="Also draw usage, distances and clusters (hcsmoe[plots]).",
         ),
     ] = False
     overwrite: Annotated[bool, _output_flag("--overwrite", help="Replace an existing checkpoint.")] = False
+    restart: Annotated[
+        bool,
+        _output_flag("--restart", help="Begin anew, giving up an interrupted conversion or recovery."),
+    ] = False
+    no_checkpoint: Annotated[
+        bool, _output_flag("--no-checkpoint", help="Keep nothing to go on from after an interruption.")
+    ] = False
     dry_run: Annotated[bool, _output_flag("--dry-run", help="Show the plan and what it needs; reads headers only.")] = (
         False
     )
@@ -227,7 +249,7 @@ class PushFlags:
             "--push-to",
             metavar="REPO_ID",
             show_default=False,
-            help="Push the result to this repository, shard by shard as it is written.",
+            help="Push the result to this repository while it is written.",
         ),
     ] = None
     private: PrivateOption = False
@@ -236,8 +258,7 @@ class PushFlags:
         bool,
         _hub_flag(
             "--low-disk",
-            help="Delete each downloaded shard once it has been read and, with --push-to, each new shard once it has "
-            "been sent.",
+            help="Delete downloaded shards that have been read and, with --push-to, new ones that have been sent.",
         ),
     ] = False
 

@@ -18,6 +18,7 @@ from hcsmoe_hub.events import (
     Stage,
     StageAdvanced,
     StageFinished,
+    StageResumed,
     StageStarted,
     Warned,
     ignore,
@@ -27,6 +28,10 @@ from hcsmoe_hub.machine.units import format_bytes, format_plural, format_seconds
 BAR_WIDTH = 16
 # Stages whose steps are decoder layers.
 LAYER_STAGES = frozenset({Stage.OBSERVE, Stage.CONVERT})
+# What the steps of other stages are that go on after an interruption.
+STEPS = {Stage.REFIT: "step", Stage.TEACHER: "sequence", Stage.RECOVER: "step"}
+# Lines of a log about a training.
+PARTS = 20
 STAGE_WIDTH = max(len(stage) for stage in Stage)
 
 
@@ -43,6 +48,12 @@ def listening(output: Output) -> Iterator[Listener]:
         yield _PlainView(output).listen
 
 
+def resumed(event: StageResumed, total: int) -> str:
+    """Where an interrupted conversion or recovery goes on."""
+    steps = STEPS.get(event.stage, "layer")
+    return f"Continuing at {steps} {event.done} of {total}." if event.done < total else f"All {steps}s are done."
+
+
 def delivered(event: Delivered) -> str:
     """How a file came to be on the Hub."""
     size = format_bytes(event.file_bytes)
@@ -55,16 +66,25 @@ class _PlainView:
     def __init__(self, output: Output) -> None:
         self._output = output
         self._stage = Stage.PLAN
+        self._total = self._done = self._shown = 0
         self._bytes_written = 0
 
     def listen(self, event: Event) -> None:
         match event:
-            case StageStarted(stage, total):
-                self._stage = stage
+            case StageStarted(stage, total, detail):
+                self._stage, self._total, self._done, self._shown = stage, total, 0, 0
                 layers = f", {format_plural(total, 'layer')}" if stage in LAYER_STAGES else ""
-                self._line(stage, f"started{layers}")
-            case StageAdvanced():
+                self._line(stage, f"started{layers}{detail and f': {detail}'}")
+            case StageResumed(stage, done):
+                self._done, self._shown = done, done * PARTS // max(1, self._total)
+                self._line(stage, resumed(event, self._total))
+            case StageAdvanced(stage, detail):
                 self._bytes_written = event.bytes_written
+                self._done += 1
+                # A training may take days.
+                if stage is Stage.RECOVER and detail and self._done * PARTS // self._total > self._shown:
+                    self._shown = self._done * PARTS // self._total
+                    self._line(stage, f"{100 * self._done // self._total} %: {detail}")
             case StageFinished(stage, seconds):
                 written = f", {format_bytes(self._bytes_written)} written" if stage is Stage.CONVERT else ""
                 self._line(stage, f"done in {format_seconds(seconds)}{written}")
@@ -102,17 +122,36 @@ class _LiveView:
 
     def listen(self, event: Event) -> None:
         match event:
-            case StageStarted(stage, total):
+            case StageStarted(stage, total, detail):
+                if detail:
+                    self.progress.console.print(f"{stage}: {detail}", highlight=False, soft_wrap=True)
                 # A stage of one step has no progress to show: its bar only pulses.
                 known = total if total > 1 else None
                 self._stage = stage
                 self._tasks[stage] = self.progress.add_task(
-                    stage.value, total=known, stage=stage, written=0, seconds=0.0, fetching="", sending=""
+                    stage.value,
+                    total=known,
+                    stage=stage,
+                    written=0,
+                    seconds=0.0,
+                    begun=0,
+                    fetching="",
+                    sending="",
+                    detail="",
                 )
-            case StageAdvanced(stage):
+            case StageResumed(stage, done):
+                task = self.progress.tasks[self._tasks[stage]]
+                self.progress.console.print(resumed(event, int(task.total or 1)), highlight=False)
+                self.progress.update(task.id, completed=done, begun=done)
+            case StageAdvanced(stage, detail):
                 seconds = self.progress.tasks[self._tasks[stage]].elapsed
                 self.progress.update(
-                    self._tasks[stage], advance=1, written=event.bytes_written, seconds=seconds, fetching=""
+                    self._tasks[stage],
+                    advance=1,
+                    written=event.bytes_written,
+                    seconds=seconds,
+                    fetching="",
+                    detail=detail,
                 )
             case StageFinished(stage):
                 steps = self.progress.tasks[self._tasks[stage]].total or 1
@@ -141,7 +180,7 @@ class _Details(ProgressColumn):
     def render(self, task: Task) -> Text:
         stage = task.fields["stage"]
         if stage not in LAYER_STAGES:
-            return Text(task.fields["sending"], no_wrap=True, overflow="ellipsis")
+            return Text(task.fields["sending"] or _apart(task), no_wrap=True, overflow="ellipsis")
         parts = [f"{task.completed:.0f}/{task.total or 1:.0f} layers"]
         left = None if task.finished else _seconds_left(task)
         if left is not None:
@@ -157,9 +196,21 @@ class _Details(ProgressColumn):
         return Text(", ".join(parts), no_wrap=True, overflow="ellipsis")
 
 
+def _apart(task: Task) -> str:
+    """Details of a stage whose steps are not layers: of a recovery its score, of a teacher its sequences."""
+    parts = [task.fields["detail"]] if task.fields["stage"] is Stage.RECOVER and task.fields["detail"] else []
+    if task.fields["stage"] is Stage.TEACHER:
+        parts.append(f"{task.completed:.0f}/{task.total or 1:.0f} sequences")
+    if task.fields["stage"] in STEPS and not task.finished and (left := _seconds_left(task)) is not None:
+        parts.append(f"{format_seconds(left)} left")
+    return ", ".join(parts)
+
+
 def _seconds_left(task: Task) -> float | None:
     """Estimate from the mean time of the layers so far; a layer outlasts rich's moving window of seconds."""
-    if not task.completed or task.total is None or task.elapsed is None:
+    # Layers of an interrupted run say nothing about the pace of this one.
+    begun = task.fields["begun"]
+    if task.completed <= begun or task.total is None or task.elapsed is None:
         return None
-    layer_seconds: float = task.fields["seconds"] / task.completed
-    return max(0.0, layer_seconds * task.total - task.elapsed)
+    layer_seconds: float = task.fields["seconds"] / (task.completed - begun)
+    return max(0.0, layer_seconds * (task.total - begun) - task.elapsed)

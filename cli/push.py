@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 from rich.text import Text
 
+from hcsmoe_hub.checkpoint.auto_class import loading
 from hcsmoe_hub.cli import options as cli
 from hcsmoe_hub.cli.groups import grouped
 from hcsmoe_hub.cli.libraries import collector_paused, prepare_libraries
@@ -61,8 +62,12 @@ def push(
         document = publish(path, options, token=token, listener=listener).as_dict()
     sink.result(document, human=_summary(document, check_mark=sink.check_mark), brief=document["url"])
     if document["pull_request"] is None:
-        branch = "" if revision is None else f", revision={revision!r}"
-        sink.hint(f"load it with AutoModelForCausalLM.from_pretrained({repo_id!r}{branch})")
+        # Imported on use: it takes a second, and the push has needed it.
+        from hcsmoe_hub.checkpoint.source import LocalSource
+
+        config = LocalSource(path).config
+        expression = loading(repo_id, config["model_type"], revision=revision, runs_code="auto_map" in config)
+        sink.hint(f"load it with {expression}")
 
 
 @contextmanager

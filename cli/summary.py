@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hcsmoe_hub.checkpoint.auto_class import loading
 from hcsmoe_hub.cli.tables import Document, before_after, candidates, experts_left, is_open, section, source_line
 from hcsmoe_hub.machine.units import (
     format_bytes,
@@ -35,7 +36,9 @@ CHOOSING = "two: one pass over the model predicts what each of the shapes below 
 
 def calibration_line(calibration: Document) -> str:
     """The calibration set in words."""
-    size = f"{calibration['sequences']} x {calibration['sequence_length']} tokens"
+    length, source = calibration["sequence_length"], calibration.get("source_length")
+    each = f"{length} tokens" if source is None else f"{source} + {length - source} tokens"
+    size = f"{calibration['sequences']} x {each}"
     return f"{calibration['dataset']}, {size}, seed {calibration['seed']}"
 
 
@@ -47,6 +50,8 @@ def _needs(needs: Document, room: Document) -> Table:
         ("disk", format_bytes(needs["disk_bytes"]), f"{format_bytes(room['disk_bytes'])} free on {room['disk']}"),
         ("memory", format_bytes(needs["memory_bytes"]), f"{format_bytes(room['memory_bytes'])} available"),
     ]
+    if needs.get("checkpoint_bytes"):
+        rows.insert(-1, ("", format_bytes(needs["checkpoint_bytes"]), "more meanwhile, to go on after an interruption"))
     if needs["device_bytes"]:
         device = f"{format_bytes(room['device_bytes'])} free on {room['device']}"
         rows.append(("device", format_bytes(needs["device_bytes"]), device))
@@ -180,7 +185,8 @@ def conversion(document: Document, *, check_mark: str, seconds: float) -> Render
     if "singular_values" in document:
         facts.append(("singular values", document["singular_values"]))
     if layout in (Layout.MAPPED, Layout.FACTORED):
-        facts.append(("load", loading(document["output"] or document["pushed"]["repo_id"])))
+        place, kind = document["output"] or document["pushed"]["repo_id"], document["source"]["model_type"]
+        facts.append(("load", loading(place, kind, runs_code=True)))
     return Group(
         Text.assemble((check_mark, "bold green"), (f" {title}", "bold"), f" in {format_seconds(seconds)}"),
         *(Text(f"  {label}: {text}", no_wrap=True, overflow="ignore") for label, text in facts),
@@ -253,13 +259,6 @@ def _circumstances(document: Document) -> str:
         return f"Held-out text of the calibration set, and averages {layers}. See also `hcsmoe evaluate`."
     reason = "" if document["not_measured"] is None else f": {document['not_measured']}"
     return f"Averages {layers}. Perplexity was not measured{reason}. Run `hcsmoe evaluate`."
-
-
-def loading(path: str) -> str:
-    """How a result with a modelling file of its own is loaded."""
-    consent = {"trust_remote_code": True}
-    arguments = [repr(path), *(f"{name}={value}" for name, value in consent.items())]
-    return f"AutoModelForCausalLM.from_pretrained({', '.join(arguments)})"
 
 
 def _fit(layers: Sequence[Document]) -> list[tuple[str, str, str]]:

@@ -43,6 +43,8 @@ def verify(
         found = check(path, against=source)
     document = {"ok": True, "path": str(path), "against": against, **asdict(found)}
     sink.result(document, human=_summary(document, check_mark=sink.check_mark))
+    for message in found.warnings:
+        sink.warn(message)
 
 
 def _summary(document: Document, *, check_mark: str) -> RenderableType:

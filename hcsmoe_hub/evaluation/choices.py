@@ -11,21 +11,27 @@ from hcsmoe_hub.evaluation.scorer import Request, Scorer
 from hcsmoe_hub.evaluation.tokens import Tokens
 from hcsmoe_hub.methods.quality.tally import DomainTally, by_domain, proportion_error
 
-# Token ids before a choice, and token ids of the choice.
-Pair = tuple[tuple[int, ...], tuple[int, ...]]
+# Token ids before a choice, or of what an encoder reads, and token ids of the choice.
+Scored = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def choice_pairs(item: ChoiceItem, tokens: Tokens) -> list[tuple[Pair, Pair]]:
+def choice_pairs(item: ChoiceItem, tokens: Tokens) -> list[tuple[Scored, Scored]]:
     """Every choice of an item after ``<bos> + context``, and after ``<bos>`` alone, each as a pair."""
     alone = (tokens.first,)
     context = (*alone, *tokens.encode(item.context))
     return [((context, ids), (alone, ids)) for ids in (tuple(tokens.encode(text)) for text in item.choices)]
 
 
-def mean_log_likelihoods(pairs: Sequence[Pair], scorer: Scorer, *, advance: Callable[[], None]) -> dict[Pair, float]:
+def mean_log_likelihoods(
+    pairs: Sequence[Scored], scorer: Scorer, *, advance: Callable[[], None]
+) -> dict[Scored, float]:
     """Mean log-likelihood of the tokens of each choice, in nats; equal pairs are computed once."""
     distinct = list(dict.fromkeys(pairs))
-    requests = [Request((*before, *choice)[:-1], len(before) - 1) for before, choice in distinct]
+    has_encoder = scorer.checkpoint.has_encoder
+    requests = [
+        Request(choice, source=before) if has_encoder else Request((*before, *choice)[:-1], len(before) - 1)
+        for before, choice in distinct
+    ]
     found = {}
     for index, logits_SV in scorer.logits(requests):
         targets_S = torch.tensor(distinct[index][1])
@@ -42,7 +48,7 @@ def best(scores: Sequence[float]) -> int:
 
 def measure_choices(
     items: Sequence[ChoiceItem],
-    pairs: Sequence[Sequence[tuple[Pair, Pair]]],
+    pairs: Sequence[Sequence[tuple[Scored, Scored]]],
     scorer: Scorer,
     *,
     advance: Callable[[], None],
@@ -50,7 +56,8 @@ def measure_choices(
     """Accuracy, overall and per domain.
 
     The score of a choice is its mean token log-likelihood after ``<bos> + context`` minus that after ``<bos>`` alone,
-    which is their pointwise mutual information per token; ``plain_accuracy`` omits the second term.
+    which is their pointwise mutual information per token; ``plain_accuracy`` omits the second term. An encoder reads
+    the context, or an empty source.
 
     Args:
         items: The questions.

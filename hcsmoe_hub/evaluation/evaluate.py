@@ -7,9 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hcsmoe_hub.checkpoint.source import Source
 from hcsmoe_hub.evaluation.checkpoint import Checkpoint
 from hcsmoe_hub.evaluation.choices import measure_choices
+from hcsmoe_hub.evaluation.cost import CostRun, cost_steps, measure_cost
 from hcsmoe_hub.evaluation.inputs import Inputs, check_comparable, prepare_inputs
 from hcsmoe_hub.evaluation.loops import CONTINUATION_TOKENS, PROMPT_TOKENS, measure_loops
 from hcsmoe_hub.evaluation.options import EvaluateOptions
@@ -20,7 +23,9 @@ from hcsmoe_hub.evaluation.scorers import StreamedScorer, make_scorers
 from hcsmoe_hub.evaluation.tasks import measure_tasks
 from hcsmoe_hub.events import Listener, Stage, StageAdvanced, StageFinished, StageStarted, Warned, ignore
 from hcsmoe_hub.hub.open import open_source
+from hcsmoe_hub.machine.accelerator import is_host
 from hcsmoe_hub.machine.device import resolve_device
+from hcsmoe_hub.machine.out_of_memory import explaining
 from hcsmoe_hub.machine.versions import installed_versions
 
 Measure = dict[str, Any]
@@ -57,24 +62,73 @@ def evaluate(
     output = result_path(sources[0], options.output)
     earlier = read_results(output)
     checkpoints = [Checkpoint(source) for source in sources]
-    inputs = prepare_inputs(options, checkpoints[0])
-    for other in checkpoints[1:]:
-        check_comparable(checkpoints[0], other, inputs)
+    inputs = _prepare(checkpoints, options)
+    cost = options.cost
     start = time.perf_counter()
-    listener(StageStarted(Stage.EVALUATE, inputs.steps(len(checkpoints))))
-    scorers = make_scorers(checkpoints, device, stream=options.stream, emit=listener)
-    if inputs.prompts and isinstance(scorers[0], StreamedScorer):
-        listener(Warned(f"layers are streamed, so each of {CONTINUATION_TOKENS} generated tokens reads all weights."))
-    measures = _measure(inputs, scorers, options, lambda: listener(StageAdvanced(Stage.EVALUATE)))
+    steps = 0 if inputs is None else inputs.steps(len(checkpoints))
+    steps += 0 if cost is None else cost_steps(cost, len(checkpoints))
+    listener(StageStarted(Stage.EVALUATE, steps))
+    measures: dict[str, Measure] = {}
+    with explaining(device, where=lambda: "while the checkpoint ran", helps=lambda: _savings(options, device)):
+        if inputs is not None:
+            measures |= _run(checkpoints, inputs, options, device, listener)
+        if cost is not None:
+            run = CostRun(
+                options=cost,
+                device=device,
+                token=token,
+                cache_dir=cache_dir,
+                emit=listener,
+                advance=lambda: listener(StageAdvanced(Stage.EVALUATE)),
+            )
+            measures["cost"] = measure_cost(checkpoints, run)
     names = [checkpoint.describe() for checkpoint in checkpoints]
     for measure in measures.values():
-        measure["settings"] |= {"dtype": "float32", "device": device.type}
+        measure["settings"] = {"dtype": "float32", "device": device.type, **measure["settings"]}
         measure["base_model"] = names[1] if len(names) > 1 else None
         measure["versions"] = {**installed_versions(), **measure.get("versions", {})}
     document = merge_results(earlier, names[0], measures)
     write_results(output, document)
     listener(StageFinished(Stage.EVALUATE, time.perf_counter() - start))
     return document, output
+
+
+def _prepare(checkpoints: Sequence[Checkpoint], options: EvaluateOptions) -> Inputs | None:
+    """Checks that everything asked for can be measured; the inputs of what is measured on text, if anything is."""
+    model = checkpoints[0]
+    if options.cost is not None:
+        for checkpoint in checkpoints:
+            options.cost.check_positions(checkpoint.max_positions, checkpoint.source.label)
+    if not options.reads_text:
+        return None
+    inputs = prepare_inputs(options, model)
+    for other in checkpoints[1:]:
+        check_comparable(model, other, inputs)
+    return inputs
+
+
+def _savings(options: EvaluateOptions, device: torch.device) -> list[str]:
+    """What takes less memory than an evaluation, as parts of a sentence."""
+    if not options.reads_text:
+        found = ["smaller `batch_sizes`", "a smaller `prompt_tokens`"]
+    else:
+        found = [] if options.stream else ["`stream`"]
+        found.append("a smaller `window`")
+    return found if is_host(device) else [*found, "`device='cpu'`"]
+
+
+def _run(
+    checkpoints: Sequence[Checkpoint],
+    inputs: Inputs,
+    options: EvaluateOptions,
+    device: torch.device,
+    listener: Listener,
+) -> dict[str, Measure]:
+    """Loads the checkpoints, or streams their layers, and runs all measures."""
+    scorers = make_scorers(checkpoints, device, stream=options.stream, emit=listener)
+    if inputs.prompts and isinstance(scorers[0], StreamedScorer):
+        listener(Warned(f"layers are streamed, so each of {CONTINUATION_TOKENS} generated tokens reads all weights."))
+    return _measure(inputs, scorers, options, lambda: listener(StageAdvanced(Stage.EVALUATE)))
 
 
 def _open(
@@ -98,8 +152,9 @@ def _measure(
     if inputs.windows:
         found |= _measure_text(inputs, scorers, window=options.window, advance=advance)
     if inputs.prompts:
-        settings = {"prompt_tokens": PROMPT_TOKENS, "continuation_tokens": CONTINUATION_TOKENS}
-        measure = partial(measure_loops, inputs.prompts, last=inputs.tokens.last)
+        settings = {} if inputs.has_encoder else {"prompt_tokens": PROMPT_TOKENS}
+        settings |= {"continuation_tokens": CONTINUATION_TOKENS}
+        measure = partial(measure_loops, inputs.prompts, last=inputs.tokens.last, begins=inputs.begins)
         found["loops"] = {"file": inputs.text_file, "settings": settings, **_measure_each(scorers, measure, advance)}
     if inputs.pairs:
         measure = partial(measure_choices, inputs.items, inputs.pairs, advance=advance)
@@ -109,9 +164,9 @@ def _measure(
             **_measure_each(scorers, measure),
         }
     if inputs.task_names:
-        measure = partial(measure_tasks, inputs.task_manager, inputs.task_names, inputs.tokens)
+        measure = partial(measure_tasks, inputs.task_manager, inputs.task_names, inputs.tokens, limit=options.limit)
         versions = {"lm_eval": version("lm_eval")}
-        settings = {"tasks": inputs.task_names}
+        settings = {"tasks": inputs.task_names} | ({} if options.limit is None else {"limit": options.limit})
         found["tasks"] = {"settings": settings, "versions": versions, **_measure_each(scorers, measure, advance)}
     return found
 
@@ -144,5 +199,7 @@ def _measure_each(
 
 
 def _first_token(inputs: Inputs) -> dict[str, Any]:
-    """The token that every text begins with."""
+    """The token that every text begins with; targets of sources begin as the tokenizer has them."""
+    if inputs.has_encoder:
+        return {"predicts": "targets"}
     return {"first_token": inputs.tokens.tokenizer.convert_ids_to_tokens(inputs.tokens.first)}

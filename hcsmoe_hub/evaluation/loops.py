@@ -14,7 +14,7 @@ PROMPT_TOKENS, CONTINUATION_TOKENS = 32, 128
 MIN_PHRASE, MIN_REPEATS = 2, 3
 NGRAM = 4
 
-# Domain and token ids of a prompt.
+# Domain and token ids of a prompt, or of a source that an encoder reads.
 Prompt = tuple[str | None, list[int]]
 
 
@@ -63,20 +63,23 @@ def choose_prompts(records: Sequence[TextRecord], tokens: Tokens, *, count: int)
     return [usable[number * len(usable) // count] for number in range(count)]
 
 
-def measure_loops(prompts: Sequence[Prompt], scorer: Scorer, *, last: int | None) -> dict[str, Any]:
+def measure_loops(
+    prompts: Sequence[Prompt], scorer: Scorer, *, last: int | None, begins: Sequence[Sequence[int]] = ()
+) -> dict[str, Any]:
     """Continues prompts greedily and measures how often the continuations loop.
 
     Args:
         prompts: The prompts.
         scorer: The model to measure.
         last: Id that ends a text, ``None`` if there is none.
+        begins: Of a model with an encoder, what its decoder has written already of each continuation.
 
     Returns:
         ``{"overall": {"loop_rate", "loop_rate_stderr", "repeated_4grams", "prompts"}, "domains": {...}}``; rates from
         0 to 1.
     """
     loops, repeated = DomainTally(), DomainTally()
-    added = scorer.continuations([ids for _, ids in prompts], tokens=CONTINUATION_TOKENS, last=last)
+    added = scorer.continuations([ids for _, ids in prompts], tokens=CONTINUATION_TOKENS, last=last, begins=begins)
     for (domain, _), ids in zip(prompts, added, strict=True):
         loops.add(domain, is_loop(ids), 1)
         repeated.add(domain, repeated_ngrams(ids), 1)

@@ -39,22 +39,24 @@ class Settings(TypedDict):
 
 
 class WindowSettings(Settings):
-    """The same of text that was cut into windows of so many tokens."""
+    """The same of text that was cut into windows of so many tokens, or of targets that were predicted from sources."""
 
     window: int
+    predicts: NotRequired[str]
 
 
 class LoopSettings(Settings):
-    """The same of greedy continuations."""
+    """The same of greedy continuations; sources that an encoder reads have as many tokens as they have."""
 
-    prompt_tokens: int
+    prompt_tokens: NotRequired[int]
     continuation_tokens: int
 
 
 class TaskSettings(Settings):
-    """The same of tasks of lm-eval."""
+    """The same of tasks of lm-eval, and how many questions of each were asked if not all."""
 
     tasks: list[str]
+    limit: NotRequired[int]
 
 
 class TextRow(TypedDict):
@@ -123,6 +125,68 @@ class TaskTable(TypedDict):
     average: float | None
 
 
+class Spread(TypedDict):
+    """Median and range of repeated runs."""
+
+    median: float
+    min: float
+    max: float
+
+
+class Rate(TypedDict):
+    """How long so many tokens took, and how many of them there were per second."""
+
+    seconds: Spread
+    tokens_per_second: Spread
+
+
+class Throughput(TypedDict):
+    """Throughput of one batch size."""
+
+    prefill: Rate
+    decode: Rate
+
+
+class PeakMemory(TypedDict):
+    """Bytes of a fresh process before it loaded the model, and peak bytes by batch size."""
+
+    process: int
+    batches: dict[str, int]
+
+
+class CostFigures(TypedDict):
+    """What one model costs; where a figure is ``None``, the entry ending in ``_problem`` says why."""
+
+    parameters: int
+    active_parameters: int | None
+    embedding_parameters: int
+    disk_bytes: int
+    memory_bytes: int
+    prefill_flops: int | None
+    decode_flops: int | None
+    is_attention_masked: bool | None
+    flops_problem: str | None
+    throughput: dict[str, Throughput] | None
+    throughput_problem: str | None
+    peak_memory: PeakMemory | None
+    peak_memory_problem: str | None
+
+
+class CostSettings(Settings):
+    """How cost was counted and measured; ``order`` is that in which two models ran."""
+
+    engine: str
+    machine: str
+    prompt_tokens: int
+    new_tokens: int
+    repetitions: int
+    batch_sizes: list[int]
+    timing: bool
+    order: str | None
+    attention: NotRequired[str]
+    experts: NotRequired[str]
+
+
 class Measure(TypedDict):
     """What every measure records: the model it was compared with, and the libraries."""
 
@@ -181,6 +245,14 @@ class Tasks(TypedDict):
     base: NotRequired[TaskTable | None]
 
 
+class Cost(Measure):
+    """What it costs to run the model."""
+
+    settings: CostSettings
+    model: CostFigures
+    base: NotRequired[CostFigures | None]
+
+
 class Measures(TypedDict, total=False):
     """Measures by kind."""
 
@@ -189,6 +261,7 @@ class Measures(TypedDict, total=False):
     choices: Choices
     loops: Loops
     tasks: Tasks
+    cost: Cost
 
 
 class Evaluation(TypedDict):

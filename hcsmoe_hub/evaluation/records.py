@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hcsmoe_hub.calibration.pairs import Pair, UnpairedError, pair_columns, read_pair
 from hcsmoe_hub.errors import PlanError
+
+_HINT = "correct that line; docs/evaluation.md describes the file format"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +23,19 @@ class TextRecord:
     """
 
     text: str
+    domain: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRecord:
+    """One source with its target.
+
+    Attributes:
+        pair: Both texts.
+        domain: Their domain, ``None`` if the file does not name one.
+    """
+
+    pair: Pair
     domain: str | None
 
 
@@ -73,6 +89,38 @@ def read_texts(path: Path) -> tuple[list[TextRecord], FileRecord]:
     if not records:
         raise PlanError(f"{path} holds no text.", hint='pass lines such as {"text": "...", "domain": "prose"}')
     return records, _file_record(path, content, len(records))
+
+
+def read_sides(path: Path) -> tuple[list[TextRecord | PairRecord], FileRecord]:
+    """Reads ``{"source", "target", "domain"}`` records, and ``{"text", "domain"}`` ones; blank text is skipped.
+
+    Raises:
+        PlanError: If the file cannot be read, holds nothing, or a record lacks a side.
+    """
+    content = _read(path)
+    records: list[TextRecord | PairRecord] = []
+    for line, row in _rows(path, content):
+        columns, text = pair_columns(row), row.get("text")
+        if columns is not None:
+            records.append(PairRecord(pair=_pair(path, line, row, columns), domain=_domain(path, line, row)))
+            continue
+        if not isinstance(text, str):
+            _refuse(path, line, f"has neither source and target nor text: its columns are {', '.join(row) or 'none'}")
+        _check_unicode(path, line, text)
+        if text.strip():
+            records.append(TextRecord(text=text, domain=_domain(path, line, row)))
+    if not records:
+        raise PlanError(f"{path} holds no text.", hint='pass lines such as {"source": "...", "target": "..."}')
+    return records, _file_record(path, content, len(records))
+
+
+def _pair(path: Path, line: int, row: dict[str, Any], columns: tuple[str, str]) -> Pair:
+    try:
+        pair = read_pair(row, columns, place=f"line {line} of {path}")
+    except UnpairedError as error:
+        raise PlanError(f"{printable(str(error))}.", hint=_HINT) from error
+    _check_unicode(path, line, pair.source, pair.target)
+    return pair
 
 
 def read_choices(path: Path) -> tuple[list[ChoiceItem], FileRecord]:
@@ -154,11 +202,12 @@ def _check_unicode(path: Path, line: int, *texts: str) -> None:
 
 
 def _refuse(path: Path, line: int, reason: str) -> NoReturn:
-    # Names of columns and domains may hold what cannot be printed.
-    printable = reason.encode("utf-8", "backslashreplace").decode()
-    raise PlanError(
-        f"line {line} of {path} {printable}.", hint="correct that line; docs/evaluation.md describes the file format"
-    )
+    raise PlanError(f"line {line} of {path} {printable(reason)}.", hint=_HINT)
+
+
+def printable(text: str) -> str:
+    """A text that can be printed; names of columns and domains may hold halves of characters."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _file_record(path: Path, content: bytes, records: int) -> FileRecord:

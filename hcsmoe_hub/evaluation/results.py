@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hcsmoe_hub.checkpoint.durable import write_json
 from hcsmoe_hub.checkpoint.source import Source
-from hcsmoe_hub.checkpoint.writer import write_json
 from hcsmoe_hub.errors import PlanError, SourceError
 from hcsmoe_hub.evaluation.measures import Evaluation
 from hcsmoe_hub.machine.versions import tool
 from hcsmoe_hub.report import EVALUATION_FILE
-from hcsmoe_hub.report.validate import conform, parse_json
+from hcsmoe_hub.report.validate import conform, parse_json, read_small
 
 SCHEMA_VERSION = 1
 
@@ -46,7 +46,7 @@ def read_evaluation(path: Path) -> Document:
         SourceError: If the file is damaged, or of a version that this program does not read.
     """
     try:
-        document: Document = parse_json(path.read_text("utf-8"))
+        document: Document = parse_json(read_small(path))
         version = document.get("schema_version", SCHEMA_VERSION)
         if version == SCHEMA_VERSION:
             # Checked, and returned as it is: a file keeps keys that only the program that wrote them knows.

@@ -85,7 +85,9 @@ def _tasks_of(path: Path) -> list[str]:
     return names
 
 
-def measure_tasks(manager: Any, names: Sequence[str], tokens: Tokens, scorer: Scorer) -> dict[str, Any]:
+def measure_tasks(
+    manager: Any, names: Sequence[str], tokens: Tokens, scorer: Scorer, *, limit: int | None = None
+) -> dict[str, Any]:
     """Runs tasks zero-shot, or with the number of examples that a task itself specifies.
 
     Args:
@@ -93,6 +95,7 @@ def measure_tasks(manager: Any, names: Sequence[str], tokens: Tokens, scorer: Sc
         names: The task names from ``find_tasks``.
         tokens: Tokenizer of the model.
         scorer: The model to measure.
+        limit: Only the first so many questions of every task; ``None`` for all.
 
     Returns:
         ``{"tasks": {name: {metric: value, metric_stderr: value or None}}, "average": mean of acc over the tasks}``;
@@ -108,7 +111,9 @@ def measure_tasks(manager: Any, names: Sequence[str], tokens: Tokens, scorer: Sc
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     model = ScorerLM(scorer, tokens)
     try:
-        found: Any = simple_evaluate(model=model, tasks=list(names), task_manager=manager, log_samples=False)
+        found: Any = simple_evaluate(
+            model=model, tasks=list(names), task_manager=manager, log_samples=False, limit=limit
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PlanError(

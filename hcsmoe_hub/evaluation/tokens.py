@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any
 
 from hcsmoe_hub.calibration.library_failures import reason_of
+from hcsmoe_hub.calibration.pair_tokens import PairIds, PairTokens
+from hcsmoe_hub.calibration.pairs import Pair, UnpairedError
 from hcsmoe_hub.calibration.tokenizer import encode_text, load_tokenizer, repair_hint
 from hcsmoe_hub.checkpoint.sidecars import has_tokenizer, sidecar_files
 from hcsmoe_hub.checkpoint.source import Source
@@ -21,6 +23,7 @@ class Tokens:
     Attributes:
         first: Id that a text begins with: ``<bos>``, or ``<eos>`` if the tokenizer has no ``<bos>``.
         last: Id that ends a text, ``None`` if there is none.
+        has_languages: Whether it marks the languages of source and target.
         tokenizer: The tokenizer of transformers.
 
     Raises:
@@ -49,6 +52,8 @@ class Tokens:
                 hint="set one of them in tokenizer_config.json",
             )
         self.first: int = first
+        self.has_languages = hasattr(self.tokenizer, "src_lang")
+        self._pairs = PairTokens(self.tokenizer, partial(self._explain, "fails on a text"))
         self._check([first])
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
@@ -63,6 +68,21 @@ class Tokens:
         """
         explain = partial(self._explain, "fails on a text")
         ids = encode_text(self.tokenizer, text, explain, add_special_tokens=add_special_tokens)
+        self._check(ids)
+        return ids
+
+    def encode_pair(self, pair: Pair) -> PairIds:
+        """Ids of a source and its target, with the special tokens of the tokenizer.
+
+        Raises:
+            PlanError: If the tokenizer fails, gives an id that is outside the vocabulary, or lacks a language.
+        """
+        try:
+            ids = self._pairs.encode(pair)
+        except UnpairedError as error:
+            raise PlanError(
+                f"{error}.", hint="correct the file, or set src_lang and tgt_lang in tokenizer_config.json"
+            ) from error
         self._check(ids)
         return ids
 

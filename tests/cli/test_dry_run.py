@@ -108,8 +108,10 @@ def test_quiet_prints_the_path_that_would_be_written(run, measuring, empty_folde
     assert (result.stdout, result.stderr) == ("tiny-mixtral-hcsmoe-4e\n", "")
 
 
-def test_plan_that_does_not_fit_is_a_known_failure(run, measuring):
-    result = run(*measuring, "--dry-run", "--max-memory", "1KB", "--json")
+@pytest.mark.parametrize("limits", [["1KB"], ["cpu=1KB", "cuda:0=40GB"]])
+def test_plan_that_does_not_fit_is_a_known_failure(run, measuring, limits):
+    words = [word for limit in limits for word in ("--max-memory", limit)]
+    result = run(*measuring, "--dry-run", *words, "--json")
     assert (result.code, result.stdout) == (1, "")
     assert "--max-memory" in result.stderr
 
@@ -123,7 +125,7 @@ def test_a_plan_that_this_machine_has_no_room_for_is_shown_with_warnings(run, me
     assert "parameters 3.09 M 1.90 M -38.3 %" in lines
     assert any(re.fullmatch(r"disk 3\.8 MB 1\.0 KB free on /\S*", line) for line in lines)
     disk, memory = result.stderr.splitlines()
-    assert disk.startswith("Warning: the result needs 3.8 MB, but ")
+    assert disk.startswith("Warning: the result needs 4.4 MB, but ")
     assert memory.startswith("Warning: the conversion needs about ")
     assert memory.endswith(" or set --max-memory above the estimate to start regardless.")
     document = run(*measuring, "--dry-run", "--json").document()

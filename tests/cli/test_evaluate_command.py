@@ -84,3 +84,41 @@ def test_what_cannot_be_measured_is_a_known_failure(run, example, words, message
     assert message in result.stderr
     assert "Hint: " in result.stderr
     assert not (tmp_path / "figures.json").exists()
+
+
+COST = ("--cost", "--prompt-tokens", 8, "--new-tokens", 2, "--repetitions", 1, "--batch-sizes", 1)
+
+
+def test_person_sees_what_a_model_costs_next_to_its_base(run, converted, example, tmp_path):
+    result = run("evaluate", converted[0], "--base", example, *COST, "--output", tmp_path / "figures.json")
+    assert result.code == 0
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert lines[:2] == ["cost", "COST BASE MODEL RATIO"]
+    figures = json.loads((tmp_path / "figures.json").read_text())["measures"]["cost"]
+    ratio = figures["model"]["parameters"] / figures["base"]["parameters"]
+    assert next(line for line in lines if line.startswith("Parameters")).endswith(f"{ratio:.3f}")
+    assert any(line.startswith("Decode, batch 1, tokens/s") for line in lines)
+    assert "both models in turns" in " ".join(result.stdout.split())
+
+
+def test_counting_alone_needs_no_run(run, example, tmp_path):
+    result = run("evaluate", example, "--cost", "--no-timing", "--output", tmp_path / "figures.json")
+    assert result.code == 0
+    assert "FLOPs per token, prompt of 256" in result.stdout
+    assert "tokens/s" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--engine", "vllm"), "--engine was given, but cost is not to be measured."),
+        (("--no-timing",), "--no-timing was given, but cost is not to be measured."),
+        (("--cost", "--engine", "vllm"), "--engine vllm runs vLLM, which is not installed."),
+        (("--cost", "--batch-sizes", "1,x"), "'x' is not a batch size; write numbers such as 1,16."),
+        (("--cost", "--prompt-tokens", 100000), "use a smaller --prompt-tokens or --new-tokens"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_the_words_of_the_command_line(run, example, words, message):
+    result = run("evaluate", example, *words)
+    assert result.code == 2 or result.code == 1
+    assert message in " ".join(result.stderr.replace("│", " ").split())

@@ -1,13 +1,14 @@
 """0 done, 1 a known failure with one message, 2 usage, 130 interrupted; a bug keeps its traceback."""
 
 import errno
+import shlex
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.errors import OutputError, PlanError, note_kept
 
 
 @pytest.fixture
@@ -82,9 +83,71 @@ def test_interrupt_is_one_line_and_130(run, fails):
     assert (result.code, result.stdout, result.stderr) == (130, "", "Interrupted.\n")
 
 
-def test_interrupted_conversion_leaves_nothing_behind(quick, tmp_path):
+def test_interrupt_that_keeps_work_says_where_it_was_and_what_goes_on(run, fails):
+    error = KeyboardInterrupt()
+    note_kept(error, "in layer 3 (convert)")
+    words = [*fails(error), "--restart", "--output", "my model", "--token", "hf_secret"]
+    result = run(*words)
+    assert result.code == 130
+    message, hint = result.stderr.splitlines()
+    assert message == "Interrupted in layer 3 (convert); what was done before is kept."
+    assert hint == "Hint: go on with: hcsmoe convert model --experts 4 --dry-run --output 'my model' --token ..."
+    assert "hf_secret" not in result.everything
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OutputError("the folder is gone.", hint="make it again"), OSError(errno.ENOSPC, "No space left on device")],
+    ids=["known", "system"],
+)
+def test_failure_that_keeps_work_says_what_goes_on_once_it_is_repaired(run, fails, error):
+    note_kept(error, "in layer 3 (convert)")
+    result = run(*fails(error), "--token=hf_secret")
+    assert result.code == 1
+    message, hint, then = result.stderr.splitlines()
+    assert message.startswith("Error: ")
+    assert hint.startswith("Hint: ")
+    assert then == "Then: go on with: hcsmoe convert model --experts 4 --dry-run --token=..."
+
+
+# Sends itself a signal when a layer is through.
+STOPPED_IN_LAYER = """
+import os, sys
+import hcsmoe_hub.cli.convert as command
+from hcsmoe_hub.cli import main
+from hcsmoe_hub.events import Stage, StageAdvanced
+execute, number = command.execute, int(sys.argv.pop(1))
+def stopped(plan, *, token, listener):
+    def listen(event):
+        listener(event)
+        if isinstance(event, StageAdvanced) and event.stage is Stage.CONVERT and event.detail == "layer 2":
+            os.kill(os.getpid(), number)
+    return execute(plan, token=token, listener=listen)
+command.execute = stopped
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_stopped_conversion_goes_on_with_the_command_that_it_prints(run, quick, tmp_path, number):
+    output = tmp_path / "my result"
+    words = [sys.executable, "-c", STOPPED_IN_LAYER, str(int(number)), *quick, "--output", str(output)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    message, hint = done.stderr.splitlines()[-2:]
+    assert message == "Interrupted in layer 3 (convert); what was done before is kept."
+    start = "Hint: go on with: "
+    assert hint.startswith(start)
+    assert [path.name for path in output.iterdir()] == ["hcsmoe.incomplete"]
+    assert run("verify", output).code == 1
+    result = run(*shlex.split(hint.removeprefix(start))[1:])
+    assert result.code == 0, result.everything
+    assert not (output / "hcsmoe.incomplete").exists()
+
+
+def test_interrupted_conversion_without_checkpoints_leaves_nothing_behind(quick, tmp_path):
     code = "from hcsmoe_hub.cli import main; main()"
-    words = [sys.executable, "-c", code, *quick, "--output", str(tmp_path / "result")]
+    words = [sys.executable, "-c", code, *quick, "--no-checkpoint", "--output", str(tmp_path / "result")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         # Layers are being converted, so the interrupt does not meet an import, which may swallow it.

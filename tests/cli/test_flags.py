@@ -19,7 +19,7 @@ from hcsmoe_hub.options import CalibrationOptions, ConvertOptions, MethodOptions
         ("use `experts=4` or more", "use --experts 4 or more"),
         ("add `overwrite=True`", "add --overwrite"),
         ("pass token ids with `dataset='IDS.npy'`", "pass token ids with --calibration IDS.npy"),
-        ("raise `max_memory_bytes`", "raise --max-memory"),
+        ("raise `max_memory`", "raise --max-memory"),
         ("such as `dominant_weights=(2, 1)`", "such as --dominant-weights 2,1"),
         ("pass another `token` or `cache_dir`", "pass another --token or --cache-dir"),
         ("`similarity='weight+router-logits'` names", "--similarity weight+router-logits names"),

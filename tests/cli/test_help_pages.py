@@ -13,7 +13,7 @@ from typer.core import TyperArgument
 from hcsmoe_hub.cli.app import app
 from hcsmoe_hub.cli.help_page import RARE_PANELS, one_of
 from hcsmoe_hub.cli.method_options import MethodFlags
-from hcsmoe_hub.options import Clustering, Device, Merge, MethodOptions, Preset, Refit
+from hcsmoe_hub.options import Align, Clustering, Device, Merge, MethodOptions, Preset, Refit
 from hcsmoe_hub.recipe.resolve import resolve
 
 OPTIONS = {
@@ -21,21 +21,30 @@ OPTIONS = {
         "--experts -e --expert-width --experts-per-token --like --preset --method --refit --refit-passes --size "
         "--parameters --active --ratio --budget --layers --protect --router --layout --compress --propagate "
         "--clustering --similarity --distance --linkage --kmeans-start --dominant --max-cluster-size --merge "
-        "--dominant-weights --align --features --saliency --calibration --samples --sequence-length --seed "
-        "--text-column --feature-tokens --statistics --no-states --no-measure --device --batch-tokens --max-memory "
-        "--output -o --dtype --max-shard-size --mtp --figure --overwrite --dry-run --json --quiet -q --push-to "
-        "--private --create-pr --low-disk --revision --token --cache-dir --help-methods --help -h"
+        "--dominant-weights --align --align-to --features --saliency --calibration --samples --sequence-length "
+        "--source-length --seed --text-column --feature-tokens --statistics --no-states --no-measure --device "
+        "--batch-tokens --max-memory "
+        "--output -o --dtype --max-shard-size --mtp --figure --overwrite --restart --no-checkpoint --dry-run "
+        "--json --quiet -q --push-to --private --create-pr --low-disk --revision --token --cache-dir --help-methods "
+        "--help -h"
     ),
     "curve": (
         "--experts -e --expert-width --measure-points --figure --json --quiet -q --calibration --samples "
-        "--sequence-length --seed --text-column --feature-tokens --statistics --no-states --device --batch-tokens "
-        "--max-memory --revision --token --cache-dir --help -h"
+        "--sequence-length --source-length --seed --text-column --feature-tokens --statistics --no-states "
+        "--device --batch-tokens --max-memory --revision --token --cache-dir --help -h"
+    ),
+    "recover": (
+        "--teacher --data --samples --sequence-length --source-length --text-column --held-out --train --lora-rank "
+        "--temperature --kd-weight --text-weight --learning-rate --batch-size --gradient-accumulation "
+        "--seed --max-steps --max-minutes --evaluate-every --patience --device --dtype --gradient-checkpointing "
+        "--teacher-logits --top-logits --output -o --overwrite --restart --dry-run --json --quiet -q --token --help -h"
     ),
     "inspect": "--layer --json --revision --token --cache-dir --help -h",
     "verify": "--against --json --revision --token --cache-dir --help -h",
     "evaluate": (
-        "--base --perplexity --choices --tasks --generate --window --stream --device --output -o --json --revision "
-        "--token --cache-dir --help -h"
+        "--base --perplexity --choices --tasks --limit --generate --window --stream --device --output -o --json --cost "
+        "--engine --prompt-tokens --new-tokens --repetitions --batch-sizes --no-timing --revision --token "
+        "--cache-dir --help -h"
     ),
     "card": "--repo-id --overwrite --json --quiet -q --help -h",
     "push": "--private --create-pr --overwrite --revision --token --json --quiet -q --help -h",
@@ -137,7 +146,7 @@ def test_everyday_options_take_at_most_two_screens(run, command):
     assert len(page.splitlines()) <= 2 * SCREEN_LINES
 
 
-@pytest.mark.parametrize("command", sorted(OPTIONS.keys() - {"convert", "curve"}))
+@pytest.mark.parametrize("command", sorted(OPTIONS.keys() - {"convert", "curve", "recover"}))
 def test_other_commands_take_one_screen(run, command):
     assert len(run(command, "--help", COLUMNS=str(SCREEN_COLUMNS)).stdout.splitlines()) <= SCREEN_LINES
 
@@ -192,6 +201,8 @@ def test_a_command_that_is_too_long_for_its_line_can_still_be_copied(run):
         ("merge", {"preset": Preset.HC_REFIT}, "neurons"),
         ("merge", {"clustering": Clustering.FUZZY}, "membership if fuzzy"),
         ("align", {}, "none"),
+        ("align_to", {"align": Align.WEIGHT}, "dominant"),
+        ("align_to", {"preset": Preset.M_SMOE}, "first with m-smoe"),
         ("features", {"merge": Merge.ZIPIT}, "activation"),
         ("saliency", {"preset": Preset.REAP}, "reap"),
         ("router", {}, "dominant with hc-smoe"),

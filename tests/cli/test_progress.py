@@ -16,6 +16,7 @@ from hcsmoe_hub.events import (
     Stage,
     StageAdvanced,
     StageFinished,
+    StageResumed,
     StageStarted,
     Warned,
 )
@@ -80,6 +81,38 @@ def test_plain_lines_say_when_a_stage_starts_and_ends():
         "Warning: layer 0: something [odd].",
         "convert      done in 6 min 40 s, 3.0 MB written",
     ]
+
+
+RECOVERING = [
+    StageStarted(Stage.TEACHER, 4, "up to 2.0 MB of logits go to logits"),
+    StageResumed(Stage.TEACHER, 2),
+    StageAdvanced(Stage.TEACHER),
+    StageAdvanced(Stage.TEACHER),
+    StageFinished(Stage.TEACHER, 3),
+    StageStarted(Stage.RECOVER, 200),
+    StageResumed(Stage.RECOVER, 190),
+    *(StageAdvanced(Stage.RECOVER, f"step {step}, perplexity 12.5") for step in range(191, 201)),
+    StageFinished(Stage.RECOVER, 60),
+]
+
+
+def test_a_log_of_a_training_has_a_line_for_each_twentieth_of_it():
+    assert shown(Output(), io.StringIO(), events=RECOVERING).splitlines() == [
+        "teacher      started: up to 2.0 MB of logits go to logits",
+        "teacher      Continuing at sequence 2 of 4.",
+        "teacher      done in 3.0 s",
+        "recover      started",
+        "recover      Continuing at step 190 of 200.",
+        "recover      100 %: step 200, perplexity 12.5",
+        "recover      done in 1 min 0 s",
+    ]
+
+
+def test_a_terminal_shows_the_score_of_a_training(drawing_everything):
+    text = shown(Output(), Terminal(), events=RECOVERING)
+    assert "teacher: up to 2.0 MB of logits go to logits" in text
+    assert "4/4 sequences" in text
+    assert "step 200, perplexity 12.5" in text
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ def usage_error(run, *words):
 
 
 def test_misspelt_command_is_answered_with_the_right_one(run):
-    assert "Did you mean 'convert'?" in usage_error(run, "conver", "model")
+    assert "Did you mean 'convert'" in usage_error(run, "conver", "model")
 
 
 def test_misspelt_option_is_answered_with_the_right_one(run):

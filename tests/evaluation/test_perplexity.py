@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hcsmoe_hub.checkpoint.source import LocalSource
+from hcsmoe_hub.errors import VerificationError
 from hcsmoe_hub.evaluation.checkpoint import Checkpoint
 from hcsmoe_hub.evaluation.perplexity import cut_windows, measure_text
 from hcsmoe_hub.evaluation.records import read_texts
@@ -103,3 +104,16 @@ def test_agreement_counts_equal_first_choices():
     assert figures["domains"]["prose"]["top1_agreement"] == pytest.approx(2 / 3)
     assert figures["overall"]["top1_agreement"] == pytest.approx(3 / 4)
     assert (figures["domains"]["prose"]["tokens"], figures["overall"]["tokens"]) == (3, 4)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_predictions_that_are_not_finite_have_no_perplexity(model, words, value):
+    class Broken:
+        def logits(self, requests):
+            for index, request in enumerate(requests):
+                logits = torch.zeros(len(request.ids), 1 << 16)
+                logits[:, 0] = value
+                yield index, logits
+
+    with pytest.raises(VerificationError, match="the predictions of the model are not finite numbers"):
+        measure_text(windows(model, words), Broken(), None, advance=nothing)

@@ -105,6 +105,8 @@ def test_file_whose_name_is_too_long_is_refused(tmp_path):
     [
         ({}, "there is nothing to measure"),
         ({"generate": 3, "tasks": ("boolq",)}, "needs text"),
+        ({"limit": 8}, "`limit=8` would have no effect"),
+        ({"limit": 0, "tasks": ("boolq",)}, "0 is too small"),
         ({"window": 0, "tasks": ("boolq",)}, "0 is too small"),
     ],
 )

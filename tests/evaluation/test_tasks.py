@@ -1,5 +1,6 @@
 """Tasks through lm-eval: one defined here, without the network."""
 
+import json
 from importlib.util import find_spec
 
 import pytest
@@ -75,6 +76,16 @@ def test_task_file_is_measured_as_its_likelihoods_say(tmp_path, model, questions
     assert 0 <= row["acc_norm"] <= 1
     assert row["acc_norm_stderr"] > 0
     assert measure_tasks(manager, names, tokens, streamed) == figures
+
+
+@LM_EVAL
+def test_limit_asks_the_first_questions_only(tmp_path, model, questions, loaded):
+    first = write_rows(tmp_path / "first.jsonl", [json.loads(line) for line in questions.read_text().splitlines()[:2]])
+    figures = []
+    for file, limit in ((first, None), (questions, 2)):
+        manager, names = find_tasks([str(write_task(tmp_path, file, "mine"))])
+        figures.append(measure_tasks(manager, names, Tokens(LocalSource(model)), loaded, limit=limit))
+    assert figures[0] == figures[1]
 
 
 @LM_EVAL
