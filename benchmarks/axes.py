@@ -23,17 +23,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from axes_rows import FITS, Prediction, Row, Rows, Shape, document
 from quality import without
 from quality_scores import HeldOut, Scores, spaced
 from quality_statistics import ratio
 
 from hcsmoe_hub import CalibrationOptions, ConversionPlan, ConvertOptions, MethodOptions, convert, plan
-from hcsmoe_hub.events import ignore
+from hcsmoe_hub.events import EventLog, ignore
 from hcsmoe_hub.hub.open import open_source
 from hcsmoe_hub.model.source_model import read_model
 from hcsmoe_hub.model.width import neurons_of
 from hcsmoe_hub.options import Target
+from hcsmoe_hub.pipeline.progress import Progress
 from hcsmoe_hub.pipeline.run import load_tokens, observe
 from hcsmoe_hub.planning.target import TargetPlan
 from hcsmoe_hub.report import REPORT_FILE
@@ -145,7 +147,8 @@ class Bench:
         planned = plan(str(row.model.folder), self.options(row, self._scratch / "result"))
         target = target_of(planned)
         if target.errors is None:
-            target = target_of(observe(planned, load_tokens(planned, ignore), None, ignore))
+            progress = Progress(None, EventLog(ignore), torch.device("cpu"))
+            target = target_of(observe(planned, load_tokens(planned, ignore), None, progress, ignore))
         assert target.errors is not None, "the model was observed"
         found = Prediction(
             model=row.model.name,

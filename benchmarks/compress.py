@@ -57,7 +57,7 @@ def measure(
                     dataset=str(arguments.calibration), samples=SEQUENCES, sequence_length=LENGTH
                 ),
                 output=Path(folder) / "result",
-                max_memory_bytes=1 << 62,
+                max_memory=1 << 62,
                 **options,
             ),
         ).as_dict()

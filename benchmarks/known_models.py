@@ -31,7 +31,23 @@ KEPT: dict[str, tuple[int, ...]] = {
     "openai/gpt-oss-20b": (24, 16),
     "deepseek-ai/DeepSeek-V2-Lite": (48, 40, 32),
     "allenai/OLMoE-1B-7B-0924": (48, 32),
+    # The models of M-SMoE, which keeps 8 of the 32 experts of the third.
+    "google/switch-base-8": (6, 4),
+    "google/switch-base-16": (8,),
+    "google/switch-base-32": (16, 8),
+    "google/switch-base-64": (32,),
+    "google/switch-base-128": (64,),
+    "google/switch-base-256": (128,),
+    "facebook/nllb-moe-54b": (96, 64),
 }
+# Whose conversion to half of the experts is in the README's table.
+IN_README = (
+    "mistralai/Mixtral-8x7B-v0.1",
+    "Qwen/Qwen3-30B-A3B",
+    "openai/gpt-oss-20b",
+    "deepseek-ai/DeepSeek-V2-Lite",
+    "allenai/OLMoE-1B-7B-0924",
+)
 PRESETS = (DEFAULT_PRESET, Preset.REAP)
 
 
@@ -88,7 +104,9 @@ def main() -> None:
     for repo_id, counts in KEPT.items():
         found[repo_id] = []
         for experts in counts:
-            found[repo_id].append(counted(folders.get(repo_id, repo_id), experts))
+            each = counted(folders.get(repo_id, repo_id), experts)
+            each["in_readme"] = repo_id in IN_README and 2 * experts == each["experts"]["before"]
+            found[repo_id].append(each)
             print(row(repo_id, found[repo_id][-1]), flush=True)
     if wanted.json is not None:
         wanted.json.write_text(json.dumps(found, indent=1) + "\n")

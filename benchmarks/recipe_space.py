@@ -19,6 +19,7 @@ from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.model.source_model import read_model
 from hcsmoe_hub.options import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     Distance,
@@ -56,6 +57,7 @@ _DOMAINS: Mapping[str, tuple[Any, ...]] = {
     "dominant_weights": (None, (2.0, 1.0), (1.0, 0.0)),
     "features": (None, *Features),
     "align": (None, *Align),
+    "align_to": (None, *AlignTo),
     "saliency": (None, *Saliency),
     "refit": (None, *Refit),
     "refit_passes": (None, 1, 2),
