@@ -6,12 +6,13 @@ Importing this package is cheap: torch and the other libraries are imported when
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# These three modules are imported here because each has the name of its function, which must win.
+# These modules are imported here because each has the name of its function, which must win.
 from hcsmoe_hub.convert import convert, execute, plan
 from hcsmoe_hub.curve import curve
 from hcsmoe_hub.errors import (
     CalibrationError,
     HcsmoeError,
+    OutOfMemoryError,
     OutputError,
     PlanError,
     SourceError,
@@ -21,6 +22,7 @@ from hcsmoe_hub.errors import (
 from hcsmoe_hub.evaluation.options import EvaluateOptions
 from hcsmoe_hub.options import (
     Align,
+    AlignTo,
     Budget,
     CalibrationOptions,
     Clustering,
@@ -46,6 +48,8 @@ from hcsmoe_hub.options import (
     Target,
 )
 from hcsmoe_hub.push import push
+from hcsmoe_hub.recover import RecoveryReport, recover
+from hcsmoe_hub.recovery.options import Precision, RecoverOptions, Train
 from hcsmoe_hub.report import ConversionReport, Pushed
 from hcsmoe_hub.report.curve import CurveReport
 
@@ -71,6 +75,7 @@ _LAZY = {
 
 __all__ = [
     "Align",
+    "AlignTo",
     "Budget",
     "CalibrationError",
     "CalibrationOptions",
@@ -92,19 +97,24 @@ __all__ = [
     "Merge",
     "Method",
     "MethodOptions",
+    "OutOfMemoryError",
     "OutputError",
     "PlanError",
+    "Precision",
     "Preset",
     "Propagate",
     "PushError",
     "PushOptions",
     "Pushed",
+    "RecoverOptions",
+    "RecoveryReport",
     "Refit",
     "RouterPolicy",
     "Saliency",
     "Similarity",
     "SourceError",
     "Target",
+    "Train",
     "UnsupportedModelError",
     "Verification",
     "VerificationError",
@@ -116,6 +126,7 @@ __all__ = [
     "execute",
     "plan",
     "push",
+    "recover",
     "verify",
     "write_card",
 ]

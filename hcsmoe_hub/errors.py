@@ -34,6 +34,46 @@ class HcsmoeError(Exception):
         self.add_note(f"Hint: {hint}")
 
 
+_KEPT = "What was done is kept, and the same options go on: it ended "
+
+
+def note_kept(error: BaseException, place: str) -> None:
+    """Adds to what ended a conversion that its work is kept, which Python shows below the message.
+
+    Args:
+        error: What ended it; any exception.
+        place: Where it was, such as ``in layer 3 (convert)``.
+    """
+    error.add_note(f"{_KEPT}{place or 'at the beginning'}.")
+
+
+def kept_until(error: BaseException) -> str | None:
+    """Where a conversion was whose work is kept; ``None`` if nothing is."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    found = [note for note in notes if note.startswith(_KEPT)]
+    return found[0].removeprefix(_KEPT).removesuffix(".") if found else None
+
+
+_UNPUSHED = "The result is complete, but not pushed; this pushes it: "
+
+
+def note_unpushed(error: BaseException, command: str) -> None:
+    """Adds to what ended a push which command pushes the result, which Python shows below the message.
+
+    Args:
+        error: What ended it; any exception.
+        command: The command.
+    """
+    error.add_note(f"{_UNPUSHED}{command}")
+
+
+def unpushed(error: BaseException) -> str | None:
+    """The command that pushes a result whose push has ended early; ``None`` if no push has."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    found = [note for note in notes if note.startswith(_UNPUSHED)]
+    return found[0].removeprefix(_UNPUSHED) if found else None
+
+
 class SourceError(HcsmoeError):
     """The source checkpoint cannot be found, reached or trusted."""
 
@@ -44,6 +84,10 @@ class UnsupportedModelError(HcsmoeError):
 
 class PlanError(HcsmoeError):
     """The options are wrong, or do not fit each other or the checkpoint."""
+
+
+class OutOfMemoryError(HcsmoeError):
+    """Memory of this machine or of its accelerator ran out, and no smaller piece of the work was possible."""
 
 
 class CalibrationError(HcsmoeError):

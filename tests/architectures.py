@@ -9,16 +9,23 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from hcsmoe_hub.model.architectures import FAMILIES
 
 EXPERTS, TOP_K, VOCABULARY = 6, 2, 64
 # Language models that transformers has a class for; those of the others exist within a larger model only.
 _WITHIN = {"ernie4_5_vl_moe_text", "glm4v_moe_text", "qwen3_omni_moe_text", "qwen3_vl_moe_text"}
-SUPPORTED = sorted({family.language_model for family in FAMILIES if not family.refusal} - _WITHIN)
+# Models with an encoder, which reads the first half of every sequence of token ids.
+ENCODER_DECODER = ["nllb-moe", "switch_transformers"]
+_DECODERS = {family.language_model for family in FAMILIES if not family.refusal} - _WITHIN - {*ENCODER_DECODER}
+SUPPORTED = [*sorted(_DECODERS), *ENCODER_DECODER]
 REFUSED = sorted({family.language_model for family in FAMILIES if family.refusal} - _WITHIN)
 COUNT_NAMES = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -200,6 +207,19 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "moe_shared_expert_intermediate_size": 24,
         "use_mamba_kernels": False,
     },
+    "nllb-moe": {
+        "d_model": 32,
+        "encoder_layers": 4,
+        "decoder_layers": 2,
+        "encoder_ffn_dim": 24,
+        "decoder_ffn_dim": 24,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_sparse_step": 2,
+        "decoder_sparse_step": 2,
+        "decoder_start_token_id": 2,
+        "tie_word_embeddings": True,
+    },
     "qwen2_moe": SLIDING,
     "qwen3_5_moe_text": {"num_hidden_layers": 4},
     "qwen3_next": {"num_hidden_layers": 4},
@@ -220,6 +240,19 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "indexer_compress_ratio": 4,
         "output_gate_type": "sigmoid",
     },
+    "switch_transformers": {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 24,
+        "num_heads": 4,
+        "num_layers": 4,
+        "num_decoder_layers": 2,
+        "num_sparse_encoder_layers": 2,
+        "num_sparse_decoder_layers": 1,
+        "expert_capacity": 2,
+        "decoder_start_token_id": 0,
+        "tie_word_embeddings": True,
+    },
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16, "num_hidden_layers": 4},
 }
 
@@ -232,8 +265,8 @@ def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
     count = next((name for name in COUNT_NAMES if name in fields), None)
     if count is not None:
         values[count] = EXPERTS
-    if model_type == "dbrx":
-        # Its attention and expert sizes live in nested configs; the names of other models only alias them.
+    if model_type in ("dbrx", *ENCODER_DECODER):
+        # Sizes have names of their own, or live in nested configs; the names of other models only alias them.
         values = {name: value for name, value in values.items() if name not in kind.attribute_map}
     return kind(**{**values, **SPECIAL.get(model_type, {}), **changes})
 
@@ -241,7 +274,10 @@ def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
 def tiny_model(model_type: str, **changes: Any) -> PreTrainedModel:
     """A tiny model whose experts, routers and biases are random enough for every expert to matter."""
     config = tiny_config(model_type, **changes)
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type) or model_type.capitalize() + "ForCausalLM"
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | {
+        name: MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES[name] for name in ENCODER_DECODER
+    }
+    name = names.get(model_type) or model_type.capitalize() + "ForCausalLM"
     model: PreTrainedModel = getattr(transformers, name)(config).float().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -256,6 +292,17 @@ def tiny_model(model_type: str, **changes: Any) -> PreTrainedModel:
             elif buffer_name.endswith("tid2eid"):
                 buffer.copy_(torch.stack([torch.randperm(EXPERTS, generator=generator)[:TOP_K] for _ in buffer]))
     return model
+
+
+def inputs_of(model: PreTrainedModel, ids_BS: Tensor) -> dict[str, Any]:
+    """What a model is called with: an encoder reads the first half of every sequence, and a decoder the other one."""
+    if not model.config.is_encoder_decoder:
+        return {"input_ids": ids_BS, "use_cache": False}
+    half = ids_BS.shape[1] // 2
+    labels = ids_BS[:, half:]
+    start = torch.full_like(labels[:, :1], model.generation_config.decoder_start_token_id)
+    inputs = torch.cat([start, labels[:, :-1]], dim=1)
+    return {"input_ids": ids_BS[:, :half], "decoder_input_ids": inputs, "use_cache": False}
 
 
 def save_tiny(model_type: str, folder: Path, **changes: Any) -> PreTrainedModel:

@@ -23,8 +23,9 @@ from transformers.models.muse_spark.configuration_muse_spark import MuseSparkTex
 from transformers.models.muse_spark.modeling_muse_spark import MuseSparkTextModel
 
 from hcsmoe_hub.model.expert_kinds import experts_of, is_experts_module, use_probe
-from hcsmoe_hub.observation.observers import CalibrationObserver
+from hcsmoe_hub.observation.calibration_observer import CalibrationObserver
 from hcsmoe_hub.observation.statistics import ExpertStatistics
+from hcsmoe_hub.observation.wanted import Wanted
 
 E, H, K = 6, 32, 2
 # Sequences and lengths of three micro-batches; the token counts are not multiples of common block sizes.
@@ -221,7 +222,7 @@ def eager(case: Case) -> Seen:
 def probe(case: Case, *, with_gram: bool = False) -> tuple[CalibrationObserver, list[Tensor]]:
     """Runs the block under observation; returns the observer and the block's outputs."""
     use_probe(case.model)
-    observer = CalibrationObserver(ExpertStatistics.empty(E, with_gram=with_gram))
+    observer = CalibrationObserver(ExpertStatistics.empty(E, wanted=Wanted(products=with_gram)))
     with experts_of(case.experts).observing(case.block, observer):
         outputs = case.run()
     return observer, outputs

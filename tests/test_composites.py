@@ -12,6 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
 
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, convert
+from hcsmoe_hub.checkpoint.source import LocalSource
+from hcsmoe_hub.evaluation.checkpoint import Checkpoint
 from hcsmoe_hub.model.skeleton import Skeleton
 
 # More blocks than the decoder has layers: their numbers must not be mistaken for those of decoder layers.
@@ -73,3 +75,8 @@ def test_every_part_is_built_in_one_dtype_whatever_its_section_names(
     for section, other in (("text_config", "bfloat16"), ("vision_config", "float32")):
         config[section]["dtype"] = other
     assert {parameter.dtype for parameter in Skeleton(config, dtype).module.parameters()} == {dtype}
+
+
+def test_an_evaluation_counts_no_memory_for_a_vision_tower(folders: tuple[Path, Path]) -> None:
+    of_text = sum(values.numel() for name, values in stored(folders[0]).items() if ".visual." not in name)
+    assert Checkpoint(LocalSource(folders[0])).nbytes == 4 * of_text

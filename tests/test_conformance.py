@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import EXPERTS, REFUSED, SUPPORTED, VOCABULARY, save_tiny
+from architectures import EXPERTS, REFUSED, SUPPORTED, VOCABULARY, inputs_of, save_tiny
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -22,11 +22,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, Preset, convert
-from hcsmoe_hub.checkpoint.config_json import EXPERT_KEYS
+from hcsmoe_hub.checkpoint.config_json import CAPACITY_KEYS, EXPERT_KEYS
 from hcsmoe_hub.errors import PlanError, UnsupportedModelError
 from hcsmoe_hub.model.architectures import ARCHITECTURES, WIDTH_DIVISORS
 from hcsmoe_hub.model.expert_kinds import is_experts_module
 from hcsmoe_hub.model.width import SHARED_KEYS
+from hcsmoe_hub.model.wrong_experts import run_chosen_experts
 from hcsmoe_hub.report import ConversionReport
 
 KEPT = 3
@@ -71,13 +72,21 @@ def count_choices(model: PreTrainedModel, ids: Tensor) -> list[list[int]]:
         chosen = output[1].topk(module.top_k).indices
         counts.append(torch.bincount(chosen.reshape(-1), minlength=EXPERTS))
 
+    def on_mask(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        # Switch Transformers: one-hot without dropped tokens. NLLB-MoE: weights.
+        mask = output[0] if output[0].dim() == 3 else output[1]
+        counts.append((mask != 0).flatten(0, -2).sum(0))
+
     for module in model.modules():
-        if type(module).__name__ == "Llama4Router":
+        if type(module).__name__ in ("SwitchTransformersTop1Router", "NllbMoeTop2Router"):
+            module.register_forward_hook(on_mask)
+        elif type(module).__name__ == "Llama4Router":
             module.register_forward_hook(on_llama4_router)
         elif is_experts_module(module) and type(module).__name__ != "Llama4TextExperts":
             module.register_forward_pre_hook(on_experts)
+    run_chosen_experts(model)
     with torch.no_grad():
-        model.base_model(ids, use_cache=False)
+        model.base_model(**inputs_of(model, ids))
     return [count.tolist() for count in counts]
 
 
@@ -103,15 +112,16 @@ def test_architecture_converts_and_loads_strictly(
     assert not any(info.values()), info
     ids = torch.from_numpy(np.load(calibration))
     with torch.no_grad():
-        assert loaded.eval()(ids, use_cache=False).logits.isfinite().all()
+        assert loaded.eval()(**inputs_of(loaded, ids)).logits.isfinite().all()
     generated = loaded.generate(ids[:1], max_new_tokens=3, min_new_tokens=3, do_sample=False)
-    assert generated.shape == (1, 15)
+    # A decoder that does not continue its input begins with a token of its own.
+    assert generated.shape == ((1, 4) if loaded.config.is_encoder_decoder else (1, 15))
 
     originals, results = stored(source), stored(reduced)
     assert results.keys() < originals.keys() or results.keys() == originals.keys()
     assert all(results[name].dtype == originals[name].dtype for name in results)
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, reduced))
-    assert changed_keys(before, after) <= set(EXPERT_KEYS)
+    assert changed_keys(before, after) <= {*EXPERT_KEYS, *CAPACITY_KEYS}
     assert [layer.usage for layer in report.layers] == count_choices(model, ids)
 
     same = run(source, identical, calibration, EXPERTS, "100%")
@@ -133,7 +143,7 @@ def check_narrowed(source: Path, result: Path, kind: type[PreTrainedModel], ids:
     loaded, info = kind.from_pretrained(result, output_loading_info=True)
     assert not any(info.values()), info
     with torch.no_grad():
-        assert loaded.eval()(ids, use_cache=False).logits.isfinite().all()
+        assert loaded.eval()(**inputs_of(loaded, ids)).logits.isfinite().all()
     before, after = stored(source), stored(result)
     assert after.keys() <= before.keys()
     kept = [name for name in before if "shared" in name or not is_routed(name)]

@@ -4,8 +4,10 @@ Repositories that the pages name are tiny models of the same architecture and nu
 ``RESULT`` are folders of these names. Commands run in the order of their page, in one folder per page. What is changed:
 
 - calibration takes 256 tokens where a command does not say how many (``docs_shell.py``);
+- a recovery trains for two steps on short sequences;
 - ``--device cuda`` becomes ``--device cpu``, and ``--tasks hc-smoe``, whose data sets are on the Hub, a task file;
-- before a push the namespace ``me`` is emptied, and before a conversion its own output: pages show alternatives.
+- before a push the namespace ``me`` is emptied, and before a conversion or a recovery its own output: pages show
+  alternatives.
 """
 
 import gzip
@@ -26,6 +28,7 @@ import typer
 from hub_client import WRITER, Machine
 from hub_server import Account, Hub
 from places import EXAMPLE, ROOT, TESTS
+from sided_models import build_switch
 from tiny_models import build
 
 from hcsmoe_hub.cli.app import app
@@ -51,9 +54,15 @@ NOT_RUN = {
     "llama-": "needs llama.cpp",
     "python fp8.py": "needs llm-compressor and a GPU",
     "mlx_lm.": "needs mlx-lm",
+    "torchrun": "starts several processes: tests/distributed",
+    "accelerate launch": "starts several processes: tests/distributed",
+    "sbatch": "needs Slurm",
+    "hf jobs run": "needs several GPUs",
 }
 # Options in the text that belong to other programs.
 OTHER_OPTIONS = {"--strict", "--check", "--json", "--folder", "--q-group-size"}
+# Of an option that is given twice, the last one counts.
+SHORT = ["--max-steps", "2", "--samples", "48", "--sequence-length", "16", "--batch-size", "2"]
 VOCABULARY = 4096
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -90,6 +99,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+SWITCH = "google/switch-base-8"
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 TASK = """\
 task: questions
@@ -134,6 +144,8 @@ def runnable(words: list[str]) -> list[str] | None:
     if line.startswith(("hf jobs uv run ", "hf hcsmoe ")):
         words = words[len(words) - words[::-1].index("hcsmoe") - 1 :]
     assert words[0] == "hcsmoe" or words[:2] == ["hf", "download"], f"neither run nor listed: {line}"
+    if words[1] == "recover":
+        words += SHORT
     line = f"{' '.join(words)} ".replace(" --device cuda ", " --device cpu ")
     return line.replace(" --tasks hc-smoe ", " --tasks task.yaml ").split()
 
@@ -165,6 +177,8 @@ class Shell:
             kept = f"{words[words.index('--experts') + 1]}e" if "--experts" in words else ""
             for result in folder.glob(f"{name}-hcsmoe-{kept}*"):
                 shutil.rmtree(result)
+        if words[1] == "recover" and "--overwrite" not in words:
+            shutil.rmtree(folder / f"{words[2].rstrip('/').rpartition('/')[2]}-recovered", ignore_errors=True)
         answer = self.ask(folder=str(folder), words=words)
         assert answer["failure"] is None, f"{' '.join(words)}\n{answer['failure']}"
         return str(answer["output"])
@@ -195,6 +209,7 @@ def write_texts(folder: Path) -> None:
     )
     turns = [[{"role": "user", "content": line}, {"role": "assistant", "content": line}] for line in sentences]
     save("my-chats.jsonl", [{"messages": turn} for turn in turns])
+    save("pairs.jsonl", [{"source": line, "target": f"w{len(line)} {line}"} for line in sentences])
     (folder / "task.yaml").write_text(TASK)
 
 
@@ -210,6 +225,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         server.add("allenai/c4", top / "c4", kind="datasets")
         for number, (repo_id, (model_type, settings)) in enumerate(MODELS.items()):
             server.add(repo_id, with_tokenizer(build(top / str(number), model_type, **(COMMON | settings))))
+        server.add(SWITCH, build_switch(top / "switch"))
         yield server
 
 
@@ -289,21 +305,27 @@ def test_the_readme_is_short() -> None:
     assert len(text.split()) <= MOST_WORDS
 
 
-def test_the_sizes_in_the_readme_are_those_that_were_recorded() -> None:
+def row_of_readme(repo_id: str, plan: dict[str, Any]) -> str:
+    """A recorded conversion as the README shows it."""
+    experts, name = plan["experts"], repo_id.split("/")[1].removesuffix("-v0.1").removesuffix("-0924")
+    parameters, weights = (
+        " → ".join(f"{plan[of][when] / 1e9:.1f}" for when in ("before", "after"))
+        for of in ("parameters", "weights_bytes")
+    )
+    memory = " / ".join(f"{plan['memory_bytes'][preset] / 1e9:.0f}" for preset in ("reap", "hc-refit"))
+    arithmetic = " / ".join(f"{plan['flops'][preset] / 1e15:.1f}" for preset in ("reap", "hc-refit"))
+    cells = (name, f"{experts['before']} → {experts['after']}", f"{parameters} B", f"{weights} GB", f"{memory} GB")
+    return f"| {' | '.join(cells)} | {arithmetic} PFLOP |"
+
+
+def test_the_readme_shows_exactly_the_recorded_models_that_are_meant_for_it() -> None:
     recorded = json.loads((ROOT / "benchmarks" / "known_models.json").read_text())
-    text, rows = README.read_text("utf-8"), []
-    for repo_id, plans in recorded.items():
-        for plan in plans:
-            experts, sizes = plan["experts"], plan["weights_bytes"]
-            if 2 * experts["after"] == experts["before"]:
-                parameters, weights = (
-                    " → ".join(f"{both[when] / 1e9:.1f}" for when in ("before", "after"))
-                    for both in (plan["parameters"], sizes)
-                )
-                name = repo_id.split("/")[1].removesuffix("-v0.1").removesuffix("-0924")
-                rows.append(f"| {name} | {experts['before']} → {experts['after']} | {parameters} B | {weights} GB |")
-    assert len(rows) == len(recorded)
-    assert [row for row in rows if row not in text] == []
+    wanted = {
+        row_of_readme(repo_id, plan) for repo_id, plans in recorded.items() for plan in plans if plan["in_readme"]
+    }
+    shown = re.findall(r"^\| [^|]+ \| \d+ → \d+ \| [^|]+ B \|.*$", README.read_text("utf-8"), flags=re.MULTILINE)
+    assert len(shown) == len(set(shown))
+    assert set(shown) == wanted
 
 
 def test_a_link_within_the_repository_leads_to_a_file() -> None:

@@ -28,12 +28,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "narrower, all experts": {"preset": "hc-refit", "refit": "none"},
     "narrower, pruned": {"preset": "reap"},
     "narrower, averaged": {"preset": "hc-smoe", "align": "weight"},
+    "narrower, in the order of the first": {"preset": "hc-smoe", "align": "weight", "align_to": "first"},
 }
 SIZES: dict[str, dict[str, Any]] = {
     "narrower": {"experts": 5, "expert_width": 32},
     "narrower, all experts": {"expert_width": 32},
     "narrower, pruned": {"experts": 5, "expert_width": "75%"},
     "narrower, averaged": {"experts": 5, "expert_width": 16},
+    "narrower, in the order of the first": {"experts": 3, "expert_width": 16},
 }
 
 

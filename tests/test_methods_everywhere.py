@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from architectures import EXPERTS, SUPPORTED, VOCABULARY, save_tiny
+from architectures import ENCODER_DECODER, EXPERTS, SUPPORTED, VOCABULARY, save_tiny
 from tiny_models import read_tensors
 
 from hcsmoe_hub import CalibrationOptions, ConvertOptions, MethodOptions, convert
 from hcsmoe_hub.errors import PlanError
 from hcsmoe_hub.options import (
     Align,
+    AlignTo,
     Budget,
     Clustering,
     Distance,
@@ -43,7 +44,7 @@ REDUCING: dict[str, MethodOptions] = {
     "best-neurons": MethodOptions(preset=Preset.HC_SMOE, merge=Merge.NEURONS, router=RouterPolicy.AVERAGE),
     "fix-dom": MethodOptions(merge=Merge.FIX_DOM, features=Features.WEIGHT),
     "budget": MethodOptions(layout=Layout.FULL, budget=Budget.FREQUENCY),
-    "align-weight": MethodOptions(align=Align.WEIGHT),
+    "align-weight": MethodOptions(align=Align.WEIGHT, align_to=AlignTo.FIRST),
     "reap": MethodOptions(preset=Preset.REAP),
     "align-activation": MethodOptions(align=Align.ACTIVATION, merge=Merge.SALIENCY, router=RouterPolicy.AVERAGE),
     "fuzzy": MethodOptions(clustering=Clustering.FUZZY),
@@ -66,7 +67,7 @@ IDENTICAL: dict[str, MethodOptions] = {
     "default": MethodOptions(),
 }
 # Architectures whose blocks differ from all others where methods look: each goes through every method.
-SPECIAL = ("gemma4_text", "llama4_text", "deepseek_v4", "zaya", "gpt_oss", "dbrx")
+SPECIAL = ("gemma4_text", "llama4_text", "deepseek_v4", "zaya", "gpt_oss", "dbrx", *ENCODER_DECODER)
 METHODS_EACH = 2
 
 TABLE = "sends tokens to fixed experts by a table, which may name experts that pruning removes"

@@ -10,7 +10,8 @@ import pytest
 import torch
 from held_out_text import held_out_ids, hold_out, perplexity, predictions
 from quantized_models import deepseek_fp8, gpt_oss_mxfp4
-from tiny_models import build, change_tensors, contents, differing, options, read_tensors, refuse, token_ids
+from short_training import build_loud, shorten_training
+from tiny_models import contents, differing, options, read_tensors, refuse, token_ids
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -34,29 +35,13 @@ JUDGING = TOKENS[7::8]
 
 @pytest.fixture(autouse=True)
 def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few small steps, and none in the layers alone, which have tests of their own."""
-    monkeypatch.setattr("hcsmoe_hub.layer.reducer.refit_layer", lambda *_, **__: None)
-    monkeypatch.setattr("hcsmoe_hub.methods.distil.training.STEP_TOKENS", 48)
-    monkeypatch.setattr("hcsmoe_hub.methods.distil.training.MOST_PASSES", 4)
-
-
-def make(folder: Path, model_type: str = "mixtral", **others: Any) -> Path:
-    """A tiny model whose experts matter for its logits."""
-    build(folder, model_type, **others)
-
-    def enlarge(tensors: dict[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            if ".experts." in name:
-                tensor.mul_(2.5)
-
-    change_tensors(folder, enlarge)
-    return folder
+    shorten_training(monkeypatch)
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A tiny Mixtral: 2 layers, 8 experts, 2 per token."""
-    return make(tmp_path / "model")
+    return build_loud(tmp_path / "model")
 
 
 def wanted(source: Path, experts: int = 4, *, ids: Tensor | None = None, **others: Any) -> ConvertOptions:
@@ -83,7 +68,7 @@ def trained(report: ConversionReport) -> tuple[float, float]:
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "deepseek_v3"])
 def test_the_result_comes_nearer_to_its_source_on_text_it_was_not_trained_on(tmp_path: Path, model_type: str) -> None:
-    source = make(tmp_path / "model", model_type)
+    source = build_loud(tmp_path / "model", model_type)
     asked = wanted(source)
     report = convert(source, asked)
     before, after = trained(report)
@@ -165,7 +150,7 @@ def test_weights_in_bfloat16_are_trained_and_judged_as_they_are_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: torch.dtype
 ) -> None:
     monkeypatch.setattr(hcsmoe_hub.pipeline.refit_model, "compute_dtype", lambda _device: computed)
-    source = make(tmp_path / "model", dtype=torch.bfloat16)
+    source = build_loud(tmp_path / "model", dtype=torch.bfloat16)
     report = convert(source, wanted(source))
     tensors = read_tensors(tmp_path / "result")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
@@ -192,6 +177,9 @@ class Sender:
             self.uploaded[path.name] = path.read_bytes()
         return list(paths)
 
+    def moved(self, folder: Path) -> None:
+        """All files have been read."""
+
     def cancel(self) -> None:
         raise AssertionError("nothing has failed")
 
@@ -203,7 +191,7 @@ def test_shards_are_sent_after_the_training(source: Path, tmp_path: Path, monkey
     monkeypatch.setattr(
         "hcsmoe_hub.publishing.result.open_delivery", lambda *_, **__: Delivery(publisher, deletes=False)
     )
-    monkeypatch.setattr("hcsmoe_hub.publishing.result.push_result", lambda *_: None)
+    monkeypatch.setattr("hcsmoe_hub.publishing.ending.push_result", lambda *_: None)
     report = convert(source, wanted(source, push=PushOptions(repo_id="me/model")))
     assert report.refit_model is not None
     assert report.refit_model.is_kept
@@ -214,16 +202,16 @@ def test_shards_are_sent_after_the_training(source: Path, tmp_path: Path, monkey
 # Failures
 
 
-@pytest.mark.parametrize("place", ["train", "overwrite_tensor"])
+@pytest.mark.parametrize("place", ["Trainer", "overwrite_tensor"])
 @pytest.mark.parametrize("failure", [RuntimeError("broken"), KeyboardInterrupt()], ids=lambda each: type(each).__name__)
 def test_a_training_that_fails_leaves_no_result(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, failure: BaseException
 ) -> None:
     def fail(*_args: Any, **_kwargs: Any) -> None:
-        # All there is at this moment are shards: nobody takes them for a checkpoint.
+        # Nobody takes for a checkpoint what there is at this moment.
         files = {path.name for path in (tmp_path / "result").iterdir()}
         assert not {"config.json", "model.safetensors.index.json", "hcsmoe.json"} & files
-        assert "hcsmoe.incomplete" in files
+        assert files == {"hcsmoe.incomplete"}
         raise failure
 
     monkeypatch.setattr(hcsmoe_hub.pipeline.refit_model, place, fail)
@@ -232,7 +220,10 @@ def test_a_training_that_fails_leaves_no_result(
     with pytest.raises(type(failure)) as caught:
         convert(source, asked)
     assert caught.value is failure
-    assert contents(tmp_path) == before
+    # The next run goes on from the layers; nothing else is left.
+    left = {name: content for name, content in contents(tmp_path).items() if "hcsmoe.incomplete/" not in name}
+    assert left == before
+    assert [path.name for path in (tmp_path / "result").iterdir()] == ["hcsmoe.incomplete"]
 
 
 # Refusals
@@ -273,11 +264,11 @@ def test_a_quantised_source_is_refused_unless_the_result_is_plain(
 
 def test_a_training_that_does_not_fit_into_memory_is_refused_with_what_would(tmp_path: Path) -> None:
     # The logits of one step alone are more than a layer.
-    source = make(tmp_path / "model", vocab_size=30_000)
+    source = build_loud(tmp_path / "model", vocab_size=30_000)
     asked = wanted(source)
     smaller = replace(asked, method=replace(STATED, refit=Refit.BLOCK))
     most, least = (estimate_needs(plan(source, each)).memory_bytes for each in (asked, smaller))
     assert most > least
-    error = refuse(source, PlanError, replace(asked, max_memory_bytes=(most + least) // 2))
+    error = refuse(source, PlanError, replace(asked, max_memory=(most + least) // 2))
     assert "the conversion needs about" in error.message
     assert "`refit='block'`" in error.hint

@@ -37,6 +37,8 @@ NETWORK_FILES = {
     "calibration/completions.py",
     "calibration/rows.py",
     "hub/additions.py",
+    "hub/address.py",
+    "hub/client_download.py",
     "hub/read_errors.py",
     "hub/repository.py",
     "hub/retry.py",

@@ -9,7 +9,7 @@ import pytest
 
 import hcsmoe_hub
 
-FUNCTIONS = ["convert", "evaluate", "execute", "plan", "push", "verify", "write_card"]
+FUNCTIONS = ["convert", "evaluate", "execute", "plan", "push", "recover", "verify", "write_card"]
 
 
 def run(code: str) -> str:
@@ -38,17 +38,24 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "before", ["", "import hcsmoe_hub.convert, hcsmoe_hub.push", "import hcsmoe_hub.publishing.publisher"]
+    "before",
+    [
+        "",
+        "import hcsmoe_hub.convert, hcsmoe_hub.push, hcsmoe_hub.recover",
+        "import hcsmoe_hub.publishing.publisher",
+    ],
 )
-def test_convert_and_push_are_the_functions_whatever_was_imported_before(before: str) -> None:
-    code = f"{before}\nfrom hcsmoe_hub import convert, push; print(type(convert).__name__, type(push).__name__)"
-    assert run(code) == "function function\n"
+def test_convert_push_and_recover_are_the_functions_whatever_was_imported_before(before: str) -> None:
+    names = ("convert", "push", "recover")
+    code = f"{before}\nimport hcsmoe_hub\nprint(*(type(getattr(hcsmoe_hub, name)).__name__ for name in {names}))"
+    assert run(code) == "function function function\n"
 
 
 def test_importing_it_and_making_options_imports_no_heavy_library() -> None:
     heavy = {"torch", "transformers", "datasets", "huggingface_hub", "accelerate", "safetensors", "numpy", "scipy"}
     code = (
         "import sys; from hcsmoe_hub import *; from hcsmoe_hub import ConvertOptions\n"
-        f"ConvertOptions(experts=4); print(sorted({heavy} & set(sys.modules)))"
+        "ConvertOptions(experts=4); hcsmoe_hub.RecoverOptions(teacher='a', data='b')\n"
+        f"print(sorted({heavy} & set(sys.modules)))"
     ).replace("from hcsmoe_hub import *; ", "import hcsmoe_hub; dir(hcsmoe_hub); ")
     assert run(code) == "[]\n"

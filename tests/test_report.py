@@ -74,8 +74,8 @@ def test_the_report_has_every_key_of_the_contract(source: Path, result: Path) ->
         "after": active(sizes["after"], 1, of=4),
     }
     assert report["weights_bytes"] == {when: sum(t.nbytes for t in sizes[when].values()) for when in sizes}
-    # What experts are compressed to is there only where they are.
-    assert report["method"].keys() == {field.name for field in fields(Recipe)} - {"compress"}
+    # What experts are compressed to, and aligned with, is there only where they are.
+    assert report["method"].keys() == {field.name for field in fields(Recipe)} - {"compress", "align_to"}
     chosen = {name: value for name, value in report["method"].items() if value is not None}
     assert chosen == {
         "method": "merge",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from places import GOLDEN
+from recovery_records import RECOVERY
 
 from hcsmoe_hub.errors import SourceError
 from hcsmoe_hub.recipe.recipe import Recipe
@@ -93,6 +94,35 @@ def test_what_a_conversion_cost_is_read_and_absent_in_early_reports() -> None:
 )
 def test_impossible_figures_of_a_cost_are_refused(changes: dict[str, Any], problem: str) -> None:
     content = {**document(), "measured": figures(**changes)}
+    with pytest.raises(SourceError) as caught:
+        read_report(json.dumps(content), label="hcsmoe.json")
+    assert problem in caught.value.message
+
+
+def test_a_training_after_the_conversion_is_read_and_absent_without_one() -> None:
+    content = {**document(), "recovery": RECOVERY}
+    report = read_report(json.dumps(content), label="hcsmoe.json")
+    assert report.recovery == RECOVERY
+    assert report.as_dict()["recovery"] == RECOVERY
+    without = read_report(json.dumps(document()), label="hcsmoe.json")
+    assert without.recovery is None
+    assert "recovery" not in without.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"kept_step": 600}, "recovery.kept_step is 600 of 512 steps"),
+        ({"after": {"perplexity": -1.0, "kl": 0.1}}, "recovery.after has a figure that no training can have"),
+        ({"before": {"perplexity": 2.0, "kl": 1e301}}, "recovery.before has a figure that no training can have"),
+        ({"before": {"perplexity": 2.0}}, "recovery.before.kl is missing"),
+        ({"settings": {**RECOVERY["settings"], "train": []}}, "recovery.settings.train is empty"),
+        ({"data": {**RECOVERY["data"], "sequence_length": 0}}, "recovery.data.sequence_length is 0"),
+        ({"steps": "many"}, 'recovery.steps is "many", not an integer'),
+    ],
+)
+def test_impossible_trainings_are_refused(changes: dict[str, Any], problem: str) -> None:
+    content = {**document(), "recovery": {**RECOVERY, **changes}}
     with pytest.raises(SourceError) as caught:
         read_report(json.dumps(content), label="hcsmoe.json")
     assert problem in caught.value.message

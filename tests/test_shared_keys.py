@@ -45,5 +45,5 @@ def test_routing_of_layers_with_shared_keys_is_the_models_own(tmp_path: Path) ->
 def test_shared_keys_are_refused_on_an_accelerator(tmp_path: Path) -> None:
     save_tiny("gemma4_text", tmp_path / "source", **SHARED_KEYS)
     with pytest.raises(PlanError, match="pass keys and values to each other") as caught:
-        make_plan(LocalSource(tmp_path / "source"), options(tmp_path), on_device=True)
+        make_plan(LocalSource(tmp_path / "source"), options(tmp_path), device_room=10**12)
     assert "`device='cpu'`" in caught.value.hint

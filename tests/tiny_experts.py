@@ -6,20 +6,29 @@ from functools import cache
 from typing import Any
 
 import torch
-from architectures import EXPERTS, TOP_K, tiny_model
+from architectures import ENCODER_DECODER, EXPERTS, TOP_K, tiny_model
 from torch import Tensor, nn
 
 from hcsmoe_hub.methods.merging.neurons import NeuronView
 from hcsmoe_hub.model.expert_kinds import experts_of, is_experts_module
+from hcsmoe_hub.model.stacked_experts import stack_experts
 from hcsmoe_hub.observation.sample import NeuronSample
 
-# Every layout: fused, transposed, interleaved with biases, without a gate, and two of their own.
-LAYOUTS = ("mixtral", "aria_text", "gpt_oss", "nemotron_h", "dbrx", "llama4_text")
+# Every layout: fused, transposed, interleaved with biases, without a gate, two of their own, and stacked ones.
+LAYOUTS = ("mixtral", "aria_text", "gpt_oss", "nemotron_h", "dbrx", "llama4_text", *ENCODER_DECODER)
 
 
 @cache
 def _template(model_type: str) -> Any:
-    return next(module for module in tiny_model(model_type).modules() if is_experts_module(module))
+    model = tiny_model(model_type)
+    if model_type in ENCODER_DECODER:
+        stack_experts(model)
+    experts = next(module for module in model.modules() if is_experts_module(module))
+    if model_type in ENCODER_DECODER:
+        generator = torch.Generator().manual_seed(1)
+        for parameter in experts.parameters():
+            parameter.normal_(0, 0.15, generator=generator)
+    return experts
 
 
 def tiny_experts(model_type: str) -> Any:
