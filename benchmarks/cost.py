@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pairs", nargs="+", metavar="BASE:RESULT")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--prompt-tokens", type=int, default=CostOptions().prompt_tokens)
+    parser.add_argument("--prompt-tokens", type=int, default=CostOptions().prompt_length)
     parser.add_argument("--new-tokens", type=int, default=CostOptions().new_tokens)
     parser.add_argument("--repetitions", type=int, default=CostOptions().repetitions)
     wanted = parser.parse_args()

@@ -122,9 +122,15 @@ class CostFlags:
         _cost("--engine", parser=choice(Engine), metavar="NAME", help=f"What runs the model: {one_of(Engine)}."),
     ] = _COST.engine
     prompt_tokens: Annotated[
-        int,
-        _cost("--prompt-tokens", min=1, metavar="N", help="Tokens per prompt; FLOPs are counted at this length."),
-    ] = _COST.prompt_tokens
+        int | None,
+        _cost(
+            "--prompt-tokens",
+            min=1,
+            metavar="N",
+            show_default=f"{_COST.prompt_length}, or what the models accept",
+            help="Tokens per prompt; FLOPs are counted at this length.",
+        ),
+    ] = None
     new_tokens: Annotated[
         int, _cost("--new-tokens", min=1, metavar="N", help="Tokens to generate after each prompt.")
     ] = _COST.new_tokens

@@ -101,7 +101,7 @@ def _cost_words(settings: CostSettings) -> list[str]:
     found = ["--cost"]
     if settings["engine"] != default.engine:
         found.append(f"--engine {settings['engine']}")
-    if settings["prompt_tokens"] != default.prompt_tokens:
+    if settings["prompt_tokens"] != default.prompt_length:
         found.append(f"--prompt-tokens {settings['prompt_tokens']}")
     if settings["new_tokens"] != default.new_tokens:
         found.append(f"--new-tokens {settings['new_tokens']}")

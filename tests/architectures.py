@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from encoder_decoders import NLLB_SIZES
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -207,19 +208,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "moe_shared_expert_intermediate_size": 24,
         "use_mamba_kernels": False,
     },
-    "nllb-moe": {
-        "d_model": 32,
-        "encoder_layers": 4,
-        "decoder_layers": 2,
-        "encoder_ffn_dim": 24,
-        "decoder_ffn_dim": 24,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_sparse_step": 2,
-        "decoder_sparse_step": 2,
-        "decoder_start_token_id": 2,
-        "tie_word_embeddings": True,
-    },
+    "nllb-moe": {**NLLB_SIZES, "decoder_start_token_id": 2, "tie_word_embeddings": True},
     "qwen2_moe": SLIDING,
     "qwen3_5_moe_text": {"num_hidden_layers": 4},
     "qwen3_next": {"num_hidden_layers": 4},

@@ -12,6 +12,17 @@ from transformers import (
     SwitchTransformersForConditionalGeneration,
 )
 
+NLLB_SIZES: dict[str, Any] = {
+    "d_model": 32,
+    "encoder_layers": 4,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_sparse_step": 2,
+    "decoder_sparse_step": 2,
+}
 EXPERTS, VOCABULARY, SOURCE, TARGET = 8, 64, 12, 6
 # MoE layers, numbered through both stacks: every second of four layers of the encoder and of two of the decoder.
 MOE_LAYERS = (1, 3, 5)
@@ -39,16 +50,8 @@ def switch_model(**changes: Any) -> PreTrainedModel:
 def nllb_model(**changes: Any) -> PreTrainedModel:
     """An NLLB-MoE model with random weights and biases."""
     sizes: dict[str, Any] = {
+        **NLLB_SIZES,
         "vocab_size": VOCABULARY,
-        "d_model": 32,
-        "encoder_layers": 4,
-        "decoder_layers": 2,
-        "encoder_ffn_dim": 24,
-        "decoder_ffn_dim": 24,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_sparse_step": 2,
-        "decoder_sparse_step": 2,
         "num_experts": EXPERTS,
         "max_position_embeddings": 64,
     }

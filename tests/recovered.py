@@ -52,6 +52,8 @@ def wanted(source: Path, **others: Any) -> RecoverOptions:
         "held_out": 0.25,
         "learning_rate": 0.02,
         "device": "cpu",
+        # On every processor the same.
+        "dtype": "float32",
     }
     return RecoverOptions(**(settings | others))
 

@@ -99,7 +99,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-SWITCH = "google/switch-base-8"
+SWITCH: dict[str, dict[str, Any]] = {
+    "google/switch-base-8": {},
+    "google/switch-base-32": {
+        "num_experts": 32,
+        "num_layers": 12,
+        "num_decoder_layers": 12,
+        "num_sparse_encoder_layers": 6,
+        "num_sparse_decoder_layers": 6,
+    },
+}
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 TASK = """\
 task: questions
@@ -225,7 +234,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         server.add("allenai/c4", top / "c4", kind="datasets")
         for number, (repo_id, (model_type, settings)) in enumerate(MODELS.items()):
             server.add(repo_id, with_tokenizer(build(top / str(number), model_type, **(COMMON | settings))))
-        server.add(SWITCH, build_switch(top / "switch"))
+        for repo_id, settings in SWITCH.items():
+            server.add(repo_id, build_switch(top / repo_id, **settings))
         yield server
 
 

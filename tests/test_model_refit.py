@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import hcsmoe_hub.pipeline.refit_model
+import hcsmoe_hub.pipeline.whole_model
 from hcsmoe_hub import ConvertOptions, MethodOptions, PushOptions, convert, plan, verify
 from hcsmoe_hub.checkpoint.source import LocalSource
 from hcsmoe_hub.errors import CalibrationError, PlanError
@@ -149,7 +150,7 @@ def test_a_harmful_training_is_dropped_and_leaves_the_bytes_of_the_layers(
 def test_weights_in_bfloat16_are_trained_and_judged_as_they_are_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: torch.dtype
 ) -> None:
-    monkeypatch.setattr(hcsmoe_hub.pipeline.refit_model, "compute_dtype", lambda _device: computed)
+    monkeypatch.setattr(hcsmoe_hub.pipeline.whole_model, "compute_dtype", lambda _device: computed)
     source = build_loud(tmp_path / "model", dtype=torch.bfloat16)
     report = convert(source, wanted(source))
     tensors = read_tensors(tmp_path / "result")

@@ -5,6 +5,7 @@ Names, shapes and offsets of tensors are far from that, so a long text that is n
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 # A header or an index of a trillion parameters in 200,000 tensors is half of that.
@@ -34,6 +35,15 @@ def parse_bounded(text: bytes | str, *, most: int = MAX_BYTES) -> Any:
         return json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_unambiguous)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; ``None`` if the file is missing or damaged, or holds something else."""
+    try:
+        found = parse_bounded(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

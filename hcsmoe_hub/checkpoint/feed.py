@@ -128,7 +128,8 @@ class Feed:
             path = future.result()
             self.files.close(path)
             if self._removes:
-                path.unlink()
+                # Pieces of a shard that turned out to be wrong are gone; whoever reads on gets its error.
+                path.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Stops the downloads; threads that wait for one get ``CancelledError`` or the error of ``fetch``."""

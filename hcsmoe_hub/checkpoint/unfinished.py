@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from hcsmoe_hub.checkpoint.bounded_json import parse_bounded
+from hcsmoe_hub.checkpoint.bounded_json import read_object
 from hcsmoe_hub.checkpoint.owner import read_owner
 from hcsmoe_hub.errors import OutputError, SourceError
 
@@ -47,13 +47,13 @@ def is_complete(output: Path) -> bool:
 
 def identity_in(output: Path) -> dict[str, Any] | None:
     """What identifies the conversion or recovery that is not complete; ``None`` if there is none, or it is damaged."""
-    return _read(progress(output) / IDENTITY)
+    return read_object(progress(output) / IDENTITY)
 
 
 def work_in(output: Path) -> Work | None:
     """What an output folder holds that is not complete, or not in its place; ``None`` if nothing says so."""
     if is_complete(output):
-        complete = _read(output / UNFINISHED / COMPLETE)
+        complete = read_object(output / UNFINISHED / COMPLETE)
         identity = None if complete is None else complete.get("identity")
     else:
         identity = identity_in(output)
@@ -131,12 +131,3 @@ def _time_of(place: Path) -> str:
     explanation = place / EXPLANATION
     changed = (explanation if explanation.exists() else place).stat().st_mtime
     return datetime.fromtimestamp(changed, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Content of a file of JSON; ``None`` if it is missing or damaged."""
-    try:
-        found = parse_bounded(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -69,7 +69,7 @@ def measure_cost(checkpoints: Sequence[Checkpoint], run: CostRun) -> Figures:
     dtype = _dtype(checkpoints[0], run)
     found = []
     for checkpoint in checkpoints:
-        found.append(_counted(checkpoint, options.prompt_tokens, dtype))
+        found.append(_counted(checkpoint, options.prompt_length, dtype))
         run.advance()
     order: str | None = None
     computed_by: dict[str, str] = {}
@@ -112,15 +112,16 @@ def machine(device: torch.device) -> str:
 
 
 def _dtype(checkpoint: Checkpoint, run: CostRun) -> torch.dtype:
-    """The dtype that models run in: that of most weights, or float32 on a processor without products of it."""
+    """The dtype that models run in: that of most weights, or one of 16 bits for another that the device is fast at."""
     counts: Counter[torch.dtype] = Counter()
     for tensor in checkpoint.placement.tensors.values():
         counts[tensor.dtype] += tensor.nbytes
     stored = max((dtype for dtype in counts if dtype.is_floating_point), key=lambda dtype: counts[dtype])
     if run.options.engine is Engine.VLLM:
         return stored
-    # A processor that multiplies no bfloat16 multiplies no float16 either.
-    return compute_dtype(run.device) if stored == torch.bfloat16 or accelerator.is_host(run.device) else stored
+    # Few processors multiply float16.
+    is_slow = stored == torch.bfloat16 or (stored == torch.float16 and accelerator.is_host(run.device))
+    return compute_dtype(run.device) if is_slow else stored
 
 
 def _counted(checkpoint: Checkpoint, context: int, dtype: torch.dtype) -> Figures:

@@ -188,6 +188,7 @@ def _has_values(mask: Any) -> bool:
 @contextmanager
 def _all_chosen() -> Iterator[None]:
     """Lets tensors without values count as nonzero everywhere inside a ``with`` block."""
+    # torch has no public name for this switch.
     settings: Any = fx_config
     with settings.patch(meta_nonzero_assume_all_nonzero=True):
         yield

@@ -1,10 +1,12 @@
 """Options of the cost table."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.util import find_spec
 
 from hcsmoe_hub.errors import PlanError
+from hcsmoe_hub.machine.units import format_plural
 from hcsmoe_hub.options.checks import Count, check_fields
 
 # The reason for figures that are missing because nobody asked for them.
@@ -25,7 +27,8 @@ class CostOptions:
 
     Attributes:
         engine: What runs the model.
-        prompt_tokens: Tokens of a prompt, and the context length at which FLOPs are counted.
+        prompt_tokens: Tokens of a prompt, and the context length at which FLOPs are counted; ``None`` for 256, or as
+            many as the models accept before ``new_tokens``.
         new_tokens: Tokens that are generated after it.
         repetitions: Measured runs per batch size, after one to warm up.
         batch_sizes: Prompts that run at once.
@@ -33,7 +36,7 @@ class CostOptions:
     """
 
     engine: Engine = Engine.TORCH
-    prompt_tokens: Count = DEFAULT_PROMPT_TOKENS
+    prompt_tokens: Count | None = None
     new_tokens: Count = DEFAULT_NEW_TOKENS
     repetitions: Count = DEFAULT_REPETITIONS
     batch_sizes: tuple[Count, ...] = DEFAULT_BATCH_SIZES
@@ -57,21 +60,32 @@ class CostOptions:
                 option="engine",
             )
 
-    def check_positions(self, limit: int | None, label: str) -> None:
-        """Checks that a model accepts the prompt and what is generated after it.
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of a prompt."""
+        return DEFAULT_PROMPT_TOKENS if self.prompt_tokens is None else self.prompt_tokens
+
+    def fitting(self, limits: Mapping[str, int | None]) -> "CostOptions":
+        """These options with a number of prompt tokens, which leaves room for new ones.
 
         Args:
-            limit: Maximum sequence length of the model, ``None`` if it is not known.
-            label: What the model is called.
+            limits: Maximum sequence length of every model by its label, ``None`` if it is not known.
 
         Raises:
-            PlanError: If it does not.
+            PlanError: If a model does not accept as many.
         """
-        needed = self.prompt_tokens + self.new_tokens
-        if limit is not None and needed > limit:
-            raise PlanError(
-                f"{label} accepts {limit} positions, but a prompt of {self.prompt_tokens} tokens and {self.new_tokens} "
-                f"new ones take {needed}.",
-                hint="use a smaller `prompt_tokens` or `new_tokens`",
-                option="prompt_tokens",
-            )
+        known = {label: limit for label, limit in limits.items() if limit is not None}
+        found = self
+        if self.prompt_tokens is None:
+            room = min(known.values(), default=DEFAULT_PROMPT_TOKENS + self.new_tokens) - self.new_tokens
+            found = replace(self, prompt_tokens=max(1, min(DEFAULT_PROMPT_TOKENS, room)))
+        needed = found.prompt_length + found.new_tokens
+        for label, limit in known.items():
+            if needed > limit:
+                raise PlanError(
+                    f"{label} accepts {limit} positions, but a prompt of "
+                    f"{format_plural(found.prompt_length, 'token')} and {found.new_tokens} new ones take {needed}.",
+                    hint="use a smaller `prompt_tokens` or `new_tokens`",
+                    option="prompt_tokens" if self.prompt_tokens is not None else "new_tokens",
+                )
+        return found

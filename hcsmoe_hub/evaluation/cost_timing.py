@@ -35,7 +35,7 @@ def prompts(batch_size: int, options: CostOptions, vocab_size: int) -> list[list
     """Token ids of a batch, drawn at random, the same in every run and for all models of a vocabulary."""
     generator = torch.Generator().manual_seed(0)
     found: list[list[int]] = torch.randint(
-        vocab_size, (batch_size, options.prompt_tokens), generator=generator, dtype=torch.long
+        vocab_size, (batch_size, options.prompt_length), generator=generator, dtype=torch.long
     ).tolist()
     return found
 
@@ -118,7 +118,7 @@ def throughput(runs: Sequence[Seconds], batch_size: int, options: CostOptions) -
     """
     prefill, decode = zip(*runs, strict=True)
     return {
-        "prefill": _rates(prefill, batch_size * options.prompt_tokens),
+        "prefill": _rates(prefill, batch_size * options.prompt_length),
         "decode": _rates(decode, batch_size * options.new_tokens),
     }
 

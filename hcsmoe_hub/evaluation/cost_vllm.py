@@ -32,7 +32,7 @@ def time_in_vllm(location: str, revision: str | None, options: CostOptions, *, v
         model=location,
         revision=revision,
         skip_tokenizer_init=True,
-        max_model_len=options.prompt_tokens + options.new_tokens + 1,
+        max_model_len=options.prompt_length + options.new_tokens + 1,
         max_num_seqs=max(options.batch_sizes),
         enable_prefix_caching=False,
         seed=0,

@@ -62,8 +62,8 @@ def evaluate(
     output = result_path(sources[0], options.output)
     earlier = read_results(output)
     checkpoints = [Checkpoint(source) for source in sources]
+    cost = options.cost and options.cost.fitting({each.source.label: each.max_positions for each in checkpoints})
     inputs = _prepare(checkpoints, options)
-    cost = options.cost
     start = time.perf_counter()
     steps = 0 if inputs is None else inputs.steps(len(checkpoints))
     steps += 0 if cost is None else cost_steps(cost, len(checkpoints))
@@ -96,9 +96,6 @@ def evaluate(
 def _prepare(checkpoints: Sequence[Checkpoint], options: EvaluateOptions) -> Inputs | None:
     """Checks that everything asked for can be measured; the inputs of what is measured on text, if anything is."""
     model = checkpoints[0]
-    if options.cost is not None:
-        for checkpoint in checkpoints:
-            options.cost.check_positions(checkpoint.max_positions, checkpoint.source.label)
     if not options.reads_text:
         return None
     inputs = prepare_inputs(options, model)

@@ -71,7 +71,7 @@ def stored_bytes(folder: Path) -> int:
 
 
 def shard_bytes(folder: Path) -> int:
-    """Bytes of the shards in a folder; 0 if there is no such folder."""
+    """Bytes of the shards in a folder; 0 if it does not exist."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 

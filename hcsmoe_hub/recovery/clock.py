@@ -41,7 +41,7 @@ class Clock:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is no time for another step."""
+        """Whether the time is over."""
         return self._limit is not None and self._seen >= self._limit
 
     def share(self, steps: int) -> float:

@@ -145,8 +145,8 @@ def check_disk(opened: Opened, options: RecoverOptions, output: Path) -> None:
     Raises:
         OutputError: If one of them has not.
     """
-    # A model of its own: LoRA adds parameters to it.
-    model = read_model(opened.result.source, with_mtp=False)
+    # LoRA adds parameters, so it gets a model of its own.
+    model = read_model(opened.result.source, with_mtp=False) if options.is_lora else opened.result
     needs = disk_needs(opened, options, plan_text(opened.result, options), trained_of(model, options))
     for shortage in disk_shortages(opened, options, output, needs):
         raise shortage

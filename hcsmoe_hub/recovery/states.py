@@ -7,12 +7,11 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hcsmoe_hub.checkpoint.bounded_json import parse_bounded
+from hcsmoe_hub.checkpoint.bounded_json import read_object
 from hcsmoe_hub.checkpoint.durable import sync_tree, write_json
 from hcsmoe_hub.report import RecoveryPoint, RecoveryScore
 
@@ -109,16 +108,8 @@ def latest(folder: Path) -> Saved | None:
     """
     found = sorted(folder.glob(_CHECKPOINTS), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
-        content = _read(path / STATE_FILE)
+        content = read_object(path / STATE_FILE)
         if content is not None:
             return Saved(folder=path, history=History(**content))
         shutil.rmtree(path)
     return None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = parse_bounded(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -45,10 +45,10 @@ class StoredTeacher:
         """
         with naming_damage(self._folder):
             rows = [self._read(number) for number in numbers_B.tolist()]
-        columns = [
-            torch.stack(column).to(ids_BL.device)
-            for column in zip(*((row.values, row.tokens, row.rest, row.warm_rest) for row in rows), strict=True)
-        ]
+        fields = zip(*((row.values, row.tokens, row.rest, row.warm_rest) for row in rows), strict=True)
+        # Autocast on the host refuses to stack float16.
+        with torch.autocast("cpu", enabled=False):
+            columns = [torch.stack(column).to(ids_BL.device) for column in fields]
         values_BTP, tokens_BTP, rest_BT, warm_rest_BT = columns
         return TopLogits(values_BTP=values_BTP, tokens_BTP=tokens_BTP, rest_BT=rest_BT, warm_rest_BT=warm_rest_BT)
 

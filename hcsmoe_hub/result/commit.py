@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hcsmoe_hub.checkpoint.bounded_json import parse_bounded
+from hcsmoe_hub.checkpoint.bounded_json import read_object
 from hcsmoe_hub.checkpoint.durable import INCOMPLETE, sync_folder, sync_tree, write_bytes, write_json
 from hcsmoe_hub.checkpoint.owner import LOCK, OWNER
 from hcsmoe_hub.checkpoint.sidecars import sidecar_files
@@ -54,7 +54,7 @@ def commit_result(output: Path, *, is_pushed: bool = False) -> None:
     content = {
         "files": _marks_last(files),
         "remove": _marks_last(old_files(output))[::-1],
-        "identity": _read_json(output / UNFINISHED / PROGRESS / IDENTITY),
+        "identity": read_object(output / UNFINISHED / PROGRESS / IDENTITY),
         "is_pushed": is_pushed,
     }
     write_json(output / UNFINISHED / COMPLETE, content)
@@ -63,8 +63,8 @@ def commit_result(output: Path, *, is_pushed: bool = False) -> None:
 
 def identity_of_complete(output: Path) -> Any:
     """What identifies the conversion whose result is complete, but not in its place; ``None`` if that was not kept."""
-    content = _read_json(output / UNFINISHED / COMPLETE)
-    return content.get("identity") if isinstance(content, dict) else None
+    content = read_object(output / UNFINISHED / COMPLETE)
+    return None if content is None else content.get("identity")
 
 
 def finish_moves(output: Path) -> None:
@@ -156,7 +156,7 @@ def _read_list(path: Path) -> dict[str, Any]:
     Raises:
         OutputError: If they are not names of files below a folder.
     """
-    content = _read_json(path)
+    content = read_object(path) or {}
     try:
         names = (*content["files"], *content["remove"])
         is_sound = all(isinstance(name, str) and _is_below(name) for name in names)
@@ -167,16 +167,7 @@ def _read_list(path: Path) -> dict[str, Any]:
             f"{path} is damaged, so the move of a complete result cannot be finished.",
             hint=f"move the files of {staging(path.parent.parent)} by hand, or delete {path.parent}",
         )
-    found: dict[str, Any] = content
-    return found
-
-
-def _read_json(path: Path) -> Any:
-    """Content of a file; ``None`` if it is missing or damaged."""
-    try:
-        return parse_bounded(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+    return content
 
 
 def _is_below(name: str) -> bool:

@@ -57,8 +57,8 @@ SCARCE = {"reap": _REAP, "hc-smoe": _HC, "hc-refit": _REFIT}
 MISTAKES: dict[str, tuple[str, str, str, str]] = {
     "tokens that stay on the host": (
         "hcsmoe_hub.pipeline.held_out:measure_results",
-        "rows.stop + 1].to(held_out.device)",
-        "rows.stop + 1]",
+        "labels_MS[number, rows].to(held_out.device)",
+        "labels_MS[number, rows]",
         "methods/quality/perplexity.py",
     ),
     "outputs that come back too early": (

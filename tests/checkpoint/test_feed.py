@@ -142,6 +142,17 @@ def test_a_piece_is_deleted_with_its_last_tensor(tmp_path: Path) -> None:
     feed.close()
 
 
+def test_a_piece_that_is_gone_when_it_has_been_read_is_not_missed(tmp_path: Path) -> None:
+    feed = Feed(STEPS, Store(tmp_path).fetch, removes=True)
+    (one, _), *_ = STEPS
+    for name in one.tensors:
+        assert feed.find(name) is not None
+    (tmp_path / "shard-0.0").unlink()
+    for name in one.tensors:
+        feed.mark_read(name)
+    feed.close()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_disk_never_holds_more_than_two_steps(seed: int, tmp_path: Path) -> None:
     generator = random.Random(seed)

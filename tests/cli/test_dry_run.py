@@ -125,7 +125,8 @@ def test_a_plan_that_this_machine_has_no_room_for_is_shown_with_warnings(run, me
     assert "parameters 3.09 M 1.90 M -38.3 %" in lines
     assert any(re.fullmatch(r"disk 3\.8 MB 1\.0 KB free on /\S*", line) for line in lines)
     disk, memory = result.stderr.splitlines()
-    assert disk.startswith("Warning: the result needs 4.4 MB, but ")
+    # Saved states are in the dtype that layers compute in.
+    assert re.match(r"Warning: the result needs 4\.[14] MB, but ", disk)
     assert memory.startswith("Warning: the conversion needs about ")
     assert memory.endswith(" or set --max-memory above the estimate to start regardless.")
     document = run(*measuring, "--dry-run", "--json").document()

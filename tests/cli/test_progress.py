@@ -168,7 +168,7 @@ def test_terminal_shows_one_line_per_stage_at_the_end(width):
 
 def test_terminal_shows_layers_bytes_memory_and_time(drawing_everything):
     text = shown(Output(), Terminal())
-    assert re.search(r"convert +\S+ 0:00:00 1/2 layers, 0\.\d s left, 1\.5 MB written, \S+ MB memory", text)
+    assert re.search(r"convert +\S+ 0:00:\d\d 1/2 layers, \d+\.\d s left, 1\.5 MB written, \S+ [MG]B memory", text)
     assert "2/2 layers, 3.0 MB written" in text
 
 

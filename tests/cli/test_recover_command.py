@@ -1,6 +1,5 @@
 """``hcsmoe recover``: the summary, one JSON document, the dry run, what is refused, and how it goes on."""
 
-import importlib.util
 import json
 import shlex
 
@@ -63,6 +62,42 @@ def test_document_holds_the_record_of_the_report(run, words, tmp_path):
     assert any(line.startswith("teacher started: up to ") and f"{tmp_path / 'logits'}" in line for line in lines)
 
 
+def test_every_setting_of_a_training_reaches_it(run, words):
+    settings = {
+        "--train": "experts+norms",
+        "--temperature": 3,
+        "--kd-weight": 0.5,
+        "--text-weight": 0.25,
+        "--learning-rate": 0.001,
+        "--gradient-accumulation": 3,
+        "--seed": 7,
+        "--max-minutes": 30,
+        "--patience": 2,
+        "--dtype": "float32",
+    }
+    given = [part for option in settings.items() for part in option]
+    result = run(*words, *given, "--gradient-checkpointing", "--json", "--device", "cpu")
+    assert result.code == 0, result.everything
+    found = result.document()["recovery"]["settings"]
+    assert found == {
+        "train": ["experts", "norms"],
+        "lora_rank": None,
+        "temperature": 3,
+        "kd_weight": 0.5,
+        "text_weight": 0.25,
+        "learning_rate": 0.001,
+        "batch_tokens": 2 * 3 * 32,
+        "dtype": "float32",
+        "seed": 7,
+        "held_out": 0.2,
+        "max_steps": 3,
+        "max_minutes": 30,
+        "evaluate_every": 1,
+        "patience": 2,
+        "top_logits": None,
+    }
+
+
 def test_quiet_prints_the_folder_alone(run, words, tmp_path):
     result = run(*words, "--quiet", "--train", "router")
     assert (result.code, result.stdout, result.stderr) == (0, f"{tmp_path / 'r'}\n", "")
@@ -99,7 +134,6 @@ def test_dry_run_shows_the_same_to_a_person(run, words, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft")
 def test_dry_run_of_lora_counts_its_factors(run, words):
     document = run(*words, "--dry-run", "--json", "--train", "lora", "--lora-rank", 2).document()
     assert list(document["trained"]) == ["lora"]

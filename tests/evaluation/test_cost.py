@@ -120,6 +120,16 @@ def test_more_positions_than_the_model_has_are_refused(pair: tuple[Path, Path]) 
     assert found.value.option == "prompt_tokens"
 
 
+def test_prompts_are_as_long_as_models_accept_unless_their_length_was_asked_for(pair: tuple[Path, Path]) -> None:
+    found = measured(*pair, prompt_tokens=None, new_tokens=10, timing=False)
+    assert found["settings"]["prompt_tokens"] == 64 - 10
+    with pytest.raises(PlanError, match="a prompt of 1 token and 64 new ones take 65") as refused:
+        measured(pair[0], None, prompt_tokens=None, new_tokens=64, timing=False)
+    assert refused.value.option == "new_tokens"
+    long = CostOptions().fitting({"model": 4096, "base": None})
+    assert long.prompt_tokens == 256
+
+
 def test_an_engine_that_is_not_installed_is_refused(pair: tuple[Path, Path]) -> None:
     with pytest.raises(PlanError, match="not installed") as found:
         measured(pair[0], None, engine=Engine.VLLM)

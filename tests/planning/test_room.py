@@ -189,7 +189,8 @@ def test_a_merge_that_compares_no_neurons_is_offered_in_place_of_one_that_does()
 
 
 def test_a_refusal_for_a_limit_names_what_would_fit() -> None:
-    limit = needed(large()) // 2
+    limit = needed(large(method=MethodOptions(preset=Preset.HC_SMOE)))
+    assert limit < needed(large())
     with pytest.raises(PlanError) as caught:
         large(max_memory=limit)
     assert "of `max_memory`" in caught.value.message

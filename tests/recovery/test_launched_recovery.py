@@ -31,7 +31,7 @@ def words(source: Path, output: str, batch_size: int, *others: object) -> list[o
         "--learning-rate",
         0.02,
     ]
-    return ["recover", source.parent / "result", *given, *size, "--device", "cpu", *others]
+    return ["recover", source.parent / "result", *given, *size, "--device", "cpu", "--dtype", "float32", *others]
 
 
 def record(folder: Path) -> dict[str, object]:

@@ -61,6 +61,7 @@ def recipe(clustering: Clustering | None, **choices: Any) -> Recipe:
         dominant_weights=None,
         features=None,
         align=None,
+        align_to=None,
         saliency=None,
         refit=None,
         refit_passes=None,
