@@ -45,7 +45,7 @@ def compare(base: Path, result: Path, options: CostOptions) -> dict[str, Any]:
     measure: dict[str, Any] = document["measures"]["cost"]
     measure["base_model"] = base.name
     for side, path in (("base", base), ("model", result)):
-        hand = by_hand(json.loads((path / "config.json").read_text("utf-8")), options.prompt_tokens)
+        hand = by_hand(json.loads((path / "config.json").read_text("utf-8")), measure["settings"]["prompt_tokens"])
         measure[side]["by_hand"] = hand
     return measure
 
