@@ -101,8 +101,7 @@ MODELS: Mapping[str, dict[str, Any]] = {
 RECIPES: Mapping[str, tuple[dict[str, str], int]] = {
     "reap": ({"preset": "reap"}, 131),
     "hc-smoe": ({"preset": "hc-smoe"}, 65),
-    # Aligned to the dominant experts, as its rows were counted.
-    "m-smoe": ({"preset": "m-smoe", "align_to": "dominant"}, 65),
+    "m-smoe": ({"preset": "m-smoe"}, 65),
     "hc-refit": ({"preset": "hc-refit"}, 131),
     "reap, refit down": ({"preset": "reap", "refit": "down"}, 131),
     "hc-smoe, zipit": ({"preset": "hc-smoe", "merge": "zipit"}, 65),

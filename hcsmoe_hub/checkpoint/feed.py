@@ -128,7 +128,7 @@ class Feed:
             path = future.result()
             self.files.close(path)
             if self._removes:
-                # Pieces of a shard that turned out to be wrong are gone; whoever reads on gets its error.
+                # Pieces of a shard that turned out to be wrong are gone; reading on raises its error.
                 path.unlink(missing_ok=True)
 
     def stop(self) -> None:

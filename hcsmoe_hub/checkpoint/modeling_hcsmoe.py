@@ -53,7 +53,7 @@ def expert_modules(model: nn.Module) -> dict[int, Any]:
         if hasattr(module, "has_gate") or type(module).__name__ in ("DbrxExperts", *ONE_BY_ONE):
             layer = _layer_number(model, name)
             if layer is None or layer in found:
-                raise ValueError(f"the experts {name!r} cannot be told apart by the number of their layer.")
+                raise ValueError(f"the experts {name!r} cannot be distinguished by the number of their layer.")
             found[layer] = module
     return found
 

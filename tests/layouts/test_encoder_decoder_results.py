@@ -165,7 +165,9 @@ def test_the_card_says_how_to_load_it(results: dict[tuple[str, Layout], Path], m
     assert "AutoModelForSeq2SeqLM" in card
     assert "CausalLM" not in card
     assert ("trust_remote_code=True" in card) is (layout in WITH_CODE)
-    assert (f"**transformers {transformers.__version__} {WRONG_EXPERTS}" in card) is (model_type == "nllb-moe" and layout not in WITH_CODE)
+    assert (f"**transformers {transformers.__version__} {WRONG_EXPERTS}" in card) is (
+        model_type == "nllb-moe" and layout not in WITH_CODE
+    )
     task = {"nllb-moe": "translation", "switch_transformers": "text2text-generation"}[model_type]
     assert f"pipeline_tag: {task}" in card
 

@@ -184,7 +184,7 @@ def test_the_config_changes_by_the_map_and_the_class_only(source: SourceModel) -
     config = mapped_config(raw, source, ROW_MAPS)
     assert raw == before
     assert config.pop("architectures") == ["MappedMixtralForCausalLM"]
-    # Whoever agrees to run the modelling file must not run anything else with it.
+    # Agreeing to run the modelling file must not run anything else.
     assert config.pop("auto_map") == {"AutoModelForCausalLM": "modeling_hcsmoe.MappedMixtralForCausalLM"}
     described = {"layout": "mapped", "expert_map": {"0": ROW_MAPS[0], "1": ROW_MAPS[1]}}
     assert config["hcsmoe"] == described

@@ -1,4 +1,4 @@
-"""Values that overflow are told from broken weights."""
+"""Values that overflow are distinguished from broken weights."""
 
 from itertools import product
 from pathlib import Path

@@ -133,6 +133,9 @@ class _Agglomeration:
         self._width = energies.width
         self._energy_U = _largest(energies.own_UI.clone(), self._width).cpu().numpy()
         self._members = {expert: [expert] for expert in range(len(self._own_UI))}
+        # The same where the energies are: a device would wait for every number that comes from the host.
+        self._number_1 = torch.arange(len(self._own_UI), device=self._own_UI.device).split(1)
+        self._inside_M = dict(enumerate(self._number_1))
         self._lost_C = np.zeros(len(self._own_UI))
         self._added_CC = _first_losses(energies)
 
@@ -149,6 +152,7 @@ class _Agglomeration:
     def _unite(self, first: int, second: int) -> None:
         self._lost_C[first] += self._lost_C[second] + self._added_CC[first, second]
         self._members[first] += self._members.pop(second)
+        self._inside_M[first] = torch.cat([self._inside_M[first], self._inside_M.pop(second)])
         self._harm_CUI[first] += self._harm_CUI[second]
         self._added_CC[second] = self._added_CC[:, second] = np.inf
         others = [number for number in self._members if number != first]
@@ -176,10 +180,9 @@ class _Agglomeration:
 
     def _gains_with(self, number: int, others: Sequence[int]) -> Tensor:
         """What the unions of one cluster with others, all of one size, keep of their energy: ``[P]`` float64."""
-        device = self._own_UI.device
-        inside_M = torch.tensor(self._members[number], device=device)
-        other_P = torch.tensor(others, device=device)
-        outside_PS = torch.tensor([self._members[other] for other in others], device=device)
+        inside_M = self._inside_M[number]
+        other_P = torch.cat([self._number_1[other] for other in others])
+        outside_PS = torch.stack([self._inside_M[other] for other in others])
         harm_MI = self._harm_CUI[number, inside_M]
         inside_PMI = self._harm_CUI[other_P[:, None], inside_M].add_(harm_MI)
         outside_PSI = self._harm_CUI[other_P[:, None], outside_PS] + self._harm_CUI[number, outside_PS]

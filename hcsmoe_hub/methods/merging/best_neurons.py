@@ -58,14 +58,18 @@ def write_neurons(rows: Mapping[str, Tensor], view: NeuronView, parts: Iterable[
         parts: The neurons, as ``best_neurons`` returns them.
         target: The expert ``[1, ...]``; what belongs to no neuron is not written.
     """
+    experts, neurons, scales = zip(*parts, strict=True)
+    device, sizes = target.outputs[0].device, [len(neuron_P) for neuron_P in neurons]
+    # Together: each copy to a device is waited for.
+    neurons, scales = (torch.cat(each).to(device).split(sizes) for each in (neurons, scales))
     start = 0
-    for expert, neuron_P, scale_P in parts:
+    for expert, neuron_P, scale_P in zip(experts, neurons, scales, strict=True):
         part = view({name: rows_E[expert, None] for name, rows_E in rows.items()})
         places = slice(start, start + len(neuron_P))
         for tensor, source in zip(target.inputs, part.inputs, strict=True):
-            tensor[0, places] = source[0, neuron_P.to(source.device)]
+            tensor[0, places] = source[0, neuron_P]
         for tensor, source in zip(target.outputs, part.outputs, strict=True):
-            kept = source[0, neuron_P.to(source.device)]
+            kept = source[0, neuron_P]
             wide = torch.promote_types(kept.dtype, torch.float32)
-            tensor[0, places] = (kept.to(wide) * scale_P.to(kept.device, wide)[:, None]).to(kept.dtype)
+            tensor[0, places] = (kept.to(wide) * scale_P.to(wide)[:, None]).to(kept.dtype)
         start += len(neuron_P)

@@ -105,7 +105,7 @@ def test_tensors_are_asked_for_one_after_the_other() -> None:
         for tensor in rows:
             lent = tensor.clone()
             yield lent
-            # Whoever reads it later reads nonsense.
+            # What is read later is nonsense.
             lent.fill_(1e9)
 
     for distance in VECTOR_DISTANCES:
