@@ -106,7 +106,7 @@ RECIPES: Mapping[str, tuple[dict[str, str], int]] = {
     "reap, refit down": ({"preset": "reap", "refit": "down"}, 131),
     "hc-smoe, zipit": ({"preset": "hc-smoe", "merge": "zipit"}, 65),
     "hc-smoe, router fit": ({"preset": "hc-smoe", "router": "fit"}, 65),
-    "hc-refit, merged states": ({"preset": "hc-refit", "propagate": "merged"}, 131),
+    "hc-refit, original states": ({"preset": "hc-refit", "propagate": "original"}, 131),
 }
 SCARCE = ("reap", "hc-smoe", "hc-refit")
 SHARES = tuple(float(share) for share in np.linspace(1.1, 0.3, 10).round(3))

@@ -3,7 +3,8 @@
 Run: python benchmarks/scaling.py [--axes layers experts tokens ranks] [--preset reap] [--json FILE]
 
 The models are small Mixtrals with random weights; every conversion runs in a fresh process with one thread and keeps
-half of the experts. One axis grows while the others stay at the base: 8 layers, 8 experts, 2,048 tokens, one rank.
+half of the experts. One axis grows while the others stay at the base: 8 layers, 8 experts, 2,048 tokens (131,072 where
+ranks share them), one rank.
 """
 
 import argparse
@@ -55,6 +56,8 @@ AXES: Mapping[str, tuple[int, ...]] = {
     "tokens": (2048, 8192, 32768, 131072),
     "ranks": (1, 2),
 }
+# With less to share, ranks would only show what it takes to start them.
+SHARED_TOKENS = 131072
 
 
 def measure(case: Case, preset: str) -> dict[str, Any]:
@@ -114,7 +117,8 @@ def main() -> None:
     results = []
     for axis in chosen.axes:
         for value in AXES[axis]:
-            found = measure(replace(Case(), **{axis: value}), chosen.preset)
+            base = Case(tokens=SHARED_TOKENS) if axis == "ranks" else Case()
+            found = measure(replace(base, **{axis: value}), chosen.preset)
             results.append({"axis": axis, "value": value, **found})
             print(row(axis, value, found), flush=True)
     peaks = [found["peak_bytes"] for found in results if found["axis"] == "layers" and found["value"] >= Case.layers]

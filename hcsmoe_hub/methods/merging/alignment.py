@@ -88,7 +88,10 @@ def align_neurons(neurons: Neurons, describe: Describe, anchor: int) -> None:
         anchor: Position of the expert whose order is kept.
     """
     anchor_RI = describe(anchor)
-    for position in range(neurons.count):
-        if position != anchor:
-            order_I = match_neurons(products(anchor_RI, describe(position)))
-            neurons.permute(position, order_I.to(neurons.outputs[0].device))
+    others = [position for position in range(neurons.count) if position != anchor]
+    orders = [match_neurons(products(anchor_RI, describe(position))) for position in others]
+    if not orders:
+        return
+    # Together: each copy to a device is waited for.
+    for position, order_I in zip(others, torch.stack(orders).to(neurons.outputs[0].device), strict=True):
+        neurons.permute(position, order_I)

@@ -67,13 +67,16 @@ def _group_means(tensors: Sequence[Tensor], group_N: Tensor, groups: int) -> lis
     order_N = group_N.argsort(stable=True)
     count_G = torch.bincount(group_N, minlength=groups)
     first_G = count_G.cumsum(0) - count_G
+    # Groups with more than k members are the first ones of this order; a device is waited for once, to know how many.
+    largest_G = count_G.argsort(descending=True)
+    left = count_G.bincount().flip(0).cumsum(0).flip(0)[1:].tolist()
     means = []
     for tensor in tensors:
         wide = torch.promote_types(tensor.dtype, torch.float32)
         total = tensor.new_zeros((groups, *tensor.shape[2:]), dtype=wide)
         # The k-th members of all groups at once: no group occurs twice, so the order of additions is fixed.
-        for rank in range(int(count_G.max())):
-            group = torch.nonzero(count_G > rank).squeeze(1)
+        for rank, number in enumerate(left):
+            group = largest_G[:number]
             neuron = order_N[first_G[group] + rank]
             total[group] += tensor[neuron // tensor.shape[1], neuron % tensor.shape[1]].to(wide)
         means.append(total / count_G.view(-1, *[1] * (tensor.dim() - 2)))
