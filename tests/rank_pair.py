@@ -12,6 +12,13 @@ PATIENCE_SECONDS = 240
 Job = tuple[str, Any]
 
 
+def use_no_bfloat16() -> None:
+    """Lets this process compute in float32 on every processor: in bfloat16, sums in another order change more."""
+    import torch
+
+    torch.cpu.get_capabilities = dict
+
+
 def _serve(rank: int, store: Path, jobs: "Queue[Any]", answers: "Queue[Any]") -> None:
     """What each process does until it is given ``None``."""
     import torch
@@ -20,6 +27,7 @@ def _serve(rank: int, store: Path, jobs: "Queue[Any]", answers: "Queue[Any]") ->
     from hcsmoe_hub import HcsmoeError, convert
 
     torch.set_num_threads(1)
+    use_no_bfloat16()
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     while (job := jobs.get()) is not None:
         (source, options), prepare = job
