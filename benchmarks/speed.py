@@ -4,8 +4,8 @@ Run: python benchmarks/speed.py [--models mixtral qwen2_moe] [--presets hc-smoe 
 
 Every conversion runs in a fresh process with one thread on 8 x 512 tokens and keeps half of the experts. Its limits are
 measured next to it: reading the checkpoint and writing as much as the result in sequence on the same disk, and matrix
-products of the shapes and in the dtype that the experts have. ``--quick`` leaves out the default recipe, which also
-refits experts.
+products of the shapes and in the dtype that the experts have. Every conversion also runs with ``--no-checkpoint``: what
+it costs to be able to go on after an interruption. ``--quick`` leaves out the default recipe, which also refits experts.
 """
 
 import argparse
@@ -49,12 +49,15 @@ def measure(shape: Shape, presets: list[str], folder: Path, repeats: int) -> lis
     for preset in presets:
         words = ["--experts", str(shape.experts // 2), "--calibration", str(source / IDS_FILE)]
         words += [] if preset == DEFAULT else ["--preset", preset]
-        runs = []
+        runs, without = [], []
         for _ in range(repeats):
             forget(source)
             runs.append(run(source, folder / "result", words))
-        chosen = sorted(runs, key=lambda taken: cpu_seconds(taken["whole"]))[len(runs) // 2]
+            forget(source)
+            without.append(run(source, folder / "result", [*words, "--no-checkpoint"]))
+        chosen, bare = _typical(runs), _typical(without)
         chosen["peak_bytes"] = max(taken["peak_bytes"] for taken in runs)
+        chosen["without_checkpoint"] = bare["whole"]
         limits = limits_of(shape, source, chosen)
         found.append(
             {
@@ -67,6 +70,11 @@ def measure(shape: Shape, presets: list[str], folder: Path, repeats: int) -> lis
             }
         )
     return found
+
+
+def _typical(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run with the median CPU time."""
+    return sorted(runs, key=lambda taken: cpu_seconds(taken["whole"]))[len(runs) // 2]
 
 
 def limits_of(shape: Shape, source: Path, taken: dict[str, Any]) -> dict[str, float]:
@@ -132,11 +140,13 @@ def _elapsed(work: Callable[[], None]) -> float:
 
 def _ratios(taken: dict[str, Any], limits: dict[str, float]) -> dict[str, float]:
     """Time of the layers, as a multiple of what the disk and the products take."""
+    whole, bare = cpu_seconds(taken["whole"]), cpu_seconds(taken["without_checkpoint"])
     wall = taken["layers"]["wall"] - taken["start_up"]["wall"]
     cpu = cpu_seconds(taken["layers"]) - cpu_seconds(taken["start_up"])
     return {
         "wall_to_disk": wall / (limits["sequential_read_seconds"] + limits["sequential_write_seconds"]),
         "cpu_to_products": cpu * limits["flops_per_second"] / taken["flops"],
+        "checkpoint_share": whole / bare - 1,
     }
 
 
@@ -155,6 +165,7 @@ def row(found: dict[str, Any]) -> str:
         f"{found['flops_per_second'] / 1e9:.0f} GFLOP/s",
         f"{found['wall_to_disk']:.2f}",
         f"{found['cpu_to_products']:.2f}",
+        f"{found['checkpoint_share']:+.1%}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -173,9 +184,9 @@ def main() -> None:
     presets = chosen.presets + ([] if chosen.quick else [DEFAULT])
     print(
         "| model | preset | wall | CPU: user + system | start-up CPU | peak | read / written | counted | rate "
-        "| wall : disk | CPU : products |"
+        "| wall : disk | CPU : products | resume |"
     )
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     results: list[dict[str, Any]] = []
     for name in chosen.models:
         with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:

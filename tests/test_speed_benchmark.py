@@ -32,10 +32,12 @@ def test_ratios_leave_start_up_aside() -> None:
     taken = {
         "start_up": {"wall": 5.0, "user": 4.0, "system": 1.0},
         "layers": {"wall": 11.0, "user": 6.0, "system": 2.0},
+        "whole": {"user": 8.0, "system": 2.0},
+        "without_checkpoint": {"user": 6.0, "system": 2.0},
         "flops": 10**9,
     }
     limits = {"sequential_read_seconds": 1.0, "sequential_write_seconds": 2.0, "flops_per_second": 5e8}
-    assert speed._ratios(taken, limits) == {"wall_to_disk": 2.0, "cpu_to_products": 1.5}
+    assert speed._ratios(taken, limits) == {"wall_to_disk": 2.0, "cpu_to_products": 1.5, "checkpoint_share": 0.25}
 
 
 def test_a_product_rate_is_that_of_an_expert_and_its_tokens() -> None:
