@@ -1,6 +1,7 @@
 """Converts one checkpoint in this process, and prints what that took as JSON: what ``speed.py`` and others start.
 
 Run: python benchmarks/one_conversion.py SOURCE OUTPUT --experts K --calibration FILE [--preset NAME]
+         [--no-checkpoint]
 
 The libraries are prepared as the command ``hcsmoe`` prepares them. Start-up is everything before the first layer:
 imports, the plan, and the calibration set.
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--experts", type=int, required=True)
     parser.add_argument("--calibration", required=True, help="token ids as .npy")
+    parser.add_argument("--no-checkpoint", action="store_true")
     parser.add_argument("--preset", help="as of hcsmoe; the default recipe without it")
     parser.add_argument("--started", type=float, default=time.time(), help="time at which this process was started")
     chosen = parser.parse_args()
@@ -88,6 +90,7 @@ def main() -> None:
         device="cpu",
         output=chosen.output,
         overwrite=True,
+        checkpoint=not chosen.no_checkpoint,
     )
     json.dump(convert(chosen.source, options, chosen.started), sys.stdout)
 

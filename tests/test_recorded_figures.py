@@ -32,7 +32,7 @@ def test_a_row_about_recovery_is_that_of_its_run(name: str) -> None:
         f"{after:.2f} ({held_after:.2f})",
         f"{100 * (before - after) / (before - source):.0f} %",
         str(row["steps"]),
-        f"{row['tokens'] / 1000:.0f} k",
+        f"{row['tokens'] / 1000:,.0f} k",
     ]
     assert f"| {' | '.join(cells)} |" in TABLES
 
