@@ -4,8 +4,8 @@ Run: python benchmarks/speed.py [--models mixtral qwen2_moe] [--presets hc-smoe 
 
 Every conversion runs in a fresh process with one thread on 8 x 512 tokens and keeps half of the experts. Its limits are
 measured next to it: reading the checkpoint and writing as much as the result in sequence on the same disk, and matrix
-products of the shapes and in the dtype that the experts have. Every conversion also runs with ``--no-checkpoint``: what
-it costs to be able to go on after an interruption. ``--quick`` leaves out the default recipe, which also refits experts.
+products of the shapes and in the dtype that the experts have. Every conversion also runs with ``--no-checkpoint``, to
+know what going on after an interruption costs. ``--quick`` leaves out the default recipe, which also refits experts.
 """
 
 import argparse
