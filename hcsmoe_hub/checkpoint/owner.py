@@ -117,6 +117,7 @@ def _locked(folder: Path) -> Iterator[None]:
     except Timeout:
         raise OwnedError(read_owner(folder), is_certain=True) from None
     except NotImplementedError:
+        # Where nothing can be locked, the owner's name alone guards the folder.
         pass
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:

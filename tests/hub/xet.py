@@ -36,7 +36,7 @@ def get_reconstruction(call: Connection, *, oid: str) -> None:
     size = _content(call, oid).stat().st_size
     asked = re.fullmatch(r"bytes=(\d+)-(\d+)", call.logged.range or f"bytes=0-{size - 1}")
     if asked is None or int(asked[1]) >= size:
-        raise Refusal(416, "There is no such part of the file.")
+        raise Refusal(416, "The file has no such part.")
     start, end = int(asked[1]), min(int(asked[2]) + 1, size)
     first, last = start // CHUNK_BYTES, -(-end // CHUNK_BYTES)
     chunks = {"start": first, "end": last}
@@ -82,7 +82,7 @@ def _content(call: Connection, oid: str) -> Path:
                 for file in commit.files.values():
                     if file.sha256 == oid:
                         return file.path
-    raise Refusal(404, "There is no such file.")
+    raise Refusal(404, "The file does not exist.")
 
 
 ROUTES: tuple[Route, ...] = (
