@@ -31,7 +31,12 @@ def build_config(config: Mapping[str, Any]) -> PreTrainedConfig:
         SourceError: If a count or a size is not a whole number in a plausible range.
         UnsupportedModelError: If transformers does not know the model, or it does not generate text.
     """
-    published = str(config.get("model_type"))
+    if config.get("model_type") is None:
+        raise UnsupportedModelError(
+            "config.json has no model_type, so it does not say what the model is.",
+            hint="pass the folder or repository that holds the model in the format of transformers",
+        )
+    published = str(config["model_type"])
     model_type = SAME_CODE.get(published, published)
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError(

@@ -80,12 +80,18 @@ def test_a_dense_model_is_refused(tmp_path: Path) -> None:
     assert "hcsmoe architectures" in error.hint
 
 
-@pytest.mark.parametrize("model_type", ["made_up_moe", None])
-def test_a_model_that_transformers_does_not_know_is_refused(tmp_path: Path, model_type: str | None) -> None:
-    folder = write_config(tmp_path / "model", model_type=model_type, num_experts=8)
+def test_a_model_that_transformers_does_not_know_is_refused(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "model", model_type="made_up_moe", num_experts=8)
     message = refuse(folder, UnsupportedModelError, options(folder, 4)).message
-    assert f"model_type {str(model_type)!r} is not part of transformers" in message
+    assert "model_type 'made_up_moe' is not part of transformers" in message
     assert "hcsmoe runs no code from a repository" in message
+
+
+def test_a_config_that_does_not_name_its_model_is_refused(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "model", model_type=None, num_experts=8)
+    error = refuse(folder, UnsupportedModelError, options(folder, 4))
+    assert "config.json has no model_type" in error.message
+    assert "in the format of transformers" in error.hint
 
 
 def test_a_model_that_generates_no_text_is_refused(tmp_path: Path) -> None:
